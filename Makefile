@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+# make train   a trained network from nothing: environment, kernels, synthetic persons, training, evaluation
+# make test    the same set-up, then the whole test suite
+# make real    train on the five real MPII images beside the project until they are known
+# make lint | cpp-test | sanitize | cuda-compile   what .ci/run adds to that
+# make clean   forget the environment and every build output
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(abspath $(VENV))/bin
+NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: train test real lint cpp-test sanitize cuda-compile clean
+
+train: $(VENV)/.installed
+	$(BIN)/python -m fastpose.train
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+real: $(VENV)/.installed
+	$(BIN)/python -m fastpose.train --recipe mpii_real5_resnet18_fcn_128
+
+# torch first and by itself: whichever build of it is there, fastpose builds against that one.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(NATIVE)
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet -e ".[dev]" "setuptools>=77" "cmake>=3.26" ninja "pybind11>=2.13"
+	touch $@
+
+lint: $(VENV)/.installed-dev
+	PATH=$(BIN):$$PATH $(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+cpp-test: $(VENV)/.installed-dev
+	PATH=$(BIN):$$PATH cmake -S . -B build/cpp -G Ninja -DFASTPOSE_WERROR=ON -DFASTPOSE_SANITIZE=ON
+	PATH=$(BIN):$$PATH cmake --build build/cpp --target fastpose_cpp_tests
+	PATH=$(BIN):$$PATH ctest --test-dir build/cpp --output-on-failure
+
+# A second copy of the package with AddressSanitizer and UndefinedBehaviorSanitizer in its library, under the op tests.
+# Leaks are not looked for: Python keeps what it has allocated.
+OP_TESTS := $(addprefix tests/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py)
+sanitize: $(VENV)/.installed-dev
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	PATH=$(BIN):$$PATH FASTPOSE_CUDA=0 CMAKE_ARGS="-DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON" \
+	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/sanitize .
+	cp -r tests pyproject.toml build/sanitize/
+	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  $(BIN)/python -m pytest -p no:cacheprovider -k "not compile" $(OP_TESTS)
+
+# Every architecture with every warning an error, against whatever torch is installed; the result must import and run.
+cuda-compile: $(VENV)/.installed-dev
+	rm -rf build/cuda && mkdir -p build/cuda
+	PATH=$(BIN):$$PATH FASTPOSE_CUDA=1 CMAKE_ARGS="-DFASTPOSE_WERROR=ON" \
+	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/cuda .
+	cp -r tests pyproject.toml build/cuda/
+	cd build/cuda && $(BIN)/python -m fastpose.doctor && $(BIN)/python -m pytest -p no:cacheprovider -q tests/test_geometry.py
+
+clean:
+	rm -rf $(VENV) build fastpose/*.so *.egg-info

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "torch_glue.h"
+
+#include "heatmap_mse_loss.h"
+
+#include <algorithm>
+
+namespace fastpose {
+namespace {
+
+constexpr int kLanes = 16;  // independent partial sums: the compiler may not reorder additions, so the source does
+
+template <typename A>
+void fill_factors_x(const JointTarget& t, double sigma, std::vector<A>& factors) {
+  for (int x = 0; x < static_cast<int>(factors.size()); ++x)
+    factors[x] = target_factor<A>(x, t.center_x, t.x_begin, t.x_end, sigma);
+}
+
+// Squared error of one row, pred[x] against factors_x[x] * factor_y.
+template <typename T, typename A>
+double row_error(const T* row, int64_t stride_x, const A* factors_x, A factor_y, int width) {
+  A partial[kLanes] = {};
+  int x = 0;
+  if (stride_x == 1) {
+    for (; x + kLanes <= width; x += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const A difference = static_cast<A>(row[x + lane]) - factors_x[x + lane] * factor_y;
+        partial[lane] += difference * difference;
+      }
+    }
+  }
+  for (; x < width; ++x) {
+    const A difference = static_cast<A>(row[x * stride_x]) - factors_x[x] * factor_y;
+    partial[x % kLanes] += difference * difference;
+  }
+  double sum = 0.0;
+  for (const A value : partial) sum += value;
+  return sum;
+}
+
+template <typename T>
+void forward_typed(const HeatmapMseLossParams& p) {
+  using A = accumulate_t<T>;
+  const int height = p.spec.height, width = p.spec.width;
+  torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
+    std::vector<A> factors_x(width);
+    for (int64_t map = begin; map < end; ++map) {
+      const LossOfMap l = loss_of_map(p, map);
+      fill_factors_x(l.target, p.spec.sigma, factors_x);
+      const int64_t b = map / p.joints, k = map - b * p.joints;
+      const T* pred = static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k;
+      double sum = 0.0;
+      for (int y = 0; y < height; ++y) {
+        const A factor_y = target_factor<A>(y, l.target.center_y, l.target.y_begin, l.target.y_end, p.spec.sigma);
+        sum += row_error(pred + y * p.stride_y, p.stride_x, factors_x.data(), factor_y, width);
+      }
+      p.map_losses[map] = sum * l.weight;
+    }
+  });
+  // In order, whatever the number of threads: the same bits on every run.
+  double total = 0.0;
+  for (int64_t map = 0; map < p.batch * p.joints; ++map) total += p.map_losses[map];
+  *static_cast<A*>(p.loss) = static_cast<A>(total * loss_scale(p));
+}
+
+template <typename T>
+void backward_typed(const HeatmapMseLossParams& p) {
+  using A = accumulate_t<T>;
+  const int height = p.spec.height, width = p.spec.width;
+  const double grad_output = *static_cast<const A*>(p.grad_output);
+  torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
+    std::vector<A> factors_x(width);
+    for (int64_t map = begin; map < end; ++map) {
+      const LossOfMap l = loss_of_map(p, map);
+      fill_factors_x(l.target, p.spec.sigma, factors_x);
+      const int64_t b = map / p.joints, k = map - b * p.joints;
+      const T* pred = static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k;
+      T* grad = static_cast<T*>(p.grad) + b * p.grad_stride_b + k * p.grad_stride_k;
+      // grad_output (a loss scaler's 65536, say) goes in before rounding to T: in half precision it could not after.
+      const A factor = static_cast<A>(2.0 * loss_scale(p) * grad_output * l.weight);
+      for (int y = 0; y < height; ++y) {
+        const A factor_y = target_factor<A>(y, l.target.center_y, l.target.y_begin, l.target.y_end, p.spec.sigma);
+        const T* pred_row = pred + y * p.stride_y;
+        T* grad_row = grad + y * p.grad_stride_y;
+        for (int x = 0; x < width; ++x) {
+          const A difference = static_cast<A>(pred_row[x * p.stride_x]) - factors_x[x] * factor_y;
+          grad_row[x * p.grad_stride_x] = static_cast<T>(factor * difference);
+        }
+      }
+    }
+  });
+}
+
+void forward_cpu(const HeatmapMseLossParams& p) {
+  dispatch_floating(p.kind, [&](auto zero) { forward_typed<decltype(zero)>(p); });
+}
+void backward_cpu(const HeatmapMseLossParams& p) {
+  dispatch_floating(p.kind, [&](auto zero) { backward_typed<decltype(zero)>(p); });
+}
+
+// The arguments that both directions share, checked, made contiguous and kept alive.
+struct LossArguments {
+  Tensor keypoints, visible;
+  std::optional<Tensor> joint_weights;
+  HeatmapMseLossParams params{};
+
+  LossArguments(const char* op, const Tensor& pred, const Tensor& keypoints_, const Tensor& visible_,
+                const std::optional<Tensor>& joint_weights_, double sigma, int64_t encoding, bool ignore_missing) {
+    Argument(op, "pred", pred)
+        .shape({-1, -1, -1, -1}, "[B, K, h, w]")
+        .type({ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double});
+    const int64_t batch = pred.size(0), joints = pred.size(1);
+    if (pred.numel() == 0)
+      fail(op, ": pred must not be empty (the mean of nothing is undefined), got ", describe(pred));
+    Argument(op, "keypoints", keypoints_)
+        .shape({batch, joints, 2}, "[B, K, 2]")
+        .type({ScalarType::Float})
+        .on_device_of(pred, "pred");
+    Argument(op, "visible", visible_)
+        .shape({batch, joints}, "[B, K]")
+        .type({ScalarType::Float})
+        .on_device_of(pred, "pred");
+    keypoints = torch::stable::contiguous(keypoints_);
+    visible = torch::stable::contiguous(visible_);
+    params.spec = target_spec(op, pred.size(2), pred.size(3), sigma, encoding);
+    if (joint_weights_) {
+      const Argument argument(op, "joint_weights", *joint_weights_);
+      const bool per_sample = joint_weights_->dim() == 2;
+      per_sample ? argument.shape({batch, joints}, "[B, K]") : argument.shape({joints}, "[K] or [B, K]");
+      argument.type({ScalarType::Float}).on_device_of(pred, "pred");
+      joint_weights = torch::stable::contiguous(*joint_weights_);
+      params.joint_weights = data<float>(*joint_weights);
+      params.weight_stride_b = per_sample ? joints : 0;
+      params.weight_stride_k = 1;
+    }
+    params.pred = pred.const_data_ptr();
+    params.stride_b = pred.stride(0);
+    params.stride_k = pred.stride(1);
+    params.stride_y = pred.stride(2);
+    params.stride_x = pred.stride(3);
+    params.kind = kind_of(pred.scalar_type());
+    params.keypoints = data<float>(keypoints);
+    params.visible = data<float>(visible);
+    params.batch = batch;
+    params.joints = joints;
+    params.ignore_missing = ignore_missing;
+  }
+};
+
+ScalarType loss_type(const Tensor& pred) {
+  return pred.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor heatmap_mse_loss(const Tensor& pred, const Tensor& keypoints, const Tensor& visible,
+                        const std::optional<Tensor>& joint_weights, double sigma, int64_t encoding,
+                        bool ignore_missing) {
+  LossArguments arguments("heatmap_mse_loss", pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing);
+  HeatmapMseLossParams& params = arguments.params;
+  const Tensor map_losses = empty_on(pred, {params.batch * params.joints}, ScalarType::Double);
+  Tensor loss = empty_on(pred, {}, loss_type(pred));
+  params.map_losses = mutable_data<double>(map_losses);
+  params.loss = loss.mutable_data_ptr();
+  FASTPOSE_RUN(heatmap_mse_loss, pred, params, forward_cpu);
+  return loss;
+}
+
+Tensor heatmap_mse_loss_backward(const Tensor& grad_output, const Tensor& pred, const Tensor& keypoints,
+                                 const Tensor& visible, const std::optional<Tensor>& joint_weights, double sigma,
+                                 int64_t encoding, bool ignore_missing) {
+  constexpr const char* op = "heatmap_mse_loss_backward";
+  LossArguments arguments(op, pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing);
+  HeatmapMseLossParams& params = arguments.params;
+  Argument(op, "grad_output", grad_output).shape({}, "[]").type({loss_type(pred)}).on_device_of(pred, "pred");
+  Tensor grad = torch::stable::empty_like(pred);
+  params.grad_output = grad_output.const_data_ptr();
+  params.grad = grad.mutable_data_ptr();
+  params.grad_stride_b = grad.stride(0);
+  params.grad_stride_k = grad.stride(1);
+  params.grad_stride_y = grad.stride(2);
+  params.grad_stride_x = grad.stride(3);
+  FASTPOSE_RUN(heatmap_mse_loss_backward, pred, params, backward_cpu);
+  return grad;
+}
+
+}  // namespace
+
+FASTPOSE_REGISTER(heatmap_mse_loss,
+                  "(Tensor pred, Tensor keypoints, Tensor visible, Tensor? joint_weights, float sigma, int encoding,"
+                  " bool ignore_missing) -> Tensor");
+FASTPOSE_REGISTER(heatmap_mse_loss_backward,
+                  "(Tensor grad_output, Tensor pred, Tensor keypoints, Tensor visible, Tensor? joint_weights,"
+                  " float sigma, int encoding, bool ignore_missing) -> Tensor");
+
+}  // namespace fastpose

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda_launch.cuh"
+
+#include "transform_points.h"
+
+namespace fastpose {
+namespace {
+
+template <typename T>
+__global__ void transform_points_kernel(const TransformPointsParams p) {
+  for (int64_t i = first_item(); i < p.batch * p.joints; i += item_stride()) transform_one_point<T>(p, i);
+}
+
+}  // namespace
+
+cudaError_t launch_transform_points(const TransformPointsParams& params, cudaStream_t stream) {
+  const unsigned grid = grid_for(params.batch * params.joints, kThreads);
+  if (params.kind == ScalarKind::kFloat64) {
+    transform_points_kernel<double><<<grid, kThreads, 0, stream>>>(params);
+  } else {
+    transform_points_kernel<float><<<grid, kThreads, 0, stream>>>(params);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace fastpose

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fused native ops for training and evaluating 2D human pose networks, on the CPU and on CUDA."""
+
+from . import reference
+from .color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
+from .image_batch import ImageBatch
+from .ops._library import build_info
+from .ops.affine_crop import affine_crop
+from .ops.crop_to_image_matrix import crop_to_image_matrix
+from .ops.decode_heatmaps import decode_heatmaps
+from .ops.heatmap_mse_loss import heatmap_mse_loss
+from .ops.render_heatmaps import render_heatmaps
+from .ops.swap_pairs import swap_pairs
+from .ops.transform_points import transform_points
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ImageBatch",
+    "affine_crop",
+    "build_info",
+    "crop_to_image_matrix",
+    "decode_heatmaps",
+    "heatmap_mse_loss",
+    "normalize_color",
+    "reference",
+    "render_heatmaps",
+    "swap_pairs",
+    "transform_points",
+]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m fastpose.doctor`: what was built, what was found here, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+import fastpose
+from fastpose.ops import _library
+
+
+def _gpu_rows() -> list[tuple[str, str]]:
+    if not torch.cuda.is_available():
+        return [("GPU", "none that torch can use")]
+    rows = []
+    for n in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(n)
+        rows.append((f"GPU {n}", f"{torch.cuda.get_device_name(n)}, compute capability {major}.{minor}"))
+    return rows
+
+
+def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    """Machine code runs on its own major version, from its minor version on; PTX ("-virtual") on everything newer."""
+    for entry in architectures.split():
+        name, _, kind = entry.partition("-")
+        digits = name.rstrip("af")
+        built = (int(digits[:-1]), int(digits[-1]))
+        if kind != "virtual" and built[0] == capability[0] and built[1] <= capability[1]:
+            return True
+        if kind != "real" and built <= capability:
+            return True
+    return False
+
+
+def _advice(info: dict[str, str] | None) -> list[str]:
+    if info is None:
+        return [str(_library.load_error), "Install again in this environment: pip install -e . (or the wheel)."]
+    advice = []
+    if torch.cuda.is_available():
+        if info["no_cuda_reason"]:
+            advice.append(
+                f"torch sees a GPU, but fastpose was built without CUDA kernels ({info['no_cuda_reason']}). "
+                "Put nvcc on the PATH or set CUDA_HOME, then install again."
+            )
+        for n in range(torch.cuda.device_count()):
+            capability = torch.cuda.get_device_capability(n)
+            if info["cuda_architectures"] and not _runs_on(capability, info["cuda_architectures"]):
+                wanted = ".".join(map(str, capability))
+                advice.append(
+                    f"GPU {n} is not among the architectures built: TORCH_CUDA_ARCH_LIST={wanted} pip install -e ."
+                )
+    elif info["cuda"]:
+        advice.append("The CUDA kernels are built, but torch sees no GPU here: everything runs on the CPU.")
+    return advice
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the report; returns 1 where the native library cannot be loaded, else 0."""
+    parser = argparse.ArgumentParser(prog="fastpose doctor", description=__doc__)
+    parser.parse_args(argv)
+    try:
+        import cv2
+
+        opencv = cv2.__version__
+    except ImportError as error:
+        opencv = f"cannot be imported: {error}"
+    info = _library.build_info() if _library.load_error is None else None
+    rows = [
+        ("fastpose", f"{fastpose.__version__} in {Path(fastpose.__file__).parent}"),
+        ("Python", f"{platform.python_version()}, {platform.platform()}"),
+        ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads"),
+        ("OpenCV", opencv),
+        ("CPU cores", str(os.cpu_count())),
+        *_gpu_rows(),
+        ("nvcc", shutil.which("nvcc") or "not on the PATH"),
+        ("native library", "loaded" if info else "NOT LOADED"),
+    ]
+    if info:
+        rows += [
+            ("built against", f"torch {info['torch']}, compiler {info['compiler']}"),
+            (
+                "CUDA kernels",
+                f"CUDA {info['cuda']} for {info['cuda_architectures']}"
+                if info["cuda"]
+                else f"none: {info['no_cuda_reason']}",
+            ),
+        ]
+    for name, value in rows:
+        print(f"{name:>15}  {value}")
+    for line in _advice(info):
+        print(f"\n  ! {line}")
+    return 0 if info else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

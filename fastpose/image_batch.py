@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class ImageBatch:
+    """Images of different sizes in one flat buffer: one copy to the GPU, one launch for all crops.
+
+    Attributes:
+        data: uint8 [bytes], RGB pixels, each image row by row without gaps (HWC).
+        offsets: int64 [N], first byte of each image. 64-bit: a whole data set may live in one buffer.
+        sizes: int32 [N, 2], (h, w) of each image in pixels.
+
+    All three lie on one device. Images may overlap or share bytes; there may be gaps between them.
+    """
+
+    def __init__(self, data: Tensor, offsets: Tensor, sizes: Tensor) -> None:
+        """Checks the tables against the buffer (on a GPU that is a synchronisation: build on the CPU, then `to`).
+
+        Raises:
+            ValueError: wrong shape, dtype or device; an image without pixels, or one that leaves the buffer.
+        """
+        for name, tensor, dtype, shape in (
+            ("data", data, torch.uint8, "[bytes]"),
+            ("offsets", offsets, torch.int64, "[N]"),
+            ("sizes", sizes, torch.int32, "[N, 2]"),
+        ):
+            if tensor.dtype != dtype or tensor.dim() != (2 if name == "sizes" else 1):
+                raise ValueError(f"{name} must be {dtype} {shape}, got {tensor.dtype} {list(tensor.shape)}")
+            if tensor.device != data.device:
+                raise ValueError(f"{name} must be on the device of data ({data.device}), got {tensor.device}")
+        if sizes.shape != (len(offsets), 2):
+            raise ValueError(f"sizes must be [{len(offsets)}, 2], one row per offset, got {list(sizes.shape)}")
+        height_width, start = sizes.cpu().to(torch.int64), offsets.cpu()
+        pixels = height_width.prod(1)
+        # Divided, not multiplied out: three times a huge area must not wrap around to something that fits.
+        bad = (height_width < 1).any(1) | (start < 0) | (start > data.numel()) | (pixels > (data.numel() - start) // 3)
+        if bool(bad.any()):
+            n = int(bad.to(torch.uint8).argmax())
+            raise ValueError(
+                f"image {n} must be at least 1 x 1 and lie inside data ({data.numel()} bytes), "
+                f"got (h, w) = {tuple(height_width[n].tolist())} at byte {int(start[n])}"
+            )
+        self.data = data.contiguous()
+        self.offsets = offsets.contiguous()
+        self.sizes = sizes.contiguous()
+
+    @classmethod
+    def _trusted(cls, data: Tensor, offsets: Tensor, sizes: Tensor) -> ImageBatch:
+        batch = cls.__new__(cls)
+        batch.data, batch.offsets, batch.sizes = data, offsets, sizes
+        return batch
+
+    @classmethod
+    def from_list(cls, images: Sequence[NDArray[np.uint8] | Tensor]) -> ImageBatch:
+        """Copies images [h, w, 3], uint8 RGB, NumPy arrays or CPU tensors, any strides, into one buffer on the CPU.
+
+        Raises:
+            ValueError: names the image that is not uint8 [h, w, 3] with at least one pixel.
+        """
+        arrays = [image.numpy() if isinstance(image, Tensor) else np.asarray(image) for image in images]
+        for n, array in enumerate(arrays):
+            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+                raise ValueError(f"images[{n}] must be uint8 [h, w, 3], got {array.dtype} {list(array.shape)}")
+        lengths = np.array([array.size for array in arrays], np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        data = np.empty(int(offsets[-1]), np.uint8)
+        for array, start, length in zip(arrays, offsets, lengths, strict=False):
+            data[start : start + length].reshape(array.shape)[...] = array
+        sizes = np.array([array.shape[:2] for array in arrays], np.int32).reshape(-1, 2)
+        return cls._trusted(torch.from_numpy(data), torch.from_numpy(offsets[:-1].copy()), torch.from_numpy(sizes))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ImageBatch:
+        """The batch on another device; three copies, none of which waits with `non_blocking` from pinned memory."""
+        return self._trusted(*(t.to(device, non_blocking=non_blocking) for t in (self.data, self.offsets, self.sizes)))
+
+    def pin_memory(self) -> ImageBatch:
+        """The batch in page-locked memory, from where copies to a GPU run beside everything else."""
+        return self._trusted(self.data.pin_memory(), self.offsets.pin_memory(), self.sizes.pin_memory())
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, n: int) -> Tensor:
+        """Image n as a view [h, w, 3] of the buffer (on a GPU this synchronises)."""
+        if not -len(self) <= n < len(self):
+            raise IndexError(f"image must be in [0, {len(self)}), got {n}")
+        start, (height, width) = int(self.offsets[n]), self.sizes[n].tolist()
+        return self.data[start : start + 3 * height * width].view(height, width, 3)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[n] for n in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"ImageBatch({len(self)} images, {self.data.numel()} bytes, {self.device})"

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One file per op: what the user calls, what torch.compile needs to know of it, and its gradient."""

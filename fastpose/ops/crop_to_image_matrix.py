@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._library import float32, register_fake, require_native, size_of
+
+
+def crop_to_image_matrix(
+    center: Tensor,
+    scale: Tensor,
+    rotation: Tensor | float,
+    size: tuple[int, int],
+    *,
+    flip: Tensor | None = None,
+    udp: bool = False,
+) -> Tensor:
+    """The matrix that carries crop pixels to image pixels, from MPII-style boxes.
+
+    Convention: `[x_image, y_image] = M @ [x_crop, y_crop, 1]`, pixel centres at integers. With `udp=False` it is the
+    inverse of SimpleBaselines' `get_affine_transform`: `center` falls on (w/2, h/2), the box's width alone sets the
+    scale. With `udp=True`, `center` falls on ((w−1)/2, (h−1)/2) and each axis has its own scale: mmpose's
+    `get_udp_warp_matrix` at −rotation (here both turn the same way). A flipped sample is mirrored about its centre
+    after the rotation, x_image → 2 · center_x − x_image: what cropping SimpleBaselines' mirrored image gives.
+
+    For heatmaps call it with the heatmap's size: that is the crop's matrix composed with the stride.
+
+    Args:
+        center: [B, 2] (x, y) in image pixels.
+        scale: [B] or [B, 2]; times 200 is the box's (w, h) in image pixels, one number means both.
+        rotation: [B] or one number, degrees.
+        size: (h, w) of the crop in pixels; at least 2 each with udp.
+        flip: [B] bool, which samples are mirrored.
+
+    Returns:
+        [B, 2, 3] float32, computed in float64.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    require_native()
+    height, width = size_of(size)
+    center, scale = float32(center).detach(), float32(scale).detach()
+    if not isinstance(rotation, Tensor):
+        rotation = center.new_full((center.size(0),), float(rotation))
+    return torch.ops.fastpose.crop_to_image_matrix(
+        center,
+        scale.unsqueeze(-1).expand(-1, 2) if scale.dim() == 1 else scale,
+        float32(rotation).detach(),
+        flip,
+        height,
+        width,
+        bool(udp),
+    )
+
+
+@register_fake("crop_to_image_matrix")
+def _(
+    center: Tensor, scale: Tensor, rotation: Tensor, flip: Tensor | None, height: int, width: int, udp: bool
+) -> Tensor:
+    return center.new_empty((center.size(0), 2, 3))

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NumPy definition of every op: obvious code, computed in float64, without a thought for speed.
+
+Each function takes and returns arrays in the layout of its namesake in `fastpose`; the native ops are tested against
+these. Conventions (all ops): points are (x, y) with pixel centres at integers; matrices map crop to image,
+`[x_image, y_image] = M @ [x_crop, y_crop, 1]`; sizes are (h, w); images are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Array = NDArray[Any]
+
+
+def _image_list(images: Any) -> list[Array]:
+    """The images of an ImageBatch, of a [N, H, W, 3] or [H, W, 3] array, or of a sequence of [H, W, 3] arrays."""
+    if isinstance(images, (list, tuple)):
+        return [np.asarray(image) for image in images]
+    if hasattr(images, "offsets"):
+        return [np.asarray(images[n].cpu()) for n in range(len(images))]
+    array = np.asarray(images)
+    return list(array) if array.ndim == 4 else [array]
+
+
+def _sample_bilinear(image: Array, x: Array, y: Array, fill: float) -> Array:
+    """Values [..., 3] at source points; each of the four taps that lies outside the image is `fill`."""
+    height, width = image.shape[:2]
+    touches = (x > -1) & (x < width) & (y > -1) & (y < height)  # False for NaN and infinities
+    x, y = np.where(touches, x, -1.0), np.where(touches, y, -1.0)
+    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    wx, wy = (x - x0)[..., None], (y - y0)[..., None]
+
+    def tap(ty: Array, tx: Array) -> Array:
+        inside = (tx >= 0) & (tx < width) & (ty >= 0) & (ty < height)
+        values = image[np.clip(ty, 0, height - 1), np.clip(tx, 0, width - 1)].astype(np.float64)
+        return np.where(inside[..., None], values, fill)
+
+    upper = tap(y0, x0) * (1 - wx) + tap(y0, x0 + 1) * wx
+    lower = tap(y0 + 1, x0) * (1 - wx) + tap(y0 + 1, x0 + 1) * wx
+    return np.where(touches[..., None], upper * (1 - wy) + lower * wy, fill)
+
+
+def affine_crop(
+    images: Any,
+    crop_to_image: ArrayLike,
+    size: tuple[int, int],
+    *,
+    image_index: ArrayLike | None = None,
+    color: ArrayLike | None = None,
+    fill: float = 0.0,
+    dtype: DTypeLike = np.float32,
+) -> Array:
+    """See `fastpose.affine_crop`. Returns [B, 3, h, w]."""
+    sources = _image_list(images)
+    matrices = np.asarray(crop_to_image, np.float64)
+    batch, (height, width) = len(matrices), size
+    if image_index is not None:
+        index = np.asarray(image_index)
+        if len(index) and not (index.min() >= 0 and index.max() < len(sources)):
+            raise IndexError(f"image_index must be in [0, {len(sources)}), got {index}")
+    elif len(sources) == 1:
+        index = np.zeros(batch, np.int64)
+    elif len(sources) == batch:
+        index = np.arange(batch)
+    else:
+        raise ValueError(f"without image_index there must be 1 or {batch} images, got {len(sources)}")
+    colors = np.broadcast_to(np.eye(3, 4) if color is None else np.asarray(color, np.float64), (batch, 3, 4))
+
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    out = np.empty((batch, 3, height, width))
+    for b, m in enumerate(matrices):
+        with np.errstate(invalid="ignore", over="ignore"):
+            x_src = m[0, 0] * x + m[0, 1] * y + m[0, 2]
+            y_src = m[1, 0] * x + m[1, 1] * y + m[1, 2]
+        rgb = _sample_bilinear(sources[index[b]], x_src, y_src, fill)
+        out[b] = np.moveaxis(rgb @ colors[b, :, :3].T + colors[b, :, 3], -1, 0)
+    if np.issubdtype(dtype, np.integer):
+        out = np.clip(np.rint(out), 0, 255)
+    return out.astype(dtype)
+
+
+def _target(
+    x: float, y: float, visible: float, size: tuple[int, int], sigma: float, encoding: str
+) -> tuple[Array, float]:
+    """The map [h, w] (float64) and weight of one joint."""
+    height, width = size
+    heatmap = np.zeros(size)
+    if encoding not in ("msra", "unbiased", "udp"):
+        raise ValueError(f"encoding must be one of 'msra', 'unbiased', 'udp', got {encoding!r}")
+    if not (np.isfinite(x) and np.isfinite(y)):
+        return heatmap, 0.0
+    radius = int(3 * sigma)
+    cx, cy = (x, y) if encoding == "unbiased" else (np.trunc(x + 0.5), np.trunc(y + 0.5))
+    if cx - radius >= width or cy - radius >= height or cx + radius + 1 < 0 or cy + radius + 1 < 0:
+        return heatmap, 0.0
+    if not visible > 0.5:
+        return heatmap, visible
+    columns, rows = np.arange(width), np.arange(height)
+    px, py = (cx, cy) if encoding == "msra" else (x, y)
+    squared = (columns - px)[None, :] ** 2 + (rows - py)[:, None] ** 2
+    heatmap = np.exp(-squared / (2 * sigma**2))
+    if encoding != "unbiased":
+        window = (np.abs(columns - cx) <= radius)[None, :] & (np.abs(rows - cy) <= radius)[:, None]
+        heatmap = np.where(window, heatmap, 0.0)
+    return heatmap, visible
+
+
+def render_heatmaps(
+    keypoints: ArrayLike,
+    visible: ArrayLike,
+    size: tuple[int, int],
+    *,
+    sigma: float = 1.0,
+    encoding: str = "msra",
+    dtype: DTypeLike = np.float32,
+) -> tuple[Array, Array]:
+    """See `fastpose.render_heatmaps`. Returns heatmaps [B, K, h, w] and weights [B, K]."""
+    points = np.asarray(keypoints, np.float32).astype(np.float64)
+    flags = np.asarray(visible, np.float32)
+    heatmaps = np.zeros((*flags.shape, *size))
+    weights = np.zeros(flags.shape, np.float32)
+    for b, k in np.ndindex(*flags.shape):
+        x, y = points[b, k]
+        heatmaps[b, k], weights[b, k] = _target(x, y, float(flags[b, k]), size, sigma, encoding)
+    return heatmaps.astype(dtype), weights
+
+
+def heatmap_mse_loss(
+    pred: ArrayLike,
+    keypoints: ArrayLike,
+    visible: ArrayLike,
+    *,
+    sigma: float = 1.0,
+    encoding: str = "msra",
+    missing: str = "zeros",
+    joint_weights: ArrayLike | None = None,
+) -> float:
+    """See `fastpose.heatmap_mse_loss`. 0.5 · mean over B·K·h·w of weight · (pred − target)²."""
+    maps = np.asarray(pred, np.float64)
+    size = (maps.shape[2], maps.shape[3])
+    target, weights = render_heatmaps(keypoints, visible, size, sigma=sigma, encoding=encoding, dtype=np.float64)
+    if missing not in ("zeros", "ignore"):
+        raise ValueError(f"missing must be 'zeros' or 'ignore', got {missing!r}")
+    weight = weights.astype(np.float64) if missing == "ignore" else np.ones(weights.shape)
+    if joint_weights is not None:
+        weight = weight * np.asarray(joint_weights, np.float64)
+    return float(0.5 * np.mean(weight[:, :, None, None] * (maps - target) ** 2))
+
+
+def _un_mirror(maps: Array, flip_pairs: Sequence[Sequence[int]], shift: bool) -> Array:
+    """Maps of the mirrored image as maps of the image: columns reversed, left and right joints swapped."""
+    order = mirror_order(flip_pairs, maps.shape[1])
+    maps = maps[:, order, :, ::-1].copy()
+    if shift:
+        maps[..., 1:] = maps[..., :-1].copy()
+    return maps
+
+
+def decode_heatmaps(
+    heatmaps: ArrayLike,
+    *,
+    refine: str = "quarter",
+    heatmap_to_image: ArrayLike | None = None,
+    flipped: ArrayLike | None = None,
+    flip_pairs: Sequence[Sequence[int]] | None = None,
+    flip_shift: bool = False,
+    blur_kernel: int = 11,
+) -> tuple[Array, Array]:
+    """See `fastpose.decode_heatmaps`. Returns keypoints [B, K, 2] and scores [B, K], float32."""
+    if refine not in ("none", "quarter"):
+        raise ValueError(f"refine must be one of 'none', 'quarter', got {refine!r}")
+    maps = np.asarray(heatmaps)
+    maps = maps.astype(np.promote_types(maps.dtype, np.float32))
+    if flipped is not None:
+        mirrored = np.asarray(flipped).astype(maps.dtype)
+        maps = (maps + _un_mirror(mirrored, flip_pairs or (), flip_shift)) * maps.dtype.type(0.5)
+    batch, joints, height, width = maps.shape
+    keypoints, scores = np.zeros((batch, joints, 2)), np.full((batch, joints), np.nan)
+    for b, k in np.ndindex(batch, joints):
+        one = maps[b, k]
+        if np.isnan(one).all():
+            continue
+        y, x = np.unravel_index(np.argmax(np.where(np.isnan(one), -np.inf, one)), one.shape)
+        scores[b, k] = np.nanmax(one)
+        if not scores[b, k] > 0:
+            continue
+        keypoints[b, k] = x, y
+        if refine == "quarter" and 1 < x < width - 1 and 1 < y < height - 1:
+            with np.errstate(invalid="ignore"):  # inf - inf
+                difference = np.array([one[y, x + 1] - one[y, x - 1], one[y + 1, x] - one[y - 1, x]])
+            keypoints[b, k] += 0.25 * np.nan_to_num(np.sign(difference))
+    if heatmap_to_image is not None:
+        keypoints = transform_points(keypoints, heatmap_to_image)
+    return keypoints.astype(np.float32), scores.astype(np.float32)
+
+
+def transform_points(points: ArrayLike, matrix: ArrayLike, *, inverse: bool = False) -> Array:
+    """See `fastpose.transform_points`. Points [B, K, 2] through matrices [B, 2, 3]."""
+    given = np.asarray(points)
+    m = np.asarray(matrix, np.float64)
+    x = given.astype(np.float64)
+    if inverse:
+        determinant = m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0]
+        bad = ~np.isfinite(m).all((1, 2)) | ~np.isfinite(determinant) | (determinant == 0)
+        if bad.any():
+            raise ValueError(f"matrix[{int(np.argmax(bad))}] must be invertible, got {m[np.argmax(bad)].tolist()}")
+        out = np.einsum("bij,bkj->bki", np.linalg.inv(m[:, :, :2]), x - m[:, None, :, 2])
+    else:
+        out = np.einsum("bij,bkj->bki", m[:, :, :2], x) + m[:, None, :, 2]
+    return out.astype(np.float64 if given.dtype == np.float64 else np.float32)
+
+
+def mirror_order(flip_pairs: Sequence[Sequence[int]], joints: int) -> list[int]:
+    """The joint that each row becomes in the mirrored person: pairs swapped, the others themselves."""
+    order = list(range(joints))
+    seen: set[int] = set()
+    for pair in flip_pairs:
+        left, right = pair
+        if not (0 <= left < joints and 0 <= right < joints) or left == right or seen & {left, right}:
+            raise ValueError(f"flip_pairs must be disjoint pairs of joints in [0, {joints}), got {list(flip_pairs)}")
+        seen |= {left, right}
+        order[left], order[right] = right, left
+    return order
+
+
+def swap_pairs(
+    points: ArrayLike, visible: ArrayLike, flip: ArrayLike, pairs: Sequence[Sequence[int]]
+) -> tuple[Array, Array]:
+    """See `fastpose.swap_pairs`. Left and right rows of the flipped samples change places."""
+    xy, flags, flips = np.asarray(points), np.asarray(visible), np.asarray(flip, bool)
+    order = mirror_order(pairs, xy.shape[1])
+    return np.where(flips[:, None, None], xy[:, order], xy), np.where(flips[:, None], flags[:, order], flags)
+
+
+def crop_to_image_matrix(
+    center: ArrayLike,
+    scale: ArrayLike,
+    rotation: ArrayLike,
+    size: tuple[int, int],
+    *,
+    flip: ArrayLike | None = None,
+    udp: bool = False,
+) -> Array:
+    """See `fastpose.crop_to_image_matrix`. Returns [B, 2, 3], float32."""
+    centers = np.asarray(center, np.float64)
+    boxes = np.asarray(scale, np.float64) * 200.0
+    boxes = np.broadcast_to(boxes if boxes.ndim == 2 else boxes[..., None], (len(centers), 2))
+    angles = np.deg2rad(np.broadcast_to(np.asarray(rotation, np.float64), len(centers)))
+    flips = np.zeros(len(centers), bool) if flip is None else np.asarray(flip, bool)
+    height, width = size
+    if udp and min(size) < 2:
+        raise ValueError(f"size must be at least 2 in h and w with udp=True, got {size}")
+    out = np.empty((len(centers), 2, 3))
+    for b, (c, box, angle) in enumerate(zip(centers, boxes, angles, strict=True)):
+        if udp:
+            step = np.diag([box[0] / (width - 1), box[1] / (height - 1)])
+            crop_center = np.array([(width - 1) / 2, (height - 1) / 2])
+        else:
+            step = np.eye(2) * box[0] / width
+            crop_center = np.array([width / 2, height / 2])
+        linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ step
+        if flips[b]:  # x_image -> 2 * center_x - x_image
+            linear[0] *= -1
+        out[b, :, :2] = linear
+        out[b, :, 2] = c - linear @ crop_center
+    return out.astype(np.float32)
+
+
+def normalize_color(mean: Sequence[float], std: Sequence[float]) -> Array:
+    """See `fastpose.normalize_color`. Returns [3, 4], float32: value -> (value / 255 - mean) / std."""
+    m, s = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    return np.concatenate([np.diag(1 / (255 * s)), (-m / s)[:, None]], axis=1).astype(np.float32)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that every test file may use, and the switch that forbids skipping the CUDA tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# No deadline: a slow moment is no failure. derandomize: every run tries the same cases.
+settings.register_profile("fastpose", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.load_profile("fastpose")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked `cuda` where there is no GPU; FASTPOSE_REQUIRE_CUDA=1 lets them run, and fail."""
+    if torch.cuda.is_available() or os.environ.get("FASTPOSE_REQUIRE_CUDA") == "1":
+        return
+    skip = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device that an op runs on."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real MPII and COCO images and annotations, beside the project or where FASTPOSE_REAL_DATA says."""
+    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("FASTPOSE_REAL_DATA", beside))
+    if not (folder / "mpii" / "annot" / "valid.json").is_file():
+        pytest.skip(f"no real data at {folder}")
+    return folder
