@@ -10,7 +10,7 @@ import torch
 
 try:
     # torch first: the library finds libtorch by name, among what is loaded already.
-    from fastpose import _C
+    import fastpose._C as _C
 
     load_error: ImportError | None = None
 except ImportError as error:

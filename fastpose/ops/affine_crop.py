@@ -30,7 +30,7 @@ def affine_crop(
         crop_to_image: [B, 2, 3], float32, on the device of the images. Singular matrices sample their point or line.
         size: (h, w) of the crops in pixels.
         image_index: [B] int64, the image each crop comes from. Without it crop b takes image b, or the only image.
-        color: affine map of pixel values 0–255, [3, 4] or [B, 3, 4] float32, `out[c] = color[c, :3] · rgb + color[c, 3]`
+        color: affine map of pixel values 0–255, [3, 4] or [B, 3, 4], `out[c] = color[c, :3] · rgb + color[c, 3]`
             (see `normalize_color`). A [3, 4] map may stay on the CPU. None leaves pixel values as they are.
         fill: value 0–255 of pixels outside the image.
         dtype: float32, float16, bfloat16, or uint8 (rounded to nearest and saturated).

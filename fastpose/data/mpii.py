@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MPII Human Pose annotations: the community's JSON with ``gt_valid.mat``, and the official ``.mat``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fastpose.data.annotation_rows import (
+    AnnotationError,
+    MissingImages,
+    PersonRow,
+    mpii_box,
+    persons_from_rows,
+)
+from fastpose.data.mpii_release import load_mat, read_release
+from fastpose.data.persons import Persons
+from fastpose.skeletons import MPII
+
+__all__ = ["AnnotationError", "GroundTruth", "read_ground_truth", "read_mpii"]
+
+log = logging.getLogger(__name__)
+
+# Coordinates beyond this are a broken file, not a large picture.
+_LARGEST = 1e6
+# valid.json and gt_valid.mat come from one source, one of them rounded to whole pixels in some copies.
+_SAME_POINT_PX = 1.5
+
+
+def read_mpii(
+    annotations: str | PathLike[str],
+    images: str | PathLike[str],
+    *,
+    split: Literal["train", "valid"] | None = None,
+    split_list: str | PathLike[str] | None = None,
+    head_boxes: str | PathLike[str] | None = None,
+    missing_images: MissingImages = "error",
+) -> Persons:
+    """Reads the persons of an MPII annotation file.
+
+    Both formats are 1-based and become 0-based. The box is SimpleBaselines': centre + 15 * scale in y, scale * 1.25
+    (not where the centre's x is -1). ``visible`` tells which joints are annotated.
+
+    ``*.json`` is the community's ``annot/{train,valid}.json``: a list of ``{"image", "center" [2], "scale",
+    "joints" [16][2], "joints_vis" [16]}``.
+
+    ``*.mat`` is the official ``mpii_human_pose_v1_u12_1.mat``. It yields the persons of its training images (the others
+    have no joints) that have joints, position, scale and head box; how many lack one of these is logged. Reading it
+    takes about half a minute.
+
+    Args:
+        annotations: the annotation file, ``.json`` or ``.mat``.
+        images: the folder the image names are relative to.
+        split: for ``.mat``: "valid" reads the persons that ``split_list`` names, "train" all others.
+        split_list: for ``.mat``: a text file that names the validation persons, one per line: ``015601864.jpg`` for
+            everybody on the image or ``015601864.jpg 1`` for one person, counted from 0 in the image's ``annorect``
+            (``imgname`` and ``person`` of Newell's ``valid.h5``). Blank lines and lines that begin with # are skipped.
+        head_boxes: for ``.json``: the ``gt_valid.mat`` whose rows are those of ``annotations``; gives ``head_size``.
+            The ``.mat`` has its own head boxes.
+        missing_images: "error", or "drop" to leave out the persons whose image is not there; ``source_row`` then tells
+            which rows are left.
+
+    Returns:
+        The persons in the order of the file.
+
+    Raises:
+        AnnotationError: the file does not hold what it should; names file and record.
+        FileNotFoundError: one of the files, or the image folder, does not exist.
+        ValueError: an argument that the format has no use for.
+    """
+    file, root = Path(annotations), Path(images)
+    if not root.is_dir():
+        raise FileNotFoundError(f"images: no folder {root}")
+    if file.suffix == ".json":
+        if split is not None or split_list is not None:
+            raise ValueError(f"split and split_list are for the official .mat; {file} is one split already")
+        rows = _read_json(file, head_boxes)
+    elif file.suffix == ".mat":
+        if head_boxes is not None:
+            raise ValueError(f"head_boxes is for .json; {file} has its own head boxes")
+        rows = read_release(file, split, split_list)
+    else:
+        raise ValueError(f"annotations must be a .json or .mat file, got {file}")
+    return persons_from_rows(rows, file, root, missing_images, MPII)
+
+
+class GroundTruth(NamedTuple):
+    """What ``gt_valid.mat`` tells, one row per person.
+
+    keypoints: float32 [N, 16, 2], 0-based px. visible: bool [N, 16], True = annotated. head_size: float64 [N], px.
+    """
+
+    keypoints: np.ndarray
+    visible: np.ndarray
+    head_size: np.ndarray
+
+
+def read_ground_truth(path: str | PathLike[str]) -> GroundTruth:
+    """Reads the community's ``gt_valid.mat``.
+
+    It holds ``pos_gt_src`` [16, 2, N] (1-based), ``jnt_missing`` [16, N] and ``headboxes_src`` [2, 2, N] (corner,
+    x/y, person). The head size is MPII's: 0.6 times the diagonal of the head box.
+
+    Raises:
+        AnnotationError: a variable is missing, has another shape, or a value is out of range; names file and row.
+        FileNotFoundError: no such file.
+    """
+    file = Path(path)
+    names = ("pos_gt_src", "jnt_missing", "headboxes_src")
+    mat = load_mat(file, names)
+    points, missing, boxes = (np.asarray(mat[name]) for name in names)
+    count = points.shape[-1] if points.ndim == 3 else 1
+    shapes = {"pos_gt_src": (16, 2, count), "jnt_missing": (16, count), "headboxes_src": (2, 2, count)}
+    for name, array in zip(names, (points, missing, boxes), strict=True):
+        # MATLAB drops trailing dimensions of size 1, so one person's array has one dimension less.
+        if array.dtype.kind not in "iufb" or array.size != np.prod(shapes[name]):
+            got = f"{array.dtype} {array.shape}"
+            raise AnnotationError(f"{file}: {name} must be numbers of shape {shapes[name]}, got {got}")
+    points = points.reshape(shapes["pos_gt_src"]).astype(np.float64).transpose(2, 0, 1)
+    visible = missing.reshape(shapes["jnt_missing"]).T == 0
+    corners = boxes.reshape(shapes["headboxes_src"]).astype(np.float64)
+    head_size = 0.6 * np.linalg.norm(corners[1] - corners[0], axis=0)
+
+    good_points = ((np.abs(points) < _LARGEST).all(axis=2) | ~visible).all(axis=1)
+    for name, good in (("pos_gt_src", good_points), ("headboxes_src", (head_size > 0) & (head_size < _LARGEST))):
+        if not good.all():
+            raise AnnotationError(f"{file}, person {int(np.argmin(good))}: {name} is not finite, or its box is empty")
+    keypoints = np.where(visible[..., None], points - 1, 0).astype(np.float32)
+    return GroundTruth(keypoints, visible, head_size)
+
+
+def _read_json(file: Path, head_boxes: str | PathLike[str] | None) -> list[PersonRow]:
+    content = file.read_bytes()
+    if not content.strip():
+        raise AnnotationError(f"{file}: the file is empty")
+    try:
+        records = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{file}: is not JSON: {error}") from error
+    if not isinstance(records, list) or not records:
+        raise AnnotationError(f"{file}: must be a list of persons, got {type(records).__name__} {str(records)[:40]}")
+    rows = [_read_record(record, index, f"{file}, record {index}") for index, record in enumerate(records)]
+    return rows if head_boxes is None else _add_head_sizes(rows, file, Path(head_boxes))
+
+
+def _read_record(record: Any, index: int, where: str) -> PersonRow:
+    if not isinstance(record, dict):
+        raise AnnotationError(f"{where}: must be an object, got {type(record).__name__}")
+    image = record.get("image")
+    if not isinstance(image, str) or not image:
+        raise AnnotationError(f"{where}: image must be a file name, got {image!r}")
+    scale = float(_numbers(record, "scale", (), where))
+    if scale <= 0:
+        raise AnnotationError(f"{where}: scale must be positive, got {scale}")
+    joints = _numbers(record, "joints", (16, 2), where)
+    visible = _numbers(record, "joints_vis", (16,), where)
+    if not ((visible == 0) | (visible == 1)).all():
+        raise AnnotationError(f"{where}: joints_vis must be 0 or 1, got {record['joints_vis']}")
+    center, scale = mpii_box(_numbers(record, "center", (2,), where), scale)
+    keypoints = np.where(visible[:, None] > 0, joints - 1, 0)
+    return PersonRow(f"record {index}", index, image, center, scale, keypoints, visible, None)
+
+
+def _numbers(record: dict[str, Any], key: str, shape: tuple[int, ...], where: str) -> np.ndarray:
+    if key not in record:
+        raise AnnotationError(f"{where}: has no {key!r}")
+    expected = f"{key} must be {f'numbers of shape {list(shape)}' if shape else 'a number'}"
+    try:
+        array = np.asarray(record[key])
+    except ValueError as error:  # rows of different lengths
+        raise AnnotationError(f"{where}: {expected}, got {str(record[key])[:80]}") from error
+    kinds = "iufb" if key == "joints_vis" else "iuf"
+    if array.dtype.kind not in kinds or array.shape != shape:
+        raise AnnotationError(f"{where}: {expected}, got {str(record[key])[:80]} (shape {list(array.shape)})")
+    array = array.astype(np.float64)
+    if not (np.abs(array) < _LARGEST).all():  # also False for NaN
+        raise AnnotationError(f"{where}: {key} must be finite and below {_LARGEST:.0e}, got {str(record[key])[:80]}")
+    return array
+
+
+def _add_head_sizes(rows: list[PersonRow], file: Path, head_boxes: Path) -> list[PersonRow]:
+    truth = read_ground_truth(head_boxes)
+    if len(truth.head_size) != len(rows):
+        raise AnnotationError(f"{head_boxes}: holds {len(truth.head_size)} persons, {file} holds {len(rows)}")
+    keypoints = np.array([row.keypoints for row in rows])
+    visible = np.array([row.visible for row in rows]) > 0
+    both = visible & truth.visible
+    # A file in another order would give every person somebody else's head size and a wrong score without an error.
+    distance = np.where(both, np.linalg.norm(keypoints - truth.keypoints, axis=2), 0).max(axis=1)
+    if (distance > _SAME_POINT_PX).any():
+        row = int(np.argmax(distance > _SAME_POINT_PX))
+        raise AnnotationError(
+            f"{head_boxes}, person {row}: its joints are up to {distance[row]:.1f} px from those of {file}, "
+            f"record {row}: the two files do not list the same persons in the same order"
+        )
+    if (visible != truth.visible).any():
+        count = int((visible != truth.visible).sum())
+        log.warning("%s and %s disagree on whether %d joints are annotated", file, head_boxes, count)
+    return [row._replace(head_size=float(size)) for row, size in zip(rows, truth.head_size, strict=True)]

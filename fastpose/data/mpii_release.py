@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official ``mpii_human_pose_v1_u12_1.mat``: MATLAB structs whose fields are missing or empty for some people."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastpose.data.annotation_rows import AnnotationError, PersonRow, mpii_box
+from fastpose.skeletons import MPII
+
+log = logging.getLogger(__name__)
+
+
+def load_mat(file: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The named variables of a MATLAB file: structs as objects, dimensions of size 1 squeezed away.
+
+    Raises:
+        AnnotationError: not a readable MATLAB file, or a variable is missing.
+        FileNotFoundError: no such file.
+    """
+    import scipy.io  # here, because it takes longer to import than the rest of the package's readers together
+
+    with file.open("rb") as stream:
+        try:
+            mat = scipy.io.loadmat(stream, variable_names=names, struct_as_record=False, squeeze_me=True)
+        except Exception as error:  # a damaged file makes scipy raise anything from TypeError to zlib.error
+            raise AnnotationError(f"{file}: is not a readable MATLAB 5-7.2 file: {error}") from error
+    missing = [name for name in names if name not in mat]
+    if missing:
+        raise AnnotationError(f"{file}: has no variable {', '.join(missing)}")
+    return mat
+
+
+def read_release(file: Path, split: str | None, split_list: str | PathLike[str] | None) -> list[PersonRow]:
+    """The usable persons of the training images, or one split of them. Arguments and errors: see `read_mpii`.
+
+    ``source_row`` counts all people of all images, usable or not, in the order of the file.
+    """
+    if split not in (None, "train", "valid"):
+        raise ValueError(f"split must be 'train', 'valid' or None, got {split!r}")
+    if (split is None) != (split_list is None):
+        raise ValueError(f"split and split_list belong together, got {split!r} and {split_list!r}")
+    people = list(_training_people(file))
+    if split_list is not None:
+        listed = _read_split_list(Path(split_list), people)
+        people = [p for p in people if ((p.image, p.person) in listed) == (split == "valid")]
+
+    rows, lacking = [], Counter[str]()
+    for person in people:
+        row = _read_person(person, file)
+        if isinstance(row, str):
+            lacking[row] += 1
+        else:
+            rows.append(row)
+    if lacking:
+        reasons = ", ".join(f"{count} without {reason}" for reason, count in lacking.items())
+        log.warning("%s: %d of %d persons left out: %s", file, lacking.total(), len(people), reasons)
+    if not rows:
+        raise AnnotationError(f"{file}: no usable person{f' in split {split!r}' if split else ''}")
+    return rows
+
+
+class _Entry(NamedTuple):
+    image: str
+    person: int  # position in the image's annorect
+    source_row: int
+    rect: Any
+
+
+def _training_people(file: Path) -> Iterator[_Entry]:
+    release = load_mat(file, ("RELEASE",))["RELEASE"]
+    images = _items(getattr(release, "annolist", None))
+    training = np.atleast_1d(np.asarray(getattr(release, "img_train", ())))
+    if not images or training.shape != (len(images),) or training.dtype.kind not in "iufb":
+        raise AnnotationError(f"{file}: RELEASE must hold annolist and one img_train for each of {len(images)} images")
+    source_row = 0
+    for index, (image, is_training) in enumerate(zip(images, training, strict=True)):
+        name = getattr(getattr(image, "image", None), "name", None)
+        if not isinstance(name, str) or not name:
+            raise AnnotationError(f"{file}: annolist({index + 1}).image.name must be a file name, got {name!r}")
+        for person, rect in enumerate(_items(getattr(image, "annorect", None))):
+            if is_training:
+                yield _Entry(name, person, source_row, rect)
+            source_row += 1
+
+
+def _read_person(entry: _Entry, file: Path) -> PersonRow | str:
+    """The person's row, or the name of what it lacks."""
+    where = f"image {entry.image} person {entry.person}"
+    rect = entry.rect
+    points = _items(getattr(getattr(rect, "annopoints", None), "point", None))
+    if not points:
+        return "joints"
+    scale = _number(rect, "scale", file, where)
+    position = [_number(getattr(rect, "objpos", None), axis, file, where) for axis in ("x", "y")]
+    if scale is None or None in position:
+        return "position or scale"
+    if scale <= 0:
+        raise AnnotationError(f"{file}, {where}: scale must be positive, got {scale}")
+    corners = [_number(rect, name, file, where) for name in ("x1", "y1", "x2", "y2")]
+    if None in corners:
+        return "head box"
+    x1, y1, x2, y2 = np.array(corners, np.float64)
+    head_size = 0.6 * float(np.hypot(x2 - x1, y2 - y1))
+    if head_size == 0:
+        raise AnnotationError(f"{file}, {where}: the head box is empty")
+
+    center, scale = mpii_box(np.array(position, np.float64), scale)
+    keypoints, visible = np.zeros((MPII.num_joints, 2)), np.zeros(MPII.num_joints)
+    for point in points:
+        joint, x, y = (_number(point, name, file, where) for name in ("id", "x", "y"))
+        if joint is None or x is None or y is None or joint not in range(MPII.num_joints):
+            raise AnnotationError(f"{file}, {where}: a point has id {joint}, x {x}, y {y}; expected an id of 0 to 15")
+        # Whatever is_visible says (1, 0, '1', '0', empty or absent), the joint is annotated. The first of a joint named
+        # twice counts, as in Newell's conversion, from which the community's files stem.
+        if not visible[int(joint)]:
+            keypoints[int(joint)], visible[int(joint)] = (x - 1, y - 1), 1
+    return PersonRow(where, entry.source_row, entry.image, center, scale, keypoints, visible, head_size)
+
+
+def _items(value: Any) -> list[Any]:
+    """A MATLAB struct array as a list: scipy's squeezing makes one struct of an array of one, [] is an empty array."""
+    if value is None:
+        return []
+    return list(value.ravel()) if isinstance(value, np.ndarray) else [value]
+
+
+def _number(struct: Any, name: str, file: Path, where: str) -> float | None:
+    """A scalar field; None where the field is absent or empty."""
+    value = np.asarray(getattr(struct, name, ()))
+    if value.size == 0:
+        return None
+    if value.size != 1 or value.dtype.kind not in "iufb" or not abs(float(value)) < 1e6:
+        raise AnnotationError(f"{file}, {where}: {name} must be a finite number below 1e6, got {str(value)[:40]}")
+    return float(value)
+
+
+def _read_split_list(path: Path, people: Sequence[_Entry]) -> set[tuple[str, int]]:
+    persons_on: dict[str, set[int]] = {}
+    for entry in people:
+        persons_on.setdefault(entry.image, set()).add(entry.person)
+    listed: set[tuple[str, int]] = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        there = persons_on.get(words[0])
+        if there is None:
+            raise AnnotationError(f"{path}, line {number}: {words[0]} is no training image with people on it")
+        if len(words) == 1:
+            listed.update((words[0], person) for person in there)
+        elif len(words) == 2 and words[1].isdecimal() and int(words[1]) in there:
+            listed.add((words[0], int(words[1])))
+        else:
+            raise AnnotationError(
+                f"{path}, line {number}: expected an image name and a person of 0 to {max(there)}, got {line.strip()!r}"
+            )
+    if not listed:
+        raise AnnotationError(f"{path}: names no person")
+    return listed

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PCKh, MPII's score: the share of joints whose error is within a part of the person's head size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import numpy as np
+
+from fastpose.data.mpii import read_ground_truth
+from fastpose.skeletons import MPII
+
+# What each name averages over, in MPII's joint order.
+_GROUPS = {
+    "Head": (9,),
+    "Shoulder": (12, 13),
+    "Elbow": (11, 14),
+    "Wrist": (10, 15),
+    "Hip": (2, 3),
+    "Knee": (1, 4),
+    "Ankle": (0, 5),
+}
+# Pelvis and thorax are left out of the mean.
+_COUNTED = [joint for joint in range(MPII.num_joints) if joint not in (6, 7)]
+# SimpleBaselines prints the row 11 of its grid 0, 0.01, ... as "Mean@0.1": it is @0.11. Both, under their true names.
+_MEANS = {"Mean": 0.5, "Mean@0.1": 0.1, "Mean@0.11": 0.11}
+
+
+def pckh(
+    predictions: np.ndarray, keypoints: np.ndarray, visible: np.ndarray, head_size: np.ndarray
+) -> dict[str, float]:
+    """PCKh of N persons with MPII's 16 joints.
+
+    A joint is right when ``distance / head_size <= threshold``, computed in float64; joints that are not annotated do
+    not count. ``Head`` (head top) to ``Ankle`` are @0.5, the mean of left and right. ``Mean`` (@0.5), ``Mean@0.1`` and
+    ``Mean@0.11`` are over all annotated joints but pelvis and thorax, each joint of each person counting the same.
+    ``Mean@0.11`` is the number that SimpleBaselines and HRNet print as "Mean@0.1".
+
+    Args:
+        predictions: [N, 16, 2] px, finite, in the coordinates of ``keypoints``.
+        keypoints: [N, 16, 2] px, finite where visible.
+        visible: [N, 16], annotated where > 0.
+        head_size: [N] px, positive; 0.6 times the diagonal of the head box.
+
+    Returns:
+        Percentages by name; NaN where no joint of that name is annotated (of one side alone: the other side's).
+
+    Raises:
+        ValueError: an argument has another shape, or a value that is not finite or out of range; names its person.
+
+    Source: MPII's ``evaluatePCKh.m`` and SimpleBaselines' ``MPIIDataset.evaluate``.
+    """
+    predictions = _numbers("predictions", predictions, (-1, MPII.num_joints, 2))
+    count = len(predictions)
+    keypoints = _numbers("keypoints", keypoints, (count, MPII.num_joints, 2))
+    annotated = _numbers("visible", visible, (count, MPII.num_joints)) > 0
+    head_size = _numbers("head_size", head_size, (count,))
+    _check_persons("predictions", np.isfinite(predictions), "finite")
+    _check_persons("keypoints", np.isfinite(keypoints) | ~annotated[..., None], "finite where visible")
+    _check_persons("head_size", (head_size > 0) & np.isfinite(head_size), "positive and finite")
+
+    offsets = np.where(annotated[..., None], predictions - keypoints, 0)
+    error = np.hypot(offsets[..., 0], offsets[..., 1]) / head_size[:, None]
+    per_joint = _percent_within(error, annotated, 0.5)
+    scores = {name: _mean([per_joint[joint] for joint in joints]) for name, joints in _GROUPS.items()}
+    for name, threshold in _MEANS.items():
+        right = (error <= threshold) & annotated
+        total = int(annotated[:, _COUNTED].sum())
+        scores[name] = 100.0 * int(right[:, _COUNTED].sum()) / total if total else math.nan
+    return scores
+
+
+def pckh_from_mat(
+    predictions: np.ndarray, gt_valid_mat: str | PathLike[str], *, rows: Sequence[int] | np.ndarray | None = None
+) -> dict[str, float]:
+    """PCKh against the community's ``gt_valid.mat``; see `pckh`.
+
+    Args:
+        predictions: [N, 16, 2] px, 0-based, in image coordinates.
+        gt_valid_mat: the file, with 1-based ``pos_gt_src``, ``jnt_missing`` and ``headboxes_src``.
+        rows: N different rows of the file that the predictions are for, in their order; None: all of the file.
+
+    Raises:
+        AnnotationError: the file does not hold what it should.
+        ValueError: predictions or rows have another shape, are not finite or are out of range.
+    """
+    truth = read_ground_truth(gt_valid_mat)
+    total = len(truth.head_size)
+    picked = np.arange(total) if rows is None else np.asarray(rows)
+    if picked.ndim != 1 or (picked.size and picked.dtype.kind not in "iu"):
+        raise ValueError(f"rows must be a list of row numbers, got {picked.dtype} of shape {picked.shape}")
+    picked = picked.astype(np.int64)
+    if ((picked < 0) | (picked >= total)).any() or len(np.unique(picked)) != len(picked):
+        raise ValueError(f"rows must be different numbers of 0 to {total - 1}, the rows of {gt_valid_mat}")
+    if len(predictions) != len(picked):
+        raise ValueError(
+            f"predictions must hold one entry for each of the {len(picked)} "
+            f"{'persons of ' + str(gt_valid_mat) if rows is None else 'rows'}, got {len(predictions)}"
+        )
+    return pckh(predictions, truth.keypoints[picked], truth.visible[picked], truth.head_size[picked])
+
+
+def format_pckh(scores: Mapping[str, float]) -> str:
+    """The scores as a table of two lines, one column per name; NaN (nothing annotated) is shown as a dash."""
+    cells = [(name, "-" if math.isnan(value) else f"{value:.2f}") for name, value in scores.items()]
+    widths = [max(len(name), len(value), 6) for name, value in cells]
+    header = "  ".join(name.rjust(width) for (name, _), width in zip(cells, widths, strict=True))
+    values = "  ".join(value.rjust(width) for (_, value), width in zip(cells, widths, strict=True))
+    return f"{header}\n{values}"
+
+
+def _numbers(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(values)
+    fits = array.ndim == len(shape) and all(want in (-1, got) for want, got in zip(shape, array.shape, strict=True))
+    if array.dtype.kind not in "iufb" or not fits:
+        expected = str(list(shape)).replace("-1", "N")
+        raise ValueError(f"{name} must be numbers of shape {expected}, got {array.dtype} of shape {list(array.shape)}")
+    return array.astype(np.float64)
+
+
+def _check_persons(name: str, good: np.ndarray, expected: str) -> None:
+    per_person = good.all(axis=tuple(range(1, good.ndim)))
+    if not per_person.all():
+        raise ValueError(f"{name} must be {expected}, they are not for person {int(np.argmin(per_person))}")
+
+
+def _percent_within(error: np.ndarray, annotated: np.ndarray, threshold: float) -> list[float]:
+    right, counts = ((error <= threshold) & annotated).sum(axis=0), annotated.sum(axis=0)
+    return [100.0 * int(r) / int(n) if n else math.nan for r, n in zip(right, counts, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastpose.data.images import BadImageError, read_image
+
+REAL_DATA = Path(os.environ.get("FASTPOSE_REAL_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
+ORANGE = (200, 60, 30)
+
+
+def picture(height: int = 48, width: int = 64) -> np.ndarray:
+    """A smooth RGB picture that JPEG keeps within a few grey levels."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=2).astype(np.uint8)
+
+
+def save(path: Path, image: Image.Image, **options: object) -> bytes:
+    image.save(path, **options)
+    return path.read_bytes()
+
+
+def assert_is_rgb(image: np.ndarray, shape: tuple[int, int]) -> None:
+    assert image.dtype == np.uint8
+    assert image.shape == (*shape, 3)
+    assert image.flags.c_contiguous
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
+def test_channels_come_as_red_green_blue(tmp_path, suffix):
+    save(tmp_path / f"a.{suffix}", Image.fromarray(picture()), **({"lossless": True} if suffix == "webp" else {}))
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert_is_rgb(image, (48, 64))
+    np.testing.assert_array_equal(image, picture())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_in_rgb_and_cmyk_keeps_its_colours(tmp_path, mode, progressive):
+    orange = Image.new("RGB", (40, 24), ORANGE)
+    save(tmp_path / "a.jpg", orange.convert(mode), quality=95, progressive=progressive)
+    image = read_image(tmp_path / "a.jpg")
+    assert_is_rgb(image, (24, 40))
+    assert np.abs(image.astype(int) - ORANGE).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_grey_is_repeated_in_three_channels(tmp_path, suffix):
+    save(tmp_path / f"a.{suffix}", Image.new("L", (9, 7), 98))
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), np.full((7, 9, 3), 98))
+
+
+def test_sixteen_bits_lose_the_lower_eight(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((4, 5), 40_000, np.uint16))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.full((4, 5, 3), 40_000 // 256))
+
+
+def test_alpha_is_dropped_without_blending(tmp_path):
+    save(tmp_path / "a.png", Image.new("RGBA", (6, 5), (*ORANGE, 0)))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.full((5, 6, 3), ORANGE))
+
+
+def test_exif_orientation_is_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a reader that obeys it would return [64, 48]
+    save(tmp_path / "a.jpg", Image.fromarray(picture()), exif=exif)
+    assert_is_rgb(read_image(tmp_path / "a.jpg"), (48, 64))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_one_pixel_is_an_image(tmp_path, suffix):
+    save(tmp_path / f"a.{suffix}", Image.new("RGB", (1, 1), (7, 7, 7)))
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), [[[7, 7, 7]]])
+
+
+def jpeg_with_thumbnail(folder: Path) -> tuple[bytes, int]:
+    """A JPEG that carries another JPEG in its EXIF segment, and where that one ends."""
+    thumbnail = save(folder / "thumbnail.jpg", Image.fromarray(picture(16, 16)))
+    main = save(folder / "main.jpg", Image.fromarray(picture()))
+    segment = b"\xff\xe1" + (len(thumbnail) + 8).to_bytes(2, "big") + b"Exif\0\0" + thumbnail
+    return main[:2] + segment + main[2:], 2 + len(segment)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "jpeg with thumbnail", "jpeg with restarts", "png"])
+def test_every_truncation_is_told(tmp_path, kind):
+    if kind == "jpeg with thumbnail":
+        data, _ = jpeg_with_thumbnail(tmp_path)
+    elif kind == "png":
+        data = save(tmp_path / "whole.png", Image.fromarray(picture()))
+    else:
+        options = {"progressive jpeg": {"progressive": True}, "jpeg with restarts": {"restart_marker_blocks": 2}}
+        data = save(tmp_path / "whole.jpg", Image.fromarray(picture()), **options.get(kind, {}))
+    path = tmp_path / "cut"
+    path.write_bytes(data)
+    assert_is_rgb(read_image(path), (48, 64))
+    for length in range(1, len(data), 7 if len(data) > 3000 else 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(BadImageError, match="cut: "):
+            read_image(path)
+
+
+@pytest.mark.parametrize("cut", ["in the pixels", "after the thumbnail's own end"])
+def test_a_jpeg_whose_tail_is_zeros_is_told(tmp_path, cut):
+    # An interrupted copy into a preallocated file.
+    data, thumbnail_end = jpeg_with_thumbnail(tmp_path)
+    length = len(data) - 300 if cut == "in the pixels" else thumbnail_end
+    (tmp_path / "a.jpg").write_bytes(data[:length] + bytes(len(data) - length))
+    with pytest.raises(BadImageError, match="truncated"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_bytes_after_the_end_of_the_image_do_no_harm(tmp_path, suffix):
+    data = save(tmp_path / f"a.{suffix}", Image.fromarray(picture()))
+    expected = read_image(tmp_path / f"a.{suffix}")
+    (tmp_path / f"b.{suffix}").write_bytes(data + b"\0junk")
+    np.testing.assert_array_equal(read_image(tmp_path / f"b.{suffix}"), expected)
+
+
+def test_a_file_that_is_no_image_is_told_with_its_name_and_why(tmp_path):
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("<html>404 not found</html>")
+    (tmp_path / "folder.jpg").mkdir()
+    for name, why in [("empty", "empty"), ("text", "decode"), ("folder", "read"), ("absent", "No such file")]:
+        with pytest.raises(BadImageError, match=rf"{name}\.jpg: .*{why}"):
+            read_image(tmp_path / f"{name}.jpg")
+
+
+def test_a_path_with_a_null_byte_is_told():
+    with pytest.raises(BadImageError, match="null"):
+        read_image("a\0b.jpg")
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data")
+def test_the_real_images_read():
+    paths = sorted(REAL_DATA.glob("*/images/*.jpg"))
+    assert len(paths) >= 5
+    for path in paths:
+        image = read_image(path)
+        assert_is_rgb(image, image.shape[:2])
+        with Image.open(path) as pillow:
+            assert image.shape[:2] == (pillow.height, pillow.width)
+            # Two JPEG decoders differ by rounding only; swapped channels would differ by tens of grey levels.
+            assert np.abs(image.astype(int) - np.asarray(pillow.convert("RGB"))).mean() < 1
