@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m fastpose.models``: parameters and GFLOPs of both heads side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from fastpose.models.flops import compare_heads
+from fastpose.models.resnet import DEPTHS
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m fastpose.models", description=__doc__)
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="input in px (256 256)"
+    )
+    parser.add_argument("--depth", type=int, nargs="+", choices=DEPTHS, default=DEPTHS, help="ResNet depths (all)")
+    parser.add_argument("--num-joints", type=int, default=16, help="heatmaps per image (16)")
+    parser.add_argument("--channels", type=int, default=256, help="width of the heads (256)")
+    options = parser.parse_args(arguments)
+    try:
+        print(compare_heads(tuple(options.depth), tuple(options.size), options.num_joints, options.channels))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
