@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # make train   a trained network from nothing: environment, kernels, synthetic persons, training, evaluation
 # make test    the same set-up, then the whole test suite
-# make real    train on the five real MPII images beside the project until they are known
+# make real    train on the five real MPII images in REAL_DATA until they are known by heart
 # make lint | cpp-test | sanitize | cuda-compile   what .ci/run adds to that
 # make clean   forget the environment and every build output
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+REAL_DATA ?= $(or $(FASTPOSE_REAL_DATA),../shared/data)
 BIN := $(abspath $(VENV))/bin
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,7 +22,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 real: $(VENV)/.installed
-	$(BIN)/python -m fastpose.train --recipe mpii_real5_resnet18_fcn_128
+	$(BIN)/python -m fastpose.train --recipe mpii_real5_resnet18_fcn_128 --data_root $(REAL_DATA)/mpii
 
 # torch first and by itself: whichever build of it is there, fastpose builds against that one.
 $(VENV)/.torch:

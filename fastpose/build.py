@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From options to the parts of a run: annotations, batches, network."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fastpose.checkpoint import CheckpointError, load_checkpoint
+from fastpose.config import TrainOptions, from_plain
+from fastpose.data import synthetic
+from fastpose.data.augmentation import Augmentation
+from fastpose.data.loader import ImageFiles, PoseLoader
+from fastpose.data.mpii import read_mpii
+from fastpose.data.persons import Persons
+from fastpose.models import load_imagenet_backbone, pose_resnet
+from fastpose.skeletons import MPII, Skeleton
+
+
+def generate_missing_data(options: TrainOptions) -> None:
+    """Generates the synthetic data set that the options ask for, unless just that is in the data root already."""
+    if options.synthetic_persons:
+        root = options.resolved_data_root()
+        print(f"synthetic data: {options.synthetic_persons} persons in {root}", flush=True)
+        synthetic.generate(root, persons=options.synthetic_persons, seed=options.synthetic_seed)
+
+
+def read_split(options: TrainOptions, split: Literal["train", "valid"]) -> Persons:
+    """Reads the training or validation annotations that the options name."""
+    annotations = options.data_path(f"{split}_annotations")
+    official = annotations.suffix == ".mat"
+    return read_mpii(
+        annotations,
+        options.data_path("images"),
+        split=split if official else None,
+        split_list=options.data_path("split_list") if options.split_list else None,
+        head_boxes=options.data_path("head_boxes")
+        if options.head_boxes and split == "valid" and not official
+        else None,
+        missing_images=options.missing_images,
+    )
+
+
+def make_loader(persons: Persons, options: TrainOptions, device: torch.device, *, training: bool) -> PoseLoader:
+    """Batches for training (augmented, in random order) or for evaluation."""
+    augmentation = Augmentation(options.rotation, (options.scale_min, options.scale_max), options.flip)
+    return PoseLoader(
+        persons,
+        ImageFiles(persons.image_paths, options.decode_threads),
+        options.size,
+        options.batch_size if training else options.eval_batch_size,
+        augmentation=augmentation if training else None,
+        seed=options.seed,
+        device=device,
+        prefetch=options.prefetch,
+        on_bad_image=options.on_bad_image,
+        memory_format=torch.channels_last if options.channels_last else torch.contiguous_format,
+    )
+
+
+def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device) -> nn.Module:
+    """The network with random weights drawn from `options.seed`, its backbone's from a file where one is given."""
+    torch.manual_seed(options.seed)
+    model = pose_resnet(options.depth, options.head, skeleton.num_joints, channels=options.channels)
+    if options.backbone_weights:
+        load_imagenet_backbone(model, Path(options.backbone_weights))
+    model = model.to(device)
+    if options.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    return model
+
+
+def load_model(path: Path, device: torch.device) -> tuple[nn.Module, TrainOptions, Skeleton]:
+    """The network of a checkpoint, the options it was trained with and the skeleton of its joints.
+
+    Raises:
+        CheckpointError: see load_checkpoint; or the weights or options do not fit this version of fastpose.
+    """
+    contents = load_checkpoint(path)
+    if contents["skeleton"] != MPII.name:
+        raise CheckpointError(f"{path}: expected joints of skeleton {MPII.name!r}, got {contents['skeleton']!r}")
+    try:
+        options = from_plain(TrainOptions, contents["config"])
+        model = make_model(dataclasses.replace(options, backbone_weights=""), MPII, device)
+        model.load_state_dict(contents["model"])
+    except (TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: does not fit this version of fastpose: {error}") from error
+    return model, options, MPII

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that cannot be torn and cannot run code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = "fastpose-checkpoint-1"
+CONTENTS = {"format", "model", "optimizer", "learning_rate", "progress", "config", "skeleton"}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file is missing, damaged or not ours; the message names the file."""
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Any] | None,
+    learning_rate: dict[str, Any],
+    progress: dict[str, Any],
+    config: dict[str, Any],
+    skeleton: str,
+    keep_previous: bool = False,
+) -> None:
+    """Writes a checkpoint beside `path` and renames it into place, so `path` is at every moment a whole file.
+
+    Args:
+        path: the file to write.
+        model: the model's state_dict.
+        optimizer: the optimiser's state_dict, None where training will not go on from this file.
+        learning_rate: the learning-rate rule's state.
+        progress: plain numbers: epoch, step and whatever else the loop has to remember.
+        config: the run's options as plain values.
+        skeleton: name of the joints' skeleton.
+        keep_previous: keep the file that was there as `previous_path(path)`.
+    """
+    contents = {
+        "format": FORMAT,
+        "model": model,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "progress": progress,
+        "config": config,
+        "skeleton": skeleton,
+    }
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "wb") as file:
+        torch.save(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if keep_previous and path.exists():
+        os.replace(path, previous_path(path))
+    os.replace(beside, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU, as tensors and plain values only (nothing in the file is executed).
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not ours, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the damaged bytes lead to
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}: {reason})") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        found = f"format {contents.get('format')!r}" if isinstance(contents, dict) else type(contents).__name__
+        raise CheckpointError(f"{path}: not a fastpose checkpoint: expected format {FORMAT!r}, got {found}")
+    if missing := CONTENTS - contents.keys():
+        raise CheckpointError(f"{path}: incomplete checkpoint: {', '.join(sorted(missing))} missing")
+    return contents
+
+
+def load_latest(path: Path) -> tuple[dict[str, Any], Path]:
+    """Reads `path` or, where it is missing or damaged, the checkpoint before it. Returns contents and file.
+
+    Raises:
+        CheckpointError: neither can be read; the message says why for both.
+    """
+    try:
+        return load_checkpoint(path), path
+    except CheckpointError as error:
+        try:
+            return load_checkpoint(previous_path(path)), previous_path(path)
+        except CheckpointError as previous_error:
+            raise CheckpointError(f"{error}; {previous_error}") from error
+
+
+def previous_path(path: Path) -> Path:
+    """last.pt -> last.prev.pt"""
+    return path.with_suffix(".prev" + path.suffix)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `fastpose` script: `fastpose VERB ...` is `python -m fastpose.VERB ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": "train a network and tell its score",
+    "evaluate": "score a checkpoint, write MPII's pred.mat",
+    "predict": "find the joints of a person in a picture",
+    "synthetic": "generate a data set of drawn persons",
+    "doctor": "say what was built, what was found and what is missing",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in VERBS:
+        asked = words[:1] in (["--help"], ["-h"])
+        verbs = "\n".join(f"  {verb:10}{text}" for verb, text in VERBS.items())
+        text = f"usage: fastpose VERB [OPTIONS]; fastpose VERB --help tells the options\n\n{verbs}"
+        print(text, file=sys.stdout if asked else sys.stderr)
+        if words and not asked:
+            print(f"\nerror: no verb {words[0]!r}", file=sys.stderr)
+        return 0 if asked else 2
+    return importlib.import_module(f"fastpose.{words[0]}").main(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

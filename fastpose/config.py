@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the commands: dataclasses whose fields become typed command-line options and keys of YAML recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+import jsonargparse
+import yaml
+
+PACKAGE = Path(__file__).resolve().parent
+DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its line of help; the unit belongs into the help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Everything a training run depends on. The defaults are the paper's settings; mirroring is our addition."""
+
+    data_root: str = option(
+        "",
+        "directory the data paths are relative to; empty: the environment variable FASTPOSE_DATA_ROOT, else data/mpii",
+    )
+    train_annotations: str = option(
+        "annot/train.json", "training annotations: MPII .json (community) or .mat (official)"
+    )
+    valid_annotations: str = option("annot/valid.json", "validation annotations, in the same formats")
+    head_boxes: str = option(
+        "annot/gt_valid.mat", "head boxes of the validation .json for PCKh; not used with a .mat, which has its own"
+    )
+    split_list: str = option(
+        "", "file that says which images of a .mat are for training and which for validation; empty with .json"
+    )
+    images: str = option("images", "directory of the images")
+    missing_images: Literal["error", "drop"] = option("error", "what to do with annotations whose image is not there")
+    on_bad_image: Literal["error", "skip"] = option(
+        "error",
+        "what to do with an image that cannot be decoded: stop with its name, or skip its persons, count and report",
+    )
+    synthetic_persons: int = option(
+        0, "synthetic persons to generate in data_root unless they are there, count; 0: never"
+    )
+    synthetic_seed: int = option(0, "seed of the synthetic persons")
+
+    depth: Literal[18, 34, 50, 101, 152] = option(50, "depth of the ResNet, layers")
+    head: Literal["fcn", "deconv"] = option("fcn", "head: fcn (the paper's) or deconv (SimpleBaselines')")
+    channels: int = option(256, "width of the head, channels")
+    backbone_weights: str = option("", "file with ImageNet weights in torchvision's format; empty: random weights")
+    size: tuple[int, int] = option(
+        (256, 256), "height and width of the network's input, pixels; heatmaps have a quarter of it"
+    )
+
+    epochs: int = option(140, "length of the training, epochs")
+    batch_size: int = option(32, "persons in a training batch, count")
+    eval_batch_size: int = option(64, "persons in an evaluation batch, count")
+    lr: float = option(2.5e-4, "RMSprop's learning rate, per step")
+    warmup_steps: int = option(0, "training steps over which the learning rate rises from 0 to lr, count; 0: none")
+    lr_drop_factor: float = option(5.0, "what the learning rate is divided by when it drops, factor")
+    lr_drop_patience: int = option(
+        5, "evaluations without a better validation PCKh after which the learning rate drops, once; count"
+    )
+    lr_drop_epochs: tuple[int, ...] = option(
+        (), "numbers of finished epochs after which the learning rate drops, instead of on a plateau; counts"
+    )
+    sigma: float = option(1.0, "standard deviation of the target Gaussians, heatmap pixels")
+    missing: Literal["zeros", "ignore"] = option(
+        "zeros", "supervision of joints without annotation: an all-zero heatmap (the paper), or none (SimpleBaselines)"
+    )
+    rotation: float = option(30.0, "largest rotation of the augmentation, degrees either way")
+    scale_min: float = option(0.75, "smallest scaling of the person's box, factor")
+    scale_max: float = option(1.25, "largest scaling of the person's box, factor")
+    flip: float = option(0.5, "probability of mirroring a training sample, 0 to 1")
+    eval_every: int = option(1, "epochs from one evaluation to the next, count; the last epoch is always evaluated")
+    flip_test: bool = option(True, "evaluate the picture and its mirror image and average their heatmaps")
+    seed: int = option(0, "seed of weights, order and augmentation; on the CPU equal seeds give equal bits")
+
+    device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto: cuda where there is one, else cpu")
+    amp: Literal["off", "bfloat16"] = option(
+        "off", "type that convolutions run in: float32 (off) or bfloat16 under autocast"
+    )
+    channels_last: bool = option(False, "keep the network's tensors in channels-last order")
+    decode_threads: int = option(2, "threads that decode image files, count")
+    prefetch: int = option(2, "batches prepared ahead of the one that trains, count")
+    log_every: int = option(
+        10, "training steps from one progress line, and one look for a loss that is not a number, to the next; count"
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "channels", "epochs", "batch_size", "eval_batch_size", "lr_drop_patience", "eval_every")
+        check_at_least(self, 1, "decode_threads", "prefetch", "log_every", "lr_drop_factor")
+        check_at_least(self, 0, "synthetic_persons", "synthetic_seed", "seed", "warmup_steps")
+        for name in ("lr", "sigma"):
+            value = getattr(self, name)
+            if not 0.0 < value < float("inf"):
+                raise ValueError(f"{name}: expected a positive number, got {value}")
+        if len(self.size) != 2 or any(side < 32 or side % 32 for side in self.size):
+            raise ValueError(f"size: expected height and width, positive multiples of 32 pixels, got {list(self.size)}")
+
+    def data_path(self, name: str) -> Path:
+        """The file or directory that option `name` names, below the data root."""
+        return self.resolved_data_root() / getattr(self, name)
+
+    def resolved_data_root(self) -> Path:
+        return Path(self.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or "data/mpii").expanduser().resolve()
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain values for YAML and checkpoints; the data root is absolute, so that a run can go on from anywhere."""
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return plain | {"data_root": str(self.resolved_data_root())}
+
+
+def check_at_least(options: object, least: float, *names: str) -> None:
+    for name in names:
+        if not getattr(options, name) >= least:
+            raise ValueError(f"{name}: expected at least {least}, got {getattr(options, name)}")
+
+
+def from_plain(cls: type[Options], plain: dict[str, Any]) -> Options:
+    """The options that `TrainOptions.as_plain` wrote."""
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+
+
+def make_parser(prog: str, description: str, cls: type) -> jsonargparse.ArgumentParser:
+    """A command-line parser with one option per field of the dataclass `cls`."""
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description)
+    types = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = types[field.name]
+        extra: dict[str, Any] = {}
+        members = get_args(kind)
+        if getattr(kind, "__origin__", None) is tuple:
+            kind, extra = members[0], {"nargs": "*" if Ellipsis in members else len(members)}
+        if field.default is dataclasses.MISSING:
+            extra |= {"required": True} | ({"nargs": "+"} if "nargs" in extra else {})
+        else:
+            extra["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
+        parser.add_argument(f"--{field.name}", type=kind, help=field.metadata["help"], **extra)
+    return parser
+
+
+def parse(
+    parser: jsonargparse.ArgumentParser, cls: type[Options], argv: Sequence[str]
+) -> tuple[Options, dict[str, Any]]:
+    """Parses `argv`, where --on-bad-image may stand for --on_bad_image. Returns options and what else is in it.
+
+    A wrong option ends the program with a message and exit code 2, as argparse does.
+    """
+    values = parser.parse_args([underscored(word) for word in argv]).as_dict()
+    plain = {field.name: values.pop(field.name) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    try:
+        return from_plain(cls, plain), values
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def underscored(word: str) -> str:
+    """--on-bad-image=skip -> --on_bad_image=skip; other words stay."""
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name: beside it in a checkout, inside it in a wheel."""
+    inside = PACKAGE / "recipes"
+    return {
+        path.stem: path for path in sorted((inside if inside.is_dir() else PACKAGE.parent / "train").glob("*.yaml"))
+    }
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by name or by path.
+
+    Raises:
+        ValueError: there is no such recipe; the message lists those there are.
+    """
+    if name in recipes():
+        return recipes()[name]
+    if Path(name).is_file():
+        return Path(name)
+    raise ValueError(f"recipe {name!r} is neither a file nor one of: {', '.join(recipes())}")
+
+
+def write_yaml(path: Path, plain: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One epoch of training, one evaluation, and the little that they need around them."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fastpose
+from fastpose.config import TrainOptions
+from fastpose.data.loader import Batch, PoseLoader
+from fastpose.data.persons import Persons
+from fastpose.metrics import pckh
+from fastpose.skeletons import Skeleton
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss has become infinite or not a number; the weights are worth nothing from there on."""
+
+
+@dataclass
+class Progress:
+    """How far a run is. Saved with every checkpoint, so that a resumed run goes on in the middle of an epoch.
+
+    `epoch` and `step` are the next to train; `loss_sum` and `samples` belong to the epoch that `step` is in, the other
+    sums to the whole run.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    samples: int = 0
+    best_epoch: int = -1
+    best_score: float = -math.inf
+    total_samples: int = 0
+    train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class LearningRate:
+    """The base rate, divided by `factor` after given epochs or, where none are given, once when the score stops rising.
+
+    Over the first `warmup_steps` of the run it rises in a straight line. Without that the first steps of RMSprop are
+    ten times too long: its mean of squared gradients begins at zero and holds a hundredth of the first.
+    """
+
+    base: float
+    factor: float
+    drop_epochs: tuple[int, ...]
+    patience: int
+    warmup_steps: int = 0
+    best: float = -math.inf
+    stale: int = 0
+    dropped: bool = False
+
+    def at(self, epoch: int, step: int) -> float:
+        """The rate in an epoch and in a step counted from the run's beginning, both from 0."""
+        drops = sum(epoch >= drop for drop in self.drop_epochs) if self.drop_epochs else int(self.dropped)
+        return self.base / self.factor**drops * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+    def observe(self, score: float) -> None:
+        """Takes note of an evaluation's score; `patience` of them in a row without a new best are a plateau."""
+        self.stale = 0 if score > self.best else self.stale + 1
+        self.best = max(self.best, score)
+        self.dropped = self.dropped or self.stale >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "stale": self.stale, "dropped": self.dropped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.stale, self.dropped = state["best"], state["stale"], state["dropped"]
+
+
+class StopSignals(AbstractContextManager["StopSignals"]):
+    """Turns the first Ctrl-C or SIGTERM into `received`, which loops look at; a second one ends the program at once."""
+
+    received: int = 0
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for other in self._before:
+            signal.signal(other, signal.SIG_DFL)
+        print("\nstopping after this step; once more to quit at once", file=sys.stderr, flush=True)
+
+
+def train_one_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rate: LearningRate,
+    loader: PoseLoader,
+    options: TrainOptions,
+    progress: Progress,
+    stop: StopSignals,
+    report: Callable[[float], None],
+) -> None:
+    """Trains from `progress.step`, which it moves on, to the epoch's end or to the step in which a stop signal came.
+
+    `report` is called with the epoch's mean loss so far every `options.log_every` steps; in between the loss stays on
+    the device, so that the host can run ahead.
+
+    Raises:
+        NotFiniteError: the loss is not a number any more.
+        BadImageError: see PoseLoader.epoch.
+    """
+    model.train()
+    loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=loader.device)
+    start, waited, first_sample = time.perf_counter(), loader.wait_seconds, progress.samples
+    with closing(loader.epoch(progress.epoch, progress.step)) as batches:
+        for batch in batches:
+            with autocast(loader.device, options):
+                heatmaps = model(batch.images)
+            loss = fastpose.heatmap_mse_loss(
+                heatmaps, batch.keypoints, batch.visible, sigma=options.sigma, missing=options.missing
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate.at(progress.epoch, progress.epoch * len(loader) + batch.step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach() * len(batch.rows)
+            progress.samples += len(batch.rows)
+            progress.step = batch.step + 1
+            if progress.step % options.log_every == 0:
+                check_finite(loss_sum, progress)
+                report(float(loss_sum) / progress.samples)
+            if stop.received:
+                break
+        else:
+            progress.step = len(loader)
+    check_finite(loss_sum, progress)
+    progress.loss_sum = float(loss_sum)
+    progress.train_seconds += time.perf_counter() - start
+    progress.wait_seconds += loader.wait_seconds - waited
+    progress.total_samples += progress.samples - first_sample
+
+
+def check_finite(loss_sum: Tensor, progress: Progress) -> None:
+    if not math.isfinite(float(loss_sum)):
+        raise NotFiniteError(
+            f"the loss is {float(loss_sum)} in epoch {progress.epoch + 1} at or before step {progress.step}: "
+            "lower the learning rate (--lr), or look for extreme values in the data"
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions for N persons in the order of the annotations.
+
+    Attributes:
+        predictions: float32 [N, K, 2], (x, y) in image pixels; NaN for persons whose image could not be read.
+        scores: float32 [N, K], heatmap values at the maxima; NaN likewise.
+        pckh: PCKh over the persons whose image could be read; None where the annotations have no head sizes.
+        skipped: persons left out because of their image.
+    """
+
+    predictions: np.ndarray
+    scores: np.ndarray
+    pckh: dict[str, float] | None
+    skipped: int
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loader: PoseLoader, options: TrainOptions, stop: StopSignals | None = None
+) -> Evaluation | None:
+    """Predicts the joints of all persons of `loader` and scores them with PCKh. None if a stop signal came."""
+    persons = loader.persons
+    predictions = np.full((len(persons), persons.skeleton.num_joints, 2), np.nan, np.float32)
+    scores = np.full(predictions.shape[:2], np.nan, np.float32)
+    done: list[tuple[Tensor, Tensor, Tensor]] = []
+    model.eval()
+    with closing(loader.epoch()) as batches:
+        for batch in batches:
+            done.append((batch.rows, *predict(model, batch, persons.skeleton, options)))
+            if stop is not None and stop.received:
+                return None
+    for rows, points, values in done:
+        predictions[rows.numpy()] = points.cpu().numpy()
+        scores[rows.numpy()] = values.cpu().numpy()
+    seen = np.zeros(len(persons), bool)
+    seen[torch.cat([rows for rows, _, _ in done]).numpy()] = True
+    if not np.isfinite(scores[seen]).all():
+        raise NotFiniteError("the network's heatmaps are not numbers; its weights are worth nothing")
+    result = None
+    if persons.head_size is not None:
+        result = pckh(predictions[seen], persons.keypoints[seen], persons.visible[seen], persons.head_size[seen])
+        if math.isnan(result["Mean"]):
+            raise ValueError("PCKh needs annotated joints, and the persons to evaluate have none")
+    return Evaluation(predictions, scores, result, int((~seen).sum()))
+
+
+def predict(model: nn.Module, batch: Batch, skeleton: Skeleton, options: TrainOptions) -> tuple[Tensor, Tensor]:
+    """Joints of one batch: float32 [B, K, 2] in image pixels and scores float32 [B, K]; mirror test if options ask."""
+    with autocast(batch.images.device, options):
+        heatmaps = model(batch.images)
+        flipped = model(batch.images.flip(-1)) if options.flip_test else None
+    return fastpose.decode_heatmaps(
+        heatmaps,
+        refine="quarter",
+        heatmap_to_image=batch.heatmap_to_image,
+        flipped=flipped,
+        flip_pairs=skeleton.mirror_pairs if options.flip_test else None,
+        flip_shift=options.flip_test,
+    )
+
+
+def best_seen_person(persons: Persons, evaluation: Evaluation) -> int:
+    """The row of the person with the highest scores among those with the most annotated joints."""
+    annotated = persons.visible.sum(axis=1)
+    scores = np.where(annotated == annotated.max(), evaluation.scores.mean(axis=1), -np.inf)
+    return int(np.nanargmax(np.where(np.isnan(evaluation.scores).any(axis=1), -np.inf, scores)))
+
+
+@torch.inference_mode()
+def person_heatmaps(model: nn.Module, loader: PoseLoader, options: TrainOptions) -> np.ndarray:
+    """The heatmaps, float32 [K, h, w], of a loader's first person, without the mirror test."""
+    model.eval()
+    with closing(loader.epoch()) as batches, autocast(loader.device, options):
+        return model(next(batches).images)[0].float().cpu().numpy()
+
+
+def autocast(device: torch.device, options: TrainOptions) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=options.amp == "bfloat16")
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of option `device`; a CUDA device that is not there is an error."""
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {name} was asked for, but torch finds no CUDA device")
+    return device

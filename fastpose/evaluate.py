@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m fastpose.evaluate`: scores a checkpoint and writes its predictions in MPII's format."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy.io import savemat
+
+from fastpose.build import load_model, make_loader, read_split
+from fastpose.config import TrainOptions, make_parser, option, parse
+from fastpose.engine import NotFiniteError, choose_device, evaluate
+from fastpose.metrics import format_pckh
+from fastpose.report import scores_or_null, write_json
+
+DESCRIPTION = """Evaluate a checkpoint with PCKh and write pred.mat and scores.json. Where a data option is not given,
+the checkpoint's validation data is taken."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate, and on what. None stands for what the checkpoint was trained with."""
+
+    checkpoint: str = option(dataclasses.MISSING, "checkpoint file, for example runs/NAME/best.pt")
+    out: str = option("", "folder to write pred.mat and scores.json to; empty: the checkpoint's")
+    data_root: str | None = option(None, "directory the data paths are relative to")
+    annotations: str | None = option(None, "annotations: MPII .json (community) or .mat (official)")
+    head_boxes: str | None = option(
+        None, "head boxes (gt_valid.mat) of the .json for PCKh; empty: none, predictions only"
+    )
+    split_list: str | None = option(
+        None, "file that says which images of a .mat are for training and which for validation"
+    )
+    images: str | None = option(None, "directory of the images")
+    missing_images: Literal["error", "drop"] | None = option(
+        None, "what to do with annotations whose image is not there"
+    )
+    on_bad_image: Literal["error", "skip"] | None = option(None, "what to do with an image that cannot be decoded")
+    eval_batch_size: int | None = option(None, "persons in a batch, count")
+    flip_test: bool | None = option(None, "evaluate the picture and its mirror image and average their heatmaps")
+    decode_threads: int | None = option(None, "threads that decode image files, count")
+    amp: Literal["off", "bfloat16"] | None = option(None, "type that convolutions run in: float32 (off) or bfloat16")
+    device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto: cuda where there is one, else cpu")
+
+    def apply(self, trained: TrainOptions) -> TrainOptions:
+        """The training's options with those given here in their place."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        given.pop("checkpoint"), given.pop("out")
+        if "annotations" in given:
+            given["valid_annotations"] = given.pop("annotations")
+        return dataclasses.replace(trained, **given)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 1 after an error."""
+    given, _ = parse(
+        make_parser("fastpose evaluate", DESCRIPTION, EvaluateOptions),
+        EvaluateOptions,
+        sys.argv[1:] if argv is None else argv,
+    )
+    try:
+        return run(given)
+    except (ValueError, OSError, NotFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(given: EvaluateOptions) -> int:
+    device = choose_device(given.device)
+    model, trained, _ = load_model(Path(given.checkpoint), device)
+    options = given.apply(trained)
+    persons = read_split(options, "valid")
+    evaluation = evaluate(model, make_loader(persons, options, device, training=False), options)
+    assert evaluation is not None  # only a stop signal makes it None, and none is listened for
+    out = Path(given.out) if given.out else Path(given.checkpoint).parent
+    out.mkdir(parents=True, exist_ok=True)
+    write_predictions(out / "pred.mat", evaluation.predictions, persons.source_row)
+    scores = {
+        "pckh": scores_or_null(evaluation.pckh),
+        "checkpoint": str(Path(given.checkpoint).resolve()),
+        "annotations": str(options.data_path("valid_annotations")),
+        "persons": len(persons),
+        "skipped_persons": evaluation.skipped,
+        "flip_test": options.flip_test,
+        "device": str(device),
+    }
+    write_json(out / "scores.json", scores)
+    print(format_pckh(evaluation.pckh) if evaluation.pckh else "no head boxes, no PCKh: predictions only")
+    if evaluation.skipped:
+        print(f"without {evaluation.skipped} persons whose image could not be read (NaN in pred.mat)")
+    print(f"wrote {out / 'pred.mat'}\nwrote {out / 'scores.json'}")
+    return 0
+
+
+def write_predictions(path: Path, predictions: np.ndarray, source_row: np.ndarray) -> None:
+    """Writes MPII's `preds`, float64 [N, 16, 2], 1-based, in the order of the annotations, for 0-based predictions.
+
+    `rows` [N], 1-based as well, says which annotation each is for; it is 1 to N unless images were missing.
+    """
+    savemat(path, {"preds": predictions.astype(np.float64) + 1.0, "rows": source_row + 1}, do_compression=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m fastpose.predict`: finds the joints of one person per picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastpose import drawing
+from fastpose.build import load_model, make_loader
+from fastpose.config import make_parser, option, parse
+from fastpose.data.images import read_image
+from fastpose.data.persons import Persons
+from fastpose.engine import NotFiniteError, choose_device, evaluate
+from fastpose.report import write_json
+from fastpose.skeletons import Skeleton
+
+DESCRIPTION = """Find the joints of one person in each picture. Writes predictions.json and, for every picture, a copy
+with the skeleton drawn into it."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Which pictures to look at, and where in them."""
+
+    checkpoint: str = option(dataclasses.MISSING, "checkpoint file, for example runs/NAME/best.pt")
+    image: tuple[str, ...] = option(dataclasses.MISSING, "picture files")
+    box: tuple[float, ...] = option(
+        (), "X Y WIDTH HEIGHT of the person in every picture, pixels; empty: the whole picture"
+    )
+    padding: float = option(1.25, "margin around the box as in training, factor; not used without a box")
+    out: str = option("predictions", "folder to write to")
+    flip_test: bool = option(True, "look at the picture and its mirror image and average their heatmaps")
+    device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto: cuda where there is one, else cpu")
+
+    def __post_init__(self) -> None:
+        if self.box and (len(self.box) != 4 or min(self.box[2:]) <= 0):
+            raise ValueError(f"box: expected X Y WIDTH HEIGHT with positive width and height, got {list(self.box)}")
+        if not 0.0 < self.padding < float("inf"):
+            raise ValueError(f"padding: expected a positive factor, got {self.padding}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 1 after an error."""
+    given, _ = parse(
+        make_parser("fastpose predict", DESCRIPTION, PredictOptions),
+        PredictOptions,
+        sys.argv[1:] if argv is None else argv,
+    )
+    try:
+        return run(given)
+    except (ValueError, OSError, NotFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(given: PredictOptions) -> int:
+    device = choose_device(given.device)
+    model, trained, skeleton = load_model(Path(given.checkpoint), device)
+    options = dataclasses.replace(trained, flip_test=given.flip_test, on_bad_image="error")
+    persons = persons_in_boxes([Path(name) for name in given.image], given.box, given.padding, options.size, skeleton)
+    evaluation = evaluate(model, make_loader(persons, options, device, training=False), options)
+    assert evaluation is not None  # only a stop signal makes it None, and none is listened for
+    out = Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for number, (path, joints, scores) in enumerate(
+        zip(persons.image_paths, evaluation.predictions, evaluation.scores, strict=True)
+    ):
+        drawn = out / (f"{path.stem}.png" if len(persons) == 1 else f"{number:03d}_{path.stem}.png")
+        drawing.draw_pose(drawn, read_image(path), joints, skeleton)
+        named = {
+            name: {"x": float(x), "y": float(y), "score": float(score)}
+            for name, (x, y), score in zip(skeleton.joints, joints, scores, strict=True)
+        }
+        found.append({"image": str(path), "joints": named, "drawn": str(drawn)})
+        print(f"wrote {drawn}")
+    write_json(out / "predictions.json", found)
+    print(f"wrote {out / 'predictions.json'}")
+    return 0
+
+
+def persons_in_boxes(
+    images: Sequence[Path], box: Sequence[float], padding: float, size: tuple[int, int], skeleton: Skeleton
+) -> Persons:
+    """One person without annotations per image, in `box` (x, y, width, height in pixels), else in the whole image.
+
+    The box grows to the aspect ratio of the network's input `size` (h, w), so that nothing of it is cut off.
+    """
+    boxes = np.array([(*box,) if box else (0, 0, *read_image(path).shape[1::-1]) for path in images], np.float32)
+    aspect = size[1] / size[0]
+    width = np.maximum(boxes[:, 2], boxes[:, 3] * aspect) * (padding if box else 1.0)
+    count, joints = len(images), skeleton.num_joints
+    return Persons(
+        image_paths=tuple(images),
+        image_index=np.arange(count),
+        center=boxes[:, :2] + boxes[:, 2:] / 2,
+        scale=(np.stack([width, width / aspect], axis=1) / 200).astype(np.float32),
+        keypoints=np.zeros((count, joints, 2), np.float32),
+        visible=np.zeros((count, joints), np.float32),
+        head_size=None,
+        source_row=np.arange(count),
+        skeleton=skeleton,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy.io import loadmat
+
+from fastpose import build, cli, drawing, evaluate, predict, train
+from fastpose.config import TrainOptions, find_recipe, recipes
+from fastpose.engine import StopSignals
+from fastpose.metrics import pckh_from_mat
+from fastpose.models import pose_resnet
+from fastpose.skeletons import MPII
+from tests.tiny_mpii import write_tiny_mpii
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RUN_FILES = {
+    *("config.yaml", "metrics.jsonl", "summary.json", "last.pt", "last.prev.pt", "best.pt"),
+    *("curves.png", "predictions.png", "heatmaps.png"),
+}
+
+
+def small_network(depth: int, head: str, num_joints: int, *, channels: int) -> torch.nn.Module:
+    """Stands in for a ResNet, whose checkpoints alone take longer to write than these tests should take."""
+    layers: list[torch.nn.Module] = []
+    for inputs in (3, channels):
+        layers += [torch.nn.Conv2d(inputs, channels, 3, 2, 1), torch.nn.BatchNorm2d(channels), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers, torch.nn.Conv2d(channels, num_joints, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "pose_resnet", small_network)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(request, monkeypatch):
+    """Only the run of `finished` and the slow test draw; it takes longer than the rest of a tiny run."""
+    if "slow" in request.keywords:
+        monkeypatch.setattr(build, "pose_resnet", pose_resnet)
+        return
+    for name in ("draw_curves", "draw_predictions", "draw_heatmaps"):
+        monkeypatch.setattr(drawing, name, lambda *arguments: None)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """A recipe for ten persons of 64 x 64 px: two epochs of three steps, in seconds."""
+    root = tmp_path_factory.mktemp("data")
+    write_tiny_mpii(root / "tiny")
+    path = root / "tiny.yaml"
+    options = {"data_root": str(root / "tiny"), "depth": 18, "channels": 16, "size": [64, 64]}
+    path.write_text(yaml.safe_dump(options | {"batch_size": 4, "epochs": 2, "device": "cpu", "log_every": 1}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory) -> Path:
+    """The folder of a complete run."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 0
+    return run
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    return torch.load(file, weights_only=True)["model"]
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Equal to the bit: weights, losses and scores."""
+    a, b = weights(first / "last.pt"), weights(second / "last.pt")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert losses(first) == losses(second)
+    scores = [json.loads((folder / "summary.json").read_text())["pckh"] for folder in (first, second)]
+    assert scores[0] == scores[1]
+
+
+def test_a_run_writes_what_it_promises(finished):
+    assert {path.name for path in finished.iterdir()} == RUN_FILES
+    summary = json.loads((finished / "summary.json").read_text())
+    assert list(summary["pckh"]) == [
+        *("Head", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle"),
+        *("Mean", "Mean@0.1", "Mean@0.11"),
+    ]
+    assert 0 <= summary["input_wait_fraction"] <= 1
+    assert summary["samples_per_second"] > 0
+    assert summary["device"] == "cpu"
+    assert {"seconds", "commit"} <= summary.keys()
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1]["pckh"] == summary["pckh"]
+    for name in ("curves", "predictions", "heatmaps"):
+        assert cv2.imread(str(finished / f"{name}.png")).std() > 10
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["channels"] == 16
+    assert config["lr"] == TrainOptions().lr
+
+
+def test_the_output_ends_with_the_score_and_the_files(recipe, tmp_path, capsys):
+    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--epochs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "epoch 1/1  loss" in out
+    assert "samples/s" in out
+    assert out.index("Mean@0.11") < out.index("wrote ")
+    assert out.rstrip().splitlines()[-1].startswith("wrote ")
+
+
+def test_a_cpu_run_repeats_to_the_bit(recipe, finished, tmp_path):
+    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "again")]) == 0
+    assert_same_run(finished, tmp_path / "again")
+    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "other"), "--seed", "1"]) == 0
+    assert losses(tmp_path / "other") != losses(finished)
+
+
+@pytest.mark.parametrize("looks", [1, 3, 5, 9], ids=["epoch 1", "end of epoch 1", "evaluation", "epoch 2"])
+def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(recipe, finished, tmp_path, monkeypatch, capsys, looks):
+    class StopAfter(StopSignals):
+        """Ctrl-C at the given look at `received`."""
+
+        seen = 0
+
+        @property
+        def received(self):
+            self.seen += 1
+            return signal.SIGINT if self.seen >= looks else 0
+
+        @received.setter
+        def received(self, number): ...
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(train, "StopSignals", StopAfter)
+    assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 128 + signal.SIGINT
+    assert f"--resume {run}" in capsys.readouterr().out
+    assert not (run / "summary.json").exists()
+    monkeypatch.undo()
+    assert train.main(["--resume", str(run)]) == 0
+    assert_same_run(finished, run)
+
+
+def test_resuming_a_torn_checkpoint_takes_the_one_before(recipe, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 0
+    (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:5000])
+    assert train.main(["--resume", str(run)]) == 0
+    assert "last.prev.pt" in capsys.readouterr().out
+    assert_same_run(finished, run)
+
+
+def test_a_complete_run_can_be_resumed_for_more_epochs(recipe, tmp_path):
+    run = tmp_path / "run"
+    assert train.main(["--recipe", str(recipe), "--run", str(run), "--epochs", "1"]) == 0
+    assert train.main(["--resume", str(run)]) == 0
+    assert len(losses(run)) == 1
+    assert train.main(["--resume", str(run), "--epochs", "2"]) == 0
+    assert len(losses(run)) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_resume(recipe, tmp_path, number):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "fastpose.train", "--recipe", str(recipe), "--run", str(run), "--epochs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    try:
+        while "epoch " not in (line := process.stdout.readline()):
+            assert line or process.poll() is None, process.stderr.read()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, err
+    assert f"python -m fastpose.train --resume {run}" in out
+    assert (run / "last.pt").exists()
+
+
+def test_a_loss_that_is_not_a_number_ends_with_exit_code_1(recipe, tmp_path, capsys):
+    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--lr", "1e30"]) == 1
+    assert "error: the loss is" in capsys.readouterr().err
+
+
+def test_a_bad_image_is_an_error_with_its_name_or_skipped_and_counted(recipe, tmp_path, capsys):
+    root = write_tiny_mpii(tmp_path / "data")
+    (root / "images/001.jpg").write_bytes(b"\xff\xd8\xff")
+    arguments = ["--recipe", str(recipe), "--data_root", str(root), "--epochs", "1"]
+    assert train.main([*arguments, "--run", str(tmp_path / "error")]) == 1
+    assert "001.jpg" in capsys.readouterr().err
+    assert train.main([*arguments, "--run", str(tmp_path / "skip"), "--on-bad-image", "skip"]) == 0
+    assert "without 3 persons" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "skip/summary.json").read_text())
+    assert summary["skipped_persons"] == 3
+    assert "001.jpg" in summary["bad_images"][0]
+
+
+def test_a_run_folder_is_not_written_over(recipe, finished, capsys):
+    assert train.main(["--recipe", str(recipe), "--run", str(finished)]) == 1
+    assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "no_such"], "synthetic_resnet18_fcn_128"),
+        (["--resume", "no/such/run"], "no run to go on with"),
+        (["--resume", "runs/a", "--recipe", "b"], "--resume"),
+        (["--data_root", "/no/such/place", "--synthetic_persons", "0"], "/no/such/place"),
+        (["--device", "cuda:99"], "device"),
+    ],
+)
+def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rate", "1"], "--learning_rate"),
+        (["--lr", "fast"], "lr"),
+        (["--head", "transformer"], "head"),
+        (["--size", "64", "65"], "multiples of 32"),
+        (["--batch_size", "0"], "batch_size"),
+        (["--lr", "nan"], "lr"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_recipe_is_refused(tmp_path, capsys):
+    (tmp_path / "wrong.yaml").write_text("epochs: 1\nlearning_rate: 1\n")
+    with pytest.raises(SystemExit):
+        train.main(["--recipe", str(tmp_path / "wrong.yaml")])
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_the_recipes_are_found_by_name_and_fit_the_options():
+    assert {"synthetic_resnet18_fcn_128", "mpii_resnet50_fcn_256", "mpii_real5_resnet18_fcn_128"} <= recipes().keys()
+    fields = set(TrainOptions.__dataclass_fields__)
+    for name in recipes():
+        contents = yaml.safe_load(find_recipe(name).read_text())
+        assert contents.keys() <= fields, name
+
+
+def test_the_paper_s_recipe_is_the_defaults():
+    contents = yaml.safe_load(find_recipe("mpii_resnet50_fcn_256").read_text())
+    for name, value in contents.items():
+        default = getattr(TrainOptions(), name)
+        assert (list(default) if isinstance(default, tuple) else default) == pytest.approx(value), name
+
+
+def test_evaluate_writes_one_based_predictions_in_the_order_of_the_annotations(recipe, finished, tmp_path):
+    assert evaluate.main(["--checkpoint", str(finished / "last.pt"), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    preds = loadmat(tmp_path / "pred.mat")["preds"]
+    assert preds.shape == (10, 16, 2)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["pckh"] == json.loads((finished / "summary.json").read_text())["pckh"]
+    truth = Path(yaml.safe_load(recipe.read_text())["data_root"]) / "annot/gt_valid.mat"
+    assert pckh_from_mat(preds - 1, truth) == pytest.approx(scores["pckh"])
+    evaluate.write_predictions(tmp_path / "zeros.mat", np.zeros((2, 16, 2), np.float32), np.array([4, 7]))
+    zeros = loadmat(tmp_path / "zeros.mat")
+    assert (zeros["preds"] == 1).all()
+    assert zeros["rows"].ravel().tolist() == [5, 8]
+
+
+def test_evaluate_takes_other_data(finished, tmp_path):
+    root = write_tiny_mpii(tmp_path / "data", persons=3, seed=1)
+    arguments = ["--checkpoint", str(finished / "best.pt"), "--out", str(tmp_path / "out"), "--data_root", str(root)]
+    assert evaluate.main([*arguments, "--annotations", "annot/train.json", "--head_boxes", ""]) == 0
+    assert loadmat(tmp_path / "out/pred.mat")["preds"].shape == (3, 16, 2)
+    assert json.loads((tmp_path / "out/scores.json").read_text())["pckh"] is None
+
+
+def test_a_checkpoint_that_is_none_is_an_error(tmp_path, capsys):
+    (tmp_path / "best.pt").write_bytes(b"hello")
+    assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt")]) == 1
+    assert "best.pt" in capsys.readouterr().err
+    assert predict.main(["--checkpoint", str(tmp_path / "none.pt"), "--image", "a.jpg"]) == 1
+    assert "none.pt" in capsys.readouterr().err
+
+
+def test_predict_writes_joints_by_name_and_a_picture(finished, tmp_path):
+    picture = np.full((60, 120, 3), 80, np.uint8)
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), picture)
+    arguments = ["--checkpoint", str(finished / "best.pt"), "--out", str(tmp_path / "out")]
+    assert predict.main([*arguments, "--image", str(tmp_path / "a.png"), str(tmp_path / "b.png")]) == 0
+    first, second = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert tuple(first["joints"]) == MPII.joints
+    assert first["joints"] == second["joints"]
+    assert first["joints"]["r_wrist"].keys() == {"x", "y", "score"}
+    assert cv2.imread(first["drawn"]) is not None
+    assert first["drawn"] != second["drawn"]
+
+
+def test_predict_looks_into_the_box():
+    persons = predict.persons_in_boxes([Path("a")], (10, 20, 100, 40), 1.25, (128, 64), MPII)
+    # The box becomes as tall as the network's input is for its width: 100 x 200, then a quarter larger.
+    assert persons.center.tolist() == [[60, 40]]
+    assert (persons.scale * 200).tolist() == [pytest.approx([125, 250])]
+    tall = predict.persons_in_boxes([Path("a")], (0, 0, 10, 400), 1.0, (128, 64), MPII)
+    assert (tall.scale * 200).tolist() == [pytest.approx([200, 400])]
+
+
+def test_a_box_that_is_none_is_refused(capsys):
+    for box in (["1", "2", "3"], ["0", "0", "0", "5"]):
+        with pytest.raises(SystemExit):
+            predict.main(["--checkpoint", "c", "--image", "a", "--box", *box])
+        assert "box" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
+def test_help_gives_every_option_its_type_and_default(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: fastpose {verb}" in text
+    assert "(type: " in text
+    if verb == "train":
+        for name in TrainOptions.__dataclass_fields__:
+            assert f"--{name}" in text
+
+
+def test_the_script_lists_its_verbs_and_refuses_others(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in cli.VERBS)
+    assert cli.main(["fly"]) == 2
+    assert "fly" in capsys.readouterr().err
+    assert cli.main([]) == 2
+
+
+@pytest.mark.slow
+def test_the_five_real_images_are_learnt_to_a_score_of_100(real_data, tmp_path):
+    run = tmp_path / "real5"
+    arguments = ["--recipe", "mpii_real5_resnet18_fcn_128", "--data_root", str(real_data / "mpii"), "--run", str(run)]
+    assert train.main(arguments) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["valid_persons"] == 5
+    assert summary["pckh"]["Mean"] == 100
+    assert cv2.imread(str(run / "predictions.png")).std() > 10

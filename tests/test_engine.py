@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import fastpose
+from fastpose.config import TrainOptions
+from fastpose.data.augmentation import Augmentation
+from fastpose.data.loader import ImageFiles, PoseLoader
+from fastpose.data.mpii import read_mpii
+from fastpose.engine import (
+    LearningRate,
+    NotFiniteError,
+    Progress,
+    StopSignals,
+    best_seen_person,
+    choose_device,
+    evaluate,
+    train_one_epoch,
+)
+from fastpose.metrics import pckh
+from fastpose.skeletons import MPII
+from tests.tiny_mpii import write_tiny_mpii
+
+OPTIONS = TrainOptions(size=(64, 64), batch_size=4, log_every=1)
+
+RATE = LearningRate(base=0.01, factor=5.0, drop_epochs=(), patience=1)
+
+
+@pytest.fixture
+def persons(tmp_path):
+    root = write_tiny_mpii(tmp_path / "tiny")
+    return read_mpii(root / "annot/valid.json", root / "images", head_boxes=root / "annot/gt_valid.mat")
+
+
+def make_loader(persons, size=(64, 64), **options):
+    return PoseLoader(persons, ImageFiles(persons.image_paths), size, 4, **options)
+
+
+class Oracle(torch.nn.Module):
+    """A network that knows the answers: perfect heatmaps for a picture, and for its mirror image at the next call."""
+
+    def __init__(self, loader):
+        super().__init__()
+        self.batches, self.batch = loader.epoch(), None
+
+    def forward(self, images):
+        height, width = images.shape[2] // 4, images.shape[3] // 4
+        if self.batch is None:
+            self.batch = next(self.batches)
+            assert torch.equal(self.batch.images, images)
+            points = self.batch.keypoints
+        else:
+            assert torch.equal(self.batch.images.flip(-1), images)
+            # Column x of the picture is column W - 1 - x of its mirror image; a quarter of that in heatmap pixels.
+            x, y = self.batch.keypoints.unbind(-1)
+            points = torch.stack([width - 0.25 - x, y], -1)
+            points, _ = fastpose.swap_pairs(
+                points, self.batch.visible, torch.ones(len(points), dtype=torch.bool), MPII.mirror_pairs
+            )
+            self.batch = None
+        return fastpose.render_heatmaps(points, torch.ones(points.shape[:2]), (height, width), encoding="unbiased")[0]
+
+
+class Constant(torch.nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(value))
+
+    def forward(self, images):
+        return self.value.expand(len(images), 16, images.shape[2] // 4, images.shape[3] // 4)
+
+
+def test_the_mirror_test_of_perfect_heatmaps_is_perfect(persons):
+    result = evaluate(Oracle(make_loader(persons)), make_loader(persons), OPTIONS)
+    assert result.pckh["Mean"] == 100
+    # A heatmap pixel is 96 / 16 = 6 px; rounding to a pixel and a quarter leaves less than half of one in x and y.
+    assert np.abs(result.predictions - persons.keypoints).max() <= 3.0 + 1e-3
+    assert result.skipped == 0
+
+
+def test_without_the_mirror_test_the_network_is_asked_once(persons):
+    options = dataclasses.replace(OPTIONS, flip_test=False)
+    loader = make_loader(persons)
+    oracle = Oracle(loader)
+    forward = oracle.forward
+
+    def once(images):
+        maps = forward(images)
+        oracle.batch = None
+        return maps
+
+    oracle.forward = once
+    assert evaluate(oracle, make_loader(persons), options).pckh["Mean"] == 100
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+def test_ground_truth_through_the_whole_chain_scores_100(persons, augmentation):
+    check_chain(persons, augmentation, (64, 64))
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+def test_real_ground_truth_through_the_whole_chain_scores_100(real_data, augmentation):
+    annot = real_data / "mpii/annot"
+    real = read_mpii(
+        annot / "valid.json",
+        real_data / "mpii/images",
+        head_boxes=annot / "gt_valid.mat",
+        missing_images="drop",
+    )
+    check_chain(real, augmentation, (256, 256))
+
+
+def check_chain(persons, augmentation, size):
+    """Annotation -> crop -> heatmap pixels -> image pixels -> PCKh."""
+    back, visible = np.empty_like(persons.keypoints), np.empty_like(persons.visible)
+    mirrored = []
+    for batch in make_loader(persons, size, augmentation=augmentation, seed=1).epoch():
+        flip = batch.heatmap_to_image[:, :, :2].det() < 0
+        points = fastpose.transform_points(batch.keypoints, batch.heatmap_to_image)
+        points, seen = fastpose.swap_pairs(points, batch.visible, flip, MPII.mirror_pairs)
+        back[batch.rows], visible[batch.rows] = points.numpy(), seen.numpy()
+        mirrored += flip.tolist()
+    assert any(mirrored) == (augmentation is not None)
+    seen = persons.visible > 0.5
+    assert np.array_equal(visible, persons.visible)
+    assert np.abs(back - persons.keypoints)[seen].max() < 1e-3
+    scores = pckh(back, persons.keypoints, visible, persons.head_size)
+    assert scores["Mean"] == scores["Mean@0.1"] == 100
+
+
+def test_a_loss_that_is_not_a_number_stops_training(persons):
+    model = Constant(math.nan)
+    with pytest.raises(NotFiniteError, match="nan in epoch 1 at or before step 1"):
+        train_one_epoch(
+            model,
+            torch.optim.RMSprop(model.parameters()),
+            RATE,
+            make_loader(persons),
+            OPTIONS,
+            Progress(),
+            StopSignals(),
+            print,
+        )
+
+
+def test_heatmaps_that_are_not_numbers_stop_evaluation(persons):
+    with pytest.raises(NotFiniteError, match="not numbers"):
+        evaluate(Constant(math.nan), make_loader(persons), OPTIONS)
+
+
+def test_training_counts_what_it_does(persons):
+    model, progress, losses = Constant(0.5), Progress(), []
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
+    train_one_epoch(model, optimizer, RATE, make_loader(persons), OPTIONS, progress, StopSignals(), losses.append)
+    assert (progress.epoch, progress.step, progress.samples, progress.total_samples) == (0, 3, 10, 10)
+    assert len(losses) == 3
+    assert progress.loss_sum / 10 == losses[-1] < losses[0]
+    assert progress.train_seconds >= progress.wait_seconds > 0
+
+
+def test_persons_on_a_bad_image_have_no_prediction_and_are_not_scored(persons):
+    persons.image_paths[1].write_bytes(b"")
+    result = evaluate(Constant(0.5), make_loader(persons, on_bad_image="skip"), OPTIONS)
+    assert np.isnan(result.predictions).all(axis=(1, 2)).tolist() == [row % 4 == 1 for row in range(10)]
+    assert result.skipped == 3
+    assert best_seen_person(persons, result) % 4 != 1
+    kept = [row for row in range(10) if row % 4 != 1]
+    expected = evaluate(Constant(0.5), make_loader(persons.select(kept)), OPTIONS)
+    assert result.pckh == expected.pckh
+
+
+def test_the_learning_rate_drops_once_on_a_plateau():
+    rate = LearningRate(base=1.0, factor=5.0, drop_epochs=(), patience=2)
+    rates = []
+    for epoch, score in enumerate([10, 20, 20, 30, 29, 30, 31, 31, 31, 31]):
+        rates.append(rate.at(epoch, 0))
+        rate.observe(score)
+    # 30 stays the best over two evaluations: from the seventh epoch on a fifth, and no further drop later.
+    assert rates == [1.0] * 6 + [0.2] * 4
+
+
+def test_the_learning_rate_drops_after_given_epochs():
+    rate = LearningRate(base=1.0, factor=10.0, drop_epochs=(2, 3), patience=1)
+    for _ in range(5):
+        rate.observe(0.0)
+    assert [rate.at(epoch, 0) for epoch in range(5)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+
+
+def test_the_learning_rate_warms_up_in_a_straight_line():
+    rate = LearningRate(base=1.0, factor=2.0, drop_epochs=(1,), patience=1, warmup_steps=4)
+    # Two steps an epoch, half the rate from the second epoch on.
+    assert [rate.at(step // 2, step) for step in range(6)] == [0.25, 0.5, 0.375, 0.5, 0.5, 0.5]
+
+
+def test_the_learning_rate_s_state_goes_on_where_it_was():
+    rate = LearningRate(1.0, 5.0, (), patience=2)
+    for score in (5.0, 4.0):
+        rate.observe(score)
+    other = LearningRate(1.0, 5.0, (), patience=2)
+    other.load_state_dict(rate.state_dict())
+    other.observe(4.0)
+    assert other.at(3, 0) == 0.2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_remembered_and_the_next_one_is_not_caught(number):
+    before = signal.getsignal(number)
+    with StopSignals() as stop:
+        assert stop.received == 0
+        os.kill(os.getpid(), number)
+        assert stop.received == number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    assert signal.getsignal(number) is before
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert choose_device("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == torch.device("cpu")
+        with pytest.raises(ValueError, match="device"):
+            choose_device("cuda:1")

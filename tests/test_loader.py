@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+import threading
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+
+import fastpose
+from fastpose.data.augmentation import Augmentation
+from fastpose.data.images import BadImageError
+from fastpose.data.loader import ImageFiles, PoseLoader, prepare_ahead, seeded_generator
+from fastpose.data.mpii import read_mpii
+from fastpose.data.persons import Persons
+from fastpose.skeletons import MPII
+from tests.tiny_mpii import write_tiny_mpii
+
+
+@pytest.fixture
+def persons(tmp_path) -> Persons:
+    root = write_tiny_mpii(tmp_path / "tiny")
+    return read_mpii(root / "annot/valid.json", root / "images", head_boxes=root / "annot/gt_valid.mat")
+
+
+class ArraySource:
+    """Pixels from memory, with a note of what was asked for."""
+
+    def __init__(self, *images: np.ndarray) -> None:
+        self.images, self.asked = images, []
+
+    def load(self, images):
+        self.asked.append(list(images))
+        return fastpose.ImageBatch.from_list([self.images[i] for i in images]), [None for _ in images]
+
+
+def one_person(keypoints: np.ndarray, side: int) -> Persons:
+    """A person whose box is the whole picture: with a crop of the picture's size, crop pixel = picture pixel."""
+    return Persons(
+        image_paths=("memory",),
+        image_index=np.zeros(1, np.int64),
+        center=np.full((1, 2), side / 2, np.float32),
+        scale=np.full((1, 2), side / 200, np.float32),
+        keypoints=keypoints[None].astype(np.float32),
+        visible=np.ones((1, 16), np.float32),
+        head_size=np.ones(1, np.float32),
+        source_row=np.zeros(1, np.int64),
+        skeleton=MPII,
+    )
+
+
+def loader(persons: Persons, **options) -> PoseLoader:
+    options = {"augmentation": Augmentation(), "seed": 5} | options
+    return PoseLoader(persons, ImageFiles(persons.image_paths, 2), (64, 64), 4, **options)
+
+
+def background_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastpose-prepare")]
+
+
+def assert_equal(first, second) -> None:
+    assert first.step == second.step
+    for name in ("rows", "images", "keypoints", "visible", "heatmap_to_image"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_without_augmentation_a_box_as_large_as_the_crop_is_the_picture_itself():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    keypoints = rng.uniform(0, 63, (16, 2))
+    (batch,) = PoseLoader(one_person(keypoints, 64), ArraySource(picture), (64, 64), 1).epoch()
+    expected = (picture / 255 - fastpose.IMAGENET_MEAN) / fastpose.IMAGENET_STD
+    assert torch.allclose(batch.images[0], torch.tensor(expected).permute(2, 0, 1).float(), atol=1e-5)
+    assert torch.allclose(batch.keypoints[0], torch.tensor(keypoints / 4).float(), atol=1e-5)
+
+
+def test_a_mirrored_person_has_its_joints_mirrored_and_left_and_right_exchanged():
+    keypoints = np.stack([np.arange(16) * 4.0, np.full(16, 8.0)], 1)
+    always = Augmentation(rotation=0, scale=(1, 1), flip=1)
+    source = ArraySource(np.zeros((64, 64, 3), np.uint8))
+    (batch,) = PoseLoader(one_person(keypoints, 64), source, (64, 64), 1, augmentation=always).epoch()
+    # x_src = 2 * 32 - x_dst, so x = 4 j lands on 64 - 4 j, in heatmap pixels 16 - j.
+    mirror_of = dict(MPII.mirror_pairs) | {b: a for a, b in MPII.mirror_pairs}
+    expected = [16 - mirror_of.get(joint, joint) for joint in range(16)]
+    assert batch.keypoints[0, :, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert batch.keypoints[0, :, 1].tolist() == pytest.approx([2.0] * 16, abs=1e-5)
+
+
+def test_augmented_joints_stay_on_what_they_mark():
+    # Sixteen blocks of their own grey, 9 x 9 px, a joint in the middle of each.
+    side, picture = 160, np.zeros((160, 160, 3), np.uint8)
+    keypoints = np.stack([32 + 32 * (np.arange(16) % 4), 32 + 32 * (np.arange(16) // 4)], 1)
+    for joint, (x, y) in enumerate(keypoints):
+        picture[y - 4 : y + 5, x - 4 : x + 5] = 15 + 15 * joint
+    mirror_of = dict(MPII.mirror_pairs) | {b: a for a, b in MPII.mirror_pairs}
+    mirrored = []
+    for seed in range(8):
+        source = ArraySource(picture)
+        (batch,) = PoseLoader(
+            one_person(keypoints, side), source, (side, side), 1, augmentation=Augmentation(), seed=seed
+        ).epoch()
+        mean, std = (torch.tensor(values)[:, None, None] for values in (fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD))
+        grey = ((batch.images[0] * std + mean) * 255).mean(0)
+        mirrored.append(bool(batch.heatmap_to_image[0, :, :2].det() < 0))
+        for joint, (x, y) in enumerate((batch.keypoints[0] * 4).round().int().tolist()):
+            marked = mirror_of.get(joint, joint) if mirrored[-1] else joint
+            assert 0 <= x < side
+            assert 0 <= y < side
+            assert grey[y, x].item() == pytest.approx(15 + 15 * marked, abs=0.01)
+    assert any(mirrored)
+    assert not all(mirrored)
+
+
+def test_an_epoch_shows_every_person_once_in_a_new_order(persons):
+    feed = loader(persons)
+    first, second = ([batch.rows for batch in feed.epoch(epoch)] for epoch in (0, 1))
+    assert [len(rows) for rows in first] == [4, 4, 2]
+    assert len(feed) == 3
+    assert sorted(torch.cat(first).tolist()) == sorted(torch.cat(second).tolist()) == list(range(10))
+    assert torch.cat(first).tolist() != torch.cat(second).tolist()
+
+
+def test_without_augmentation_the_order_is_the_annotations(persons):
+    rows = torch.cat([batch.rows for batch in loader(persons, augmentation=None).epoch()])
+    assert rows.tolist() == list(range(10))
+
+
+def test_a_batch_depends_on_seed_epoch_and_step_alone(persons):
+    whole = list(loader(persons).epoch(3))
+    feed = loader(persons)
+    list(feed.epoch(0))
+    part = list(feed.epoch(3, first_step=1))
+    assert [batch.step for batch in part] == [1, 2]
+    for first, second in zip(whole[1:], part, strict=True):
+        assert_equal(first, second)
+    for other in (next(loader(persons, seed=6).epoch(3)), next(loader(persons).epoch(4))):
+        assert not torch.equal(whole[0].heatmap_to_image, other.heatmap_to_image)
+
+
+def test_the_order_and_every_step_have_randomness_of_their_own():
+    keys = [(seed, epoch, step) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1, 2)]
+    assert len({torch.rand(1, generator=seeded_generator("cpu", *key)).item() for key in keys}) == len(keys)
+
+
+def test_an_image_is_decoded_once_per_batch(persons):
+    source = ArraySource(*(np.zeros((96, 96, 3), np.uint8) for _ in range(4)))
+    batches = list(PoseLoader(persons, source, (64, 64), 10).epoch())
+    assert len(batches) == 1
+    assert source.asked == [[0, 1, 2, 3]]
+
+
+def test_several_persons_of_an_image_get_their_own_image(persons):
+    source = ArraySource(*(np.full((96, 96, 3), 50 * i, np.uint8) for i in range(4)))
+    (batch,) = PoseLoader(persons, source, (64, 64), 10).epoch()
+    middle = batch.images[:, 0, 32, 32] * fastpose.IMAGENET_STD[0] + fastpose.IMAGENET_MEAN[0]
+    assert (middle * 255).tolist() == pytest.approx([50.0 * (row % 4) for row in range(10)], abs=1e-3)
+
+
+def test_channels_last_is_honoured(persons):
+    batch = next(loader(persons, memory_format=torch.channels_last).epoch())
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_bad_image_ends_the_epoch_with_its_name(persons):
+    persons.image_paths[2].write_bytes(b"no picture")
+    with pytest.raises(BadImageError, match=r"002\.jpg"):
+        list(loader(persons).epoch())
+    assert background_threads() == []
+
+
+def test_skipping_leaves_out_the_image_s_persons_and_remembers_it(persons):
+    persons.image_paths[2].write_bytes(b"no picture")
+    feed = loader(persons, on_bad_image="skip")
+    rows = torch.cat([batch.rows for batch in feed.epoch()])
+    assert sorted(rows.tolist()) == [0, 1, 3, 4, 5, 7, 8, 9]  # persons 2 and 6 are on image 2
+    assert list(feed.bad_images) == [2]
+    assert "002.jpg" in str(feed.bad_images[2])
+
+
+def test_a_batch_without_a_readable_image_is_left_out(persons):
+    persons.image_paths[2].write_bytes(b"")
+    feed = PoseLoader(persons, ImageFiles(persons.image_paths), (64, 64), 1, on_bad_image="skip")
+    assert [batch.step for batch in feed.epoch()] == [0, 1, 3, 4, 5, 7, 8, 9]
+
+
+def test_an_epoch_without_a_readable_image_is_an_error(persons):
+    for path in persons.image_paths:
+        path.write_bytes(b"")
+    with pytest.raises(BadImageError, match="no image of the epoch"):
+        list(loader(persons, on_bad_image="skip").epoch())
+
+
+def test_stopping_early_ends_the_thread(persons):
+    with closing(loader(persons).epoch()) as batches:
+        next(batches)
+        assert background_threads() != []
+    assert background_threads() == []
+
+
+def test_waiting_is_counted(persons):
+    feed = loader(persons)
+    list(feed.epoch())
+    assert feed.wait_seconds > 0
+
+
+def test_jobs_run_in_order_and_not_further_ahead_than_asked():
+    begun = []
+    with closing(prepare_ahead(((lambda n=n: begun.append(n) or n) for n in range(100)), 3)) as results:
+        assert [next(results), next(results)] == [0, 1]
+    assert begun == list(range(len(begun)))
+    assert 2 <= len(begun) <= 2 + 3
+
+
+def test_a_job_s_error_arrives_in_its_place():
+    results = prepare_ahead(iter([lambda: 1, lambda: 1 // 0, lambda: 3]), 2)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert background_threads() == []
+
+
+def test_preparing_ahead_leaves_torch_s_threads_alone(persons):
+    before = torch.get_num_threads()
+    list(loader(persons).epoch())
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("size", (64, 66)), ("size", (0, 64)), ("batch_size", 0), ("prefetch", 0)])
+def test_impossible_settings_are_refused_by_name(persons, name, value):
+    settings = {"size": (64, 64), "batch_size": 2} | {name: value}
+    with pytest.raises(ValueError, match=name):
+        PoseLoader(persons, ImageFiles(persons.image_paths), **settings)
+    with pytest.raises(ValueError, match="persons"):
+        PoseLoader(persons.select([]), ImageFiles(persons.image_paths), (64, 64), 2)
