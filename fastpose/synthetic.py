@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that makes a synthetic data set: ``python -m fastpose.synthetic OUT --persons N --seed S``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fastpose.data.synthetic import SyntheticDataError, generate
+from fastpose.data.synthetic_sheet import write_contact_sheet
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastpose.synthetic",
+        description="Make a synthetic data set of clothed figures: JPEGs with annotations in MPII's format. "
+        "The same options give the same files. Where that data set is already there, nothing is done.",
+    )
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="folder to make; gets images/ and annot/ (path)")
+    add("--persons", type=int, default=2000, metavar="N", help="figures in all (int, persons; default: %(default)s)")
+    add("--valid-persons", type=int, metavar="M", help="of them validation rows (int, persons; default: a fifth)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of everything random (int >= 0; default: %(default)s)")
+    add("--workers", type=int, metavar="W", help="processes (int; default: one per usable CPU, fewer for small sets)")
+    add("--overwrite", action="store_true", help="replace a data set made with other options (flag; default: no)")
+    add("--contact-sheet", type=Path, metavar="PNG", help="draw twelve samples into this picture (path; default: none)")
+    return parser
+
+
+def _progress_printer() -> Callable[[int, int], None]:
+    """A progress callback that prints a line at every tenth of the work, with the time left."""
+    started = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if done * 10 // total > (done - 1) * 10 // total:
+            seconds = time.monotonic() - started
+            print(f"{done}/{total} pictures, {seconds:.0f} s, {seconds / done * (total - done):.0f} s left", flush=True)
+
+    return show
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        summary = generate(
+            options.out,
+            persons=options.persons,
+            seed=options.seed,
+            valid_persons=options.valid_persons,
+            workers=options.workers,
+            overwrite=options.overwrite,
+            progress=_progress_printer(),
+        )
+    except (SyntheticDataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    state = "wrote" if summary.created else "already there, nothing to do:"
+    print(f"{state} {summary.path}")
+    persons = f"{summary.train_persons} training and {summary.valid_persons} validation persons"
+    print(f"{persons} in {summary.images} pictures")
+    if options.contact_sheet is not None:
+        write_contact_sheet(summary.path, options.contact_sheet)
+        print(f"contact sheet: {options.contact_sheet}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
