@@ -39,7 +39,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
-	$(BIN)/pip install --quiet -e ".[dev]" "setuptools>=77" "cmake>=3.26" ninja "pybind11>=2.13"
+	$(BIN)/pip install --quiet -e ".[dev]" "setuptools>=64" "cmake>=3.26" ninja "pybind11>=2.13"
 	touch $@
 
 lint: $(VENV)/.installed-dev

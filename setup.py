@@ -75,8 +75,12 @@ def cuda_arguments(torch: Path) -> list[str]:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
-
+        try:
+            import pybind11
+        except ImportError:
+            raise SystemExit("fastpose: --no-build-isolation needs pybind11: pip install cmake ninja pybind11") from None
+        if shutil.which("cmake") is None:
+            raise SystemExit("fastpose: --no-build-isolation needs cmake: pip install cmake ninja pybind11")
         torch = find_torch()
         assert torch is not None  # ext_modules is empty without it
         arguments = [
@@ -91,7 +95,7 @@ class CMakeBuild(build_ext):
         # CUDA on and off, then costs a link and not a rebuild.
         key = hashlib.sha256("\n".join([str(torch), *arguments[4:]]).encode()).hexdigest()[:8]
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-{key}"
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *self._ninja(), *arguments], check=True)
+        subprocess.run(["cmake", "-S", ROOT, "-B", build, *self._generator(), *arguments], check=True)
         subprocess.run(["cmake", "--build", build, "--target", "_C"], check=True)
 
         target = Path(self.get_ext_fullpath(ext.name))
@@ -102,10 +106,10 @@ class CMakeBuild(build_ext):
         beside.replace(target)
 
     @staticmethod
-    def _ninja() -> list[str]:
+    def _generator() -> list[str]:
         # Isolated builds bring a new ninja each time; the one in CMake's cache may be gone.
         ninja = shutil.which("ninja")
-        return [f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+        return ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
 
 
 class BuildWithRecipes(build_py):
@@ -124,6 +128,7 @@ have_torch = find_torch() is not None
 if not have_torch:
     print("fastpose: no torch >= 2.11 found to build the native library against", file=sys.stderr)
 setup(
+    license="Apache-2.0",
     ext_modules=[Extension("fastpose._C", sources=[])] if have_torch else [],
     # Read by pip when it sets up an isolated build: torch is fetched for the build only where none is installed.
     setup_requires=[] if have_torch else ["torch>=2.11"],
