@@ -29,8 +29,11 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent.resolve()
 
 
+OLDEST_TORCH = (2, 11)
+
+
 def find_torch() -> Path | None:
-    """The folder of the installed torch, or None.
+    """The folder of the installed torch, or None where there is none, or one that is too old to build against.
 
     Inside pip's isolated build environment the user's torch cannot be imported, but `purelib` still names the outer
     environment, where it lies. Building against that one, and not against a second copy that pip would download, is
@@ -39,7 +42,12 @@ def find_torch() -> Path | None:
     spec = importlib.util.find_spec("torch")
     candidates = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
     candidates += [Path(sysconfig.get_path(key)) / "torch" for key in ("purelib", "platlib")]
-    return next((c for c in candidates if (c / "include/torch/csrc/stable/library.h").is_file()), None)
+    return next((c for c in candidates if (c / "version.py").is_file() and torch_version(c) >= OLDEST_TORCH), None)
+
+
+def torch_version(torch: Path) -> tuple[int, int]:
+    match = re.search(r"^__version__\s*=\s*'(\d+)\.(\d+)", (torch / "version.py").read_text(), re.MULTILINE)
+    return (int(match.group(1)), int(match.group(2))) if match else (0, 0)
 
 
 def torch_cuda_version(torch: Path) -> str | None:
@@ -78,7 +86,9 @@ class CMakeBuild(build_ext):
         try:
             import pybind11
         except ImportError:
-            raise SystemExit("fastpose: --no-build-isolation needs pybind11: pip install cmake ninja pybind11") from None
+            raise SystemExit(
+                "fastpose: --no-build-isolation needs pybind11: pip install cmake ninja pybind11"
+            ) from None
         if shutil.which("cmake") is None:
             raise SystemExit("fastpose: --no-build-isolation needs cmake: pip install cmake ninja pybind11")
         torch = find_torch()
@@ -96,7 +106,9 @@ class CMakeBuild(build_ext):
         key = hashlib.sha256("\n".join([str(torch), *arguments[4:]]).encode()).hexdigest()[:8]
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-{key}"
         subprocess.run(["cmake", "-S", ROOT, "-B", build, *self._generator(), *arguments], check=True)
-        subprocess.run(["cmake", "--build", build, "--target", "_C"], check=True)
+        subprocess.run(
+            ["cmake", "--build", build, "--target", "_C", "--parallel", str(os.cpu_count() or 1)], check=True
+        )
 
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
