@@ -32,7 +32,7 @@ cudaError_t launch_affine_crop(const AffineCropParams& params, cudaStream_t stre
   const int64_t pixels = static_cast<int64_t>(params.height) * params.width;
   const unsigned grid = grid_for(params.batch * ((pixels + kThreads - 1) / kThreads), 1);
   const auto launch = [&](auto zero) { affine_crop_kernel<decltype(zero)><<<grid, kThreads, 0, stream>>>(params); };
-  params.kind == ScalarKind::kUInt8 ? launch(uint8_t()) : dispatch_floating(params.kind, launch);
+  params.kind == ScalarKind::kUInt8 ? launch(uint8_t()) : dispatch_device_floating(params.kind, launch);
   return cudaGetLastError();
 }
 

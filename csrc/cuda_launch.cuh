@@ -27,7 +27,7 @@ __device__ __forceinline__ int64_t item_stride() { return static_cast<int64_t>(g
 
 // Calls body with a value of the device type behind kind.
 template <typename Body>
-void dispatch_floating(ScalarKind kind, const Body& body) {
+void dispatch_device_floating(ScalarKind kind, const Body& body) {
   switch (kind) {
     case ScalarKind::kFloat16:
       return body(__half());

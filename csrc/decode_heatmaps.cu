@@ -36,8 +36,8 @@ __global__ void decode_heatmaps_kernel(const __grid_constant__ DecodeHeatmapsPar
 
 cudaError_t launch_decode_heatmaps(const DecodeHeatmapsParams& params, cudaStream_t stream) {
   const unsigned grid = grid_for(params.batch * params.joints * 32, kThreads);
-  dispatch_floating(params.kind,
-                    [&](auto zero) { decode_heatmaps_kernel<decltype(zero)><<<grid, kThreads, 0, stream>>>(params); });
+  dispatch_device_floating(
+      params.kind, [&](auto zero) { decode_heatmaps_kernel<decltype(zero)><<<grid, kThreads, 0, stream>>>(params); });
   return cudaGetLastError();
 }
 

@@ -6,7 +6,7 @@
 namespace fastpose {
 namespace {
 
-// Where pixel i of map (b, k) lies.
+// Where pixel (x, y) lies in its map.
 __device__ __forceinline__ int64_t pixel_offset(int y, int x, int64_t stride_y, int64_t stride_x) {
   return y * stride_y + x * stride_x;
 }
@@ -67,7 +67,7 @@ __global__ void loss_backward_kernel(const HeatmapMseLossParams p) {
 }  // namespace
 
 cudaError_t launch_heatmap_mse_loss(const HeatmapMseLossParams& params, cudaStream_t stream) {
-  dispatch_floating(params.kind, [&](auto zero) {
+  dispatch_device_floating(params.kind, [&](auto zero) {
     using T = decltype(zero);
     map_loss_kernel<T><<<grid_for(params.batch * params.joints, 1), kThreads, 0, stream>>>(params);
     total_loss_kernel<T><<<1, kThreads, 0, stream>>>(params);
@@ -76,7 +76,7 @@ cudaError_t launch_heatmap_mse_loss(const HeatmapMseLossParams& params, cudaStre
 }
 
 cudaError_t launch_heatmap_mse_loss_backward(const HeatmapMseLossParams& params, cudaStream_t stream) {
-  dispatch_floating(params.kind, [&](auto zero) {
+  dispatch_device_floating(params.kind, [&](auto zero) {
     loss_backward_kernel<decltype(zero)><<<grid_for(params.batch * params.joints, 1), kThreads, 0, stream>>>(params);
   });
   return cudaGetLastError();

@@ -61,8 +61,8 @@ FASTPOSE_HOST_DEVICE double exp_of(double x) { return exp(x); }
 template <typename A>
 FASTPOSE_HOST_DEVICE A target_factor(int i, float center, int begin, int end, double sigma) {
   if (i < begin || i >= end) return A(0);
-  const A distance = static_cast<A>(i) - static_cast<A>(center);
-  return exp_of(-distance * distance * static_cast<A>(0.5 / (sigma * sigma)));
+  const A scaled = (static_cast<A>(i) - static_cast<A>(center)) / static_cast<A>(sigma);
+  return exp_of(A(-0.5) * scaled * scaled);
 }
 
 template <typename A>

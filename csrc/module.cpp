@@ -2,6 +2,8 @@
 // The importable module. Importing it loads the library, and that registers the ops with torch.
 #include <pybind11/pybind11.h>
 
+#include "build_info.h"
+
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
@@ -14,7 +16,7 @@ PYBIND11_MODULE(_C, m) {
         info["cuda"] = FASTPOSE_BUILD_CUDA;
         info["cuda_architectures"] = FASTPOSE_BUILD_ARCHITECTURES;
         info["no_cuda_reason"] = FASTPOSE_BUILD_NO_CUDA_REASON;
-        info["compiler"] = __VERSION__;
+        info["compiler"] = FASTPOSE_BUILD_COMPILER;
         return info;
       },
       "What this library was built from: versions as text, empty where CUDA was left out");

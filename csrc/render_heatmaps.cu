@@ -26,7 +26,7 @@ __global__ void render_heatmaps_kernel(const RenderHeatmapsParams p) {
 }  // namespace
 
 cudaError_t launch_render_heatmaps(const RenderHeatmapsParams& params, cudaStream_t stream) {
-  dispatch_floating(params.kind, [&](auto zero) {
+  dispatch_device_floating(params.kind, [&](auto zero) {
     render_heatmaps_kernel<decltype(zero)><<<grid_for(params.maps, 1), kThreads, 0, stream>>>(params);
   });
   return cudaGetLastError();

@@ -153,11 +153,11 @@ T* mutable_data(const Tensor& t) {
 inline JointPermutation joint_permutation(const char* op, const std::vector<int64_t>& mirrored, int64_t joints) {
   if (joints > kMaxJoints) fail(op, ": at most ", kMaxJoints, " joints can be mirrored, got ", joints);
   if (static_cast<int64_t>(mirrored.size()) != joints)
-    fail(op, ": flip_pairs must describe ", joints, " joints, got ", mirrored.size());
+    fail(op, ": mirrored must name ", joints, " joints, got ", mirrored.size());
   JointPermutation permutation{};
   for (int64_t k = 0; k < joints; ++k) {
     if (mirrored[k] < 0 || mirrored[k] >= joints)
-      fail(op, ": flip_pairs must name joints in [0, ", joints, "), got ", mirrored[k]);
+      fail(op, ": mirrored must name joints in [0, ", joints, "), got ", mirrored[k]);
     permutation.of[k] = static_cast<int16_t>(mirrored[k]);
   }
   return permutation;
@@ -166,7 +166,9 @@ inline JointPermutation joint_permutation(const char* op, const std::vector<int6
 inline TargetSpec target_spec(const char* op, int64_t height, int64_t width, double sigma, int64_t encoding) {
   if (height < 1 || width < 1 || height > INT32_MAX || width > INT32_MAX)
     fail(op, ": the maps must be at least 1 x 1 pixels, got (h, w) = (", height, ", ", width, ")");
-  if (!(sigma > 0.0) || !is_finite(sigma)) fail(op, ": sigma must be a positive number of map pixels, got ", sigma);
+  // 1e-30: what is left of it in float32 must still be a number to divide by.
+  if (!(sigma >= 1e-30) || !is_finite(static_cast<float>(sigma)))
+    fail(op, ": sigma must be a positive number of map pixels, got ", sigma);
   if (encoding < 0 || encoding > static_cast<int64_t>(Encoding::kUdp)) fail(op, ": unknown encoding ", encoding);
   return {sigma, static_cast<Encoding>(encoding), static_cast<int>(height), static_cast<int>(width)};
 }

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused native ops for training and evaluating 2D human pose networks, on the CPU and on CUDA."""
 
+import importlib
+from typing import Any
+
 from . import reference
 from .color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
 from .image_batch import ImageBatch
@@ -30,3 +33,12 @@ __all__ = [
     "swap_pairs",
     "transform_points",
 ]
+
+# Loaded when first asked for: a training loop that only wants the ops does not pay for OpenCV, SciPy and the networks.
+_SUBPACKAGES = ("data", "metrics", "models", "skeletons")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"fastpose.{name}")
+    raise AttributeError(f"module 'fastpose' has no attribute {name!r}")

@@ -1,29 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """NumPy definition of every op: obvious code, computed in float64, without a thought for speed.
 
-Each function takes and returns arrays in the layout of its namesake in `fastpose`; the native ops are tested against
-these. Conventions (all ops): points are (x, y) with pixel centres at integers; matrices map crop to image,
-`[x_image, y_image] = M @ [x_crop, y_crop, 1]`; sizes are (h, w); images are uint8 RGB.
+Each function takes the arguments of its namesake in `fastpose`, as arrays, lists or tensors of any device, and returns
+arrays in the same layout; the native ops are tested against these. Conventions (all ops): points are (x, y) with pixel
+centres at integers; matrices map crop to image, `[x_image, y_image] = M @ [x_crop, y_crop, 1]`; sizes are (h, w);
+images are uint8 RGB.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 
 
+def _array(values: Any) -> Array:
+    """Anything array-like as an array; tensors from any device, bfloat16 (which NumPy lacks) as float32."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    return np.asarray(values)
+
+
+def _dtype(dtype: Any) -> np.dtype[Any]:
+    """A NumPy type out of itself or of torch's type of that name; bfloat16 (which NumPy lacks) becomes float32."""
+    name = str(dtype)
+    if name.startswith("torch."):
+        dtype = "float32" if name == "torch.bfloat16" else name.removeprefix("torch.")
+    return np.dtype(dtype)
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
 def _image_list(images: Any) -> list[Array]:
     """The images of an ImageBatch, of a [N, H, W, 3] or [H, W, 3] array, or of a sequence of [H, W, 3] arrays."""
-    if isinstance(images, (list, tuple)):
-        return [np.asarray(image) for image in images]
-    if hasattr(images, "offsets"):
-        return [np.asarray(images[n].cpu()) for n in range(len(images))]
-    array = np.asarray(images)
+    if isinstance(images, (list, tuple)) or hasattr(images, "offsets"):
+        return [_array(image) for image in images]
+    array = _array(images)
     return list(array) if array.ndim == 4 else [array]
 
 
@@ -53,14 +74,15 @@ def affine_crop(
     image_index: ArrayLike | None = None,
     color: ArrayLike | None = None,
     fill: float = 0.0,
-    dtype: DTypeLike = np.float32,
+    dtype: Any = np.float32,
+    memory_format: Any = None,
 ) -> Array:
-    """See `fastpose.affine_crop`. Returns [B, 3, h, w]."""
+    """See `fastpose.affine_crop`. Returns [B, 3, h, w]; `memory_format` says nothing about an array's values."""
     sources = _image_list(images)
-    matrices = np.asarray(crop_to_image, np.float64)
+    matrices = _array(crop_to_image).astype(np.float64)
     batch, (height, width) = len(matrices), size
     if image_index is not None:
-        index = np.asarray(image_index)
+        index = _array(image_index)
         if len(index) and not (index.min() >= 0 and index.max() < len(sources)):
             raise IndexError(f"image_index must be in [0, {len(sources)}), got {index}")
     elif len(sources) == 1:
@@ -69,7 +91,7 @@ def affine_crop(
         index = np.arange(batch)
     else:
         raise ValueError(f"without image_index there must be 1 or {batch} images, got {len(sources)}")
-    colors = np.broadcast_to(np.eye(3, 4) if color is None else np.asarray(color, np.float64), (batch, 3, 4))
+    colors = np.broadcast_to(np.eye(3, 4) if color is None else _array(color).astype(np.float64), (batch, 3, 4))
 
     y, x = np.mgrid[:height, :width].astype(np.float64)
     out = np.empty((batch, 3, height, width))
@@ -79,9 +101,9 @@ def affine_crop(
             y_src = m[1, 0] * x + m[1, 1] * y + m[1, 2]
         rgb = _sample_bilinear(sources[index[b]], x_src, y_src, fill)
         out[b] = np.moveaxis(rgb @ colors[b, :, :3].T + colors[b, :, 3], -1, 0)
-    if np.issubdtype(dtype, np.integer):
+    if np.issubdtype(_dtype(dtype), np.integer):
         out = np.clip(np.rint(out), 0, 255)
-    return out.astype(dtype)
+    return out.astype(_dtype(dtype))
 
 
 def _target(
@@ -117,17 +139,18 @@ def render_heatmaps(
     *,
     sigma: float = 1.0,
     encoding: str = "msra",
-    dtype: DTypeLike = np.float32,
+    dtype: Any = np.float32,
 ) -> tuple[Array, Array]:
     """See `fastpose.render_heatmaps`. Returns heatmaps [B, K, h, w] and weights [B, K]."""
-    points = np.asarray(keypoints, np.float32).astype(np.float64)
-    flags = np.asarray(visible, np.float32)
+    _check(0 < sigma < np.inf, f"sigma must be a positive number of map pixels, got {sigma}")
+    points = _array(keypoints).astype(np.float32).astype(np.float64)
+    flags = _array(visible).astype(np.float32)
     heatmaps = np.zeros((*flags.shape, *size))
     weights = np.zeros(flags.shape, np.float32)
     for b, k in np.ndindex(*flags.shape):
         x, y = points[b, k]
         heatmaps[b, k], weights[b, k] = _target(x, y, float(flags[b, k]), size, sigma, encoding)
-    return heatmaps.astype(dtype), weights
+    return heatmaps.astype(_dtype(dtype)), weights
 
 
 def heatmap_mse_loss(
@@ -141,14 +164,15 @@ def heatmap_mse_loss(
     joint_weights: ArrayLike | None = None,
 ) -> float:
     """See `fastpose.heatmap_mse_loss`. 0.5 · mean over B·K·h·w of weight · (pred − target)²."""
-    maps = np.asarray(pred, np.float64)
+    maps = _array(pred).astype(np.float64)
+    _check(maps.size > 0, f"pred must not be empty (the mean of nothing is undefined), got {maps.shape}")
     size = (maps.shape[2], maps.shape[3])
     target, weights = render_heatmaps(keypoints, visible, size, sigma=sigma, encoding=encoding, dtype=np.float64)
     if missing not in ("zeros", "ignore"):
         raise ValueError(f"missing must be 'zeros' or 'ignore', got {missing!r}")
     weight = weights.astype(np.float64) if missing == "ignore" else np.ones(weights.shape)
     if joint_weights is not None:
-        weight = weight * np.asarray(joint_weights, np.float64)
+        weight = weight * _array(joint_weights).astype(np.float64)
     return float(0.5 * np.mean(weight[:, :, None, None] * (maps - target) ** 2))
 
 
@@ -174,11 +198,14 @@ def decode_heatmaps(
     """See `fastpose.decode_heatmaps`. Returns keypoints [B, K, 2] and scores [B, K], float32."""
     if refine not in ("none", "quarter"):
         raise ValueError(f"refine must be one of 'none', 'quarter', got {refine!r}")
-    maps = np.asarray(heatmaps)
+    _check(blur_kernel > 0 and blur_kernel % 2 == 1, f"blur_kernel must be a positive odd number, got {blur_kernel}")
+    maps = _array(heatmaps)
     maps = maps.astype(np.promote_types(maps.dtype, np.float32))
     if flipped is not None:
-        mirrored = np.asarray(flipped).astype(maps.dtype)
-        maps = (maps + _un_mirror(mirrored, flip_pairs or (), flip_shift)) * maps.dtype.type(0.5)
+        if flip_pairs is None:
+            raise ValueError("flip_pairs must be given with flipped: (left, right) joint pairs, got None")
+        mirrored = _un_mirror(_array(flipped).astype(maps.dtype), flip_pairs, flip_shift)
+        maps = (maps + mirrored) * maps.dtype.type(0.5)
     batch, joints, height, width = maps.shape
     keypoints, scores = np.zeros((batch, joints, 2)), np.full((batch, joints), np.nan)
     for b, k in np.ndindex(batch, joints):
@@ -201,8 +228,8 @@ def decode_heatmaps(
 
 def transform_points(points: ArrayLike, matrix: ArrayLike, *, inverse: bool = False) -> Array:
     """See `fastpose.transform_points`. Points [B, K, 2] through matrices [B, 2, 3]."""
-    given = np.asarray(points)
-    m = np.asarray(matrix, np.float64)
+    given = _array(points)
+    m = _array(matrix).astype(np.float64)
     x = given.astype(np.float64)
     if inverse:
         determinant = m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0]
@@ -215,15 +242,21 @@ def transform_points(points: ArrayLike, matrix: ArrayLike, *, inverse: bool = Fa
     return out.astype(np.float64 if given.dtype == np.float64 else np.float32)
 
 
-def mirror_order(flip_pairs: Sequence[Sequence[int]], joints: int) -> list[int]:
-    """The joint that each row becomes in the mirrored person: pairs swapped, the others themselves."""
+def mirror_order(pairs: Sequence[Sequence[int]], joints: int, name: str = "flip_pairs") -> list[int]:
+    """The joint that each row becomes in the mirrored person: pairs swapped, the others themselves.
+
+    Raises:
+        ValueError: `name` is no sequence of disjoint pairs of joints in [0, joints).
+    """
+    wanted = f"{name} must be disjoint (left, right) pairs of joints in [0, {joints}), got {pairs!r}"
+    try:
+        swaps = [(operator.index(left), operator.index(right)) for left, right in pairs]
+    except (TypeError, ValueError):
+        raise ValueError(wanted) from None
+    named = [joint for swap in swaps for joint in swap]
+    _check(len(set(named)) == len(named) and all(0 <= joint < joints for joint in named), wanted)
     order = list(range(joints))
-    seen: set[int] = set()
-    for pair in flip_pairs:
-        left, right = pair
-        if not (0 <= left < joints and 0 <= right < joints) or left == right or seen & {left, right}:
-            raise ValueError(f"flip_pairs must be disjoint pairs of joints in [0, {joints}), got {list(flip_pairs)}")
-        seen |= {left, right}
+    for left, right in swaps:
         order[left], order[right] = right, left
     return order
 
@@ -232,8 +265,9 @@ def swap_pairs(
     points: ArrayLike, visible: ArrayLike, flip: ArrayLike, pairs: Sequence[Sequence[int]]
 ) -> tuple[Array, Array]:
     """See `fastpose.swap_pairs`. Left and right rows of the flipped samples change places."""
-    xy, flags, flips = np.asarray(points), np.asarray(visible), np.asarray(flip, bool)
-    order = mirror_order(pairs, xy.shape[1])
+    xy, flags = _array(points).astype(np.float32), _array(visible).astype(np.float32)
+    flips = _array(flip).astype(bool)
+    order = mirror_order(pairs, xy.shape[1], "pairs")
     return np.where(flips[:, None, None], xy[:, order], xy), np.where(flips[:, None], flags[:, order], flags)
 
 
@@ -247,14 +281,13 @@ def crop_to_image_matrix(
     udp: bool = False,
 ) -> Array:
     """See `fastpose.crop_to_image_matrix`. Returns [B, 2, 3], float32."""
-    centers = np.asarray(center, np.float64)
-    boxes = np.asarray(scale, np.float64) * 200.0
+    centers = _array(center).astype(np.float64)
+    boxes = _array(scale).astype(np.float64) * 200.0
     boxes = np.broadcast_to(boxes if boxes.ndim == 2 else boxes[..., None], (len(centers), 2))
-    angles = np.deg2rad(np.broadcast_to(np.asarray(rotation, np.float64), len(centers)))
-    flips = np.zeros(len(centers), bool) if flip is None else np.asarray(flip, bool)
+    angles = np.deg2rad(np.broadcast_to(_array(rotation).astype(np.float64), len(centers)))
+    flips = np.zeros(len(centers), bool) if flip is None else _array(flip).astype(bool)
     height, width = size
-    if udp and min(size) < 2:
-        raise ValueError(f"size must be at least 2 in h and w with udp=True, got {size}")
+    _check(min(size) >= 1 + udp, f"size must be (h, w) of at least {1 + udp}, got {size}")
     out = np.empty((len(centers), 2, 3))
     for b, (c, box, angle) in enumerate(zip(centers, boxes, angles, strict=True)):
         if udp:
@@ -274,4 +307,7 @@ def crop_to_image_matrix(
 def normalize_color(mean: Sequence[float], std: Sequence[float]) -> Array:
     """See `fastpose.normalize_color`. Returns [3, 4], float32: value -> (value / 255 - mean) / std."""
     m, s = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    for name, values in (("mean", m), ("std", s)):
+        _check(values.shape == (3,) and bool(np.isfinite(values).all()), f"{name} must be three numbers, got {values}")
+    _check(bool((s > 0).all()), f"std must be positive, got {std!r}")
     return np.concatenate([np.diag(1 / (255 * s)), (-m / s)[:, None]], axis=1).astype(np.float32)

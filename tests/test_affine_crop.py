@@ -203,7 +203,7 @@ def test_tables_altered_after_validation_do_not_read_outside() -> None:
         ({"crop_to_image": torch.zeros(1, 3, 3)}, r"crop_to_image must have shape \[B, 2, 3\]"),
         ({"crop_to_image": torch.zeros(2, 3)}, "crop_to_image must have shape"),
         ({"size": (0, 4)}, "size must be"),
-        ({"size": 4}, r"size must be \(h, w\), got 4"),
+        ({"size": 4}, r"size must be \(h, w\), two whole numbers of pixels, got 4"),
         ({"images": torch.zeros(1, 4, 4, 3)}, "images must be Byte, got Float"),
         ({"images": torch.zeros(1, 4, 4, 4, dtype=torch.uint8)}, r"images must have shape \[N, H, W, 3\]"),
         ({"color": torch.zeros(3, 3)}, r"color must have shape \[3, 4\]"),

@@ -193,8 +193,14 @@ def test_maps_that_require_grad_are_read_only(device: torch.device) -> None:
         ({"heatmap_to_image": torch.zeros(2, 2, 3)}, r"heatmap_to_image must have shape \[B, 2, 3\] = \[1, 2, 3\]"),
         ({"flipped": torch.zeros(1, 3, 4, 5), "flip_pairs": []}, "flipped must have shape of heatmaps"),
         ({"flipped": torch.zeros(1, 3, 4, 4)}, "flip_pairs must be given with flipped"),
-        ({"flipped": torch.zeros(1, 3, 4, 4), "flip_pairs": [(0, 3)]}, "flip_pairs must be disjoint pairs"),
-        ({"flipped": torch.zeros(1, 3, 4, 4), "flip_pairs": [(0, 1), (1, 2)]}, "flip_pairs must be disjoint pairs"),
+        (
+            {"flipped": torch.zeros(1, 3, 4, 4), "flip_pairs": [(0, 3)]},
+            "flip_pairs must be disjoint",
+        ),
+        (
+            {"flipped": torch.zeros(1, 3, 4, 4), "flip_pairs": [(0, 1), (1, 2)]},
+            "flip_pairs must be disjoint",
+        ),
         ({"flipped": torch.zeros(1, 3, 4, 4).half(), "flip_pairs": []}, "flipped must be Float, got Half"),
         ({"blur_kernel": 4}, "blur_kernel must be a positive odd number"),
     ],

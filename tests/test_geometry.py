@@ -228,7 +228,7 @@ def test_empty_and_very_large_batches(device: torch.device) -> None:
         (lambda: fastpose.transform_points(torch.zeros(2, 1, 2), torch.zeros(1, 2, 3)), "matrix must have shape"),
         (
             lambda: fastpose.swap_pairs(torch.zeros(1, 3, 2), torch.zeros(1, 3), torch.tensor([True]), [(0, 3)]),
-            "flip_pairs must be disjoint pairs",
+            r"pairs must be disjoint \(left, right\) pairs",
         ),
         (
             lambda: fastpose.swap_pairs(torch.zeros(1, 600, 2), torch.zeros(1, 600), torch.tensor([True]), []),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -51,9 +52,17 @@ def register_autograd(op: str, backward: Callable[..., Any], setup_context: Call
         torch.library.register_autograd(f"fastpose::{op}", backward, setup_context=setup_context)
 
 
-def float32(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as float32, the type of all points, flags and matrices."""
-    return tensor if tensor.dtype == torch.float32 else tensor.to(torch.float32)
+def tensor(name: str, value: Any) -> torch.Tensor:
+    """The argument itself, or a TypeError that names it and says what came instead of a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    return value
+
+
+def float32(name: str, value: Any) -> torch.Tensor:
+    """The argument as a constant of float32, the type of all points, flags and matrices."""
+    given = tensor(name, value).detach()
+    return given if given.dtype == torch.float32 else given.to(torch.float32)
 
 
 def choose(name: str, value: str, choices: tuple[str, ...]) -> int:
@@ -64,9 +73,10 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> int:
 
 
 def size_of(size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) out of any two numbers, or a ValueError that says what came."""
+    """(h, w) out of any two whole numbers, or a ValueError that says what came."""
     try:
         height, width = size
+        # A symbolic size stays symbolic under torch.compile; NumPy's integers become Python's.
+        return tuple(n if isinstance(n, (int, torch.SymInt)) else operator.index(n) for n in (height, width))  # type: ignore[return-value]
     except (TypeError, ValueError):
-        raise ValueError(f"size must be (h, w), got {size!r}") from None
-    return height, width
+        raise ValueError(f"size must be (h, w), two whole numbers of pixels, got {size!r}") from None

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..image_batch import ImageBatch
-from ._library import float32, register_fake, require_native, size_of
+from ._library import float32, register_fake, require_native, size_of, tensor
 
 
 def affine_crop(
@@ -24,6 +24,7 @@ def affine_crop(
     Convention: `crop_to_image` maps crop to image, `[x_image, y_image] = M @ [x_crop, y_crop, 1]`, pixel centres at
     integers (`cv2.warpAffine` with `WARP_INVERSE_MAP`). Each output pixel is the bilinear mix of four taps; a tap
     outside the image is `fill`, before `color` is applied; a source point that is not finite is `fill` altogether.
+    Source points are float32: exact to about 1e-4 px in images of 2,000 px, 2e-3 px at 30,000.
 
     Args:
         images: uint8 RGB pixels: an `ImageBatch` (images of different sizes), or a tensor [N, H, W, 3] or [H, W, 3].
@@ -51,7 +52,8 @@ def affine_crop(
     if isinstance(images, ImageBatch):
         pixels, offsets, sizes = images.data, images.offsets, images.sizes
     else:
-        pixels = images.unsqueeze(0) if images.dim() == 3 else images
+        pixels = tensor("images", images)
+        pixels = pixels.unsqueeze(0) if pixels.dim() == 3 else pixels
         # The kernel walks whole pixels: rows and images may lie anywhere, the three bytes of a pixel side by side.
         if pixels.dim() == 4 and (pixels.stride(3) != 1 or pixels.stride(2) != 3):
             pixels = pixels.contiguous()
@@ -59,15 +61,21 @@ def affine_crop(
         pixels,
         offsets,
         sizes,
-        float32(crop_to_image).detach(),
-        None if image_index is None else image_index.to(torch.int64),
-        None if color is None else float32(color).detach(),
+        float32("crop_to_image", crop_to_image),
+        None if image_index is None else _indices(image_index),
+        None if color is None else float32("color", color),
         height,
         width,
         float(fill),
         dtype,
         memory_format == torch.channels_last,
     )
+
+
+def _indices(image_index: Tensor) -> Tensor:
+    # Narrower whole numbers are converted; anything else reaches the check as it is, instead of being cut to integers.
+    narrow = tensor("image_index", image_index).dtype in (torch.int32, torch.int16, torch.int8, torch.uint8)
+    return image_index.to(torch.int64) if narrow else image_index
 
 
 @register_fake("affine_crop")

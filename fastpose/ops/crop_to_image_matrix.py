@@ -4,12 +4,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._library import float32, register_fake, require_native, size_of
+from ._library import float32, register_fake, require_native, size_of, tensor
 
 
 def crop_to_image_matrix(
     center: Tensor,
-    scale: Tensor,
+    scale: Tensor | float,
     rotation: Tensor | float,
     size: tuple[int, int],
     *,
@@ -28,8 +28,8 @@ def crop_to_image_matrix(
 
     Args:
         center: [B, 2] (x, y) in image pixels.
-        scale: [B] or [B, 2]; times 200 is the box's (w, h) in image pixels, one number means both.
-        rotation: [B] or one number, degrees.
+        scale: [B], [B, 2] or one number for all; times 200 is the box's (w, h) in image pixels, one number means both.
+        rotation: [B] or one number for all, degrees.
         size: (h, w) of the crop in pixels; at least 2 each with udp.
         flip: [B] bool, which samples are mirrored.
 
@@ -41,18 +41,25 @@ def crop_to_image_matrix(
     """
     require_native()
     height, width = size_of(size)
-    center, scale = float32(center).detach(), float32(scale).detach()
-    if not isinstance(rotation, Tensor):
-        rotation = center.new_full((center.size(0),), float(rotation))
+    center = float32("center", center)
+    scales = _per_sample("scale", scale, center)
     return torch.ops.fastpose.crop_to_image_matrix(
         center,
-        scale.unsqueeze(-1).expand(-1, 2) if scale.dim() == 1 else scale,
-        float32(rotation).detach(),
-        flip,
+        scales.unsqueeze(-1).expand(-1, 2) if scales.dim() == 1 else scales,
+        _per_sample("rotation", rotation, center),
+        None if flip is None else tensor("flip", flip),
         height,
         width,
         bool(udp),
     )
+
+
+def _per_sample(name: str, value: Tensor | float, center: Tensor) -> Tensor:
+    """One number for all samples as one per sample; tensors as they are, so that the op can check them."""
+    if isinstance(value, (int, float)):
+        return center.new_full(center.shape[:1], float(value))
+    given = float32(name, value)
+    return given.expand(center.shape[:1]) if given.dim() == 0 else given
 
 
 @register_fake("crop_to_image_matrix")

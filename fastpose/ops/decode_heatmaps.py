@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..reference import mirror_order
-from ._library import choose, float32, register_fake, require_native
+from ._library import choose, float32, register_fake, require_native, tensor
 
 REFINEMENTS = ("none", "quarter")  # in the order of csrc/decode_heatmaps.h
 
@@ -51,11 +51,12 @@ def decode_heatmaps(
     if flipped is not None:
         if flip_pairs is None:
             raise ValueError("flip_pairs must be given with flipped: (left, right) joint pairs, got None")
-        mirrored = mirror_order(flip_pairs, heatmaps.size(1))
+        joints = tensor("heatmaps", heatmaps).size(1) if heatmaps.dim() == 4 else 0
+        mirrored = mirror_order(flip_pairs, joints) if joints else []
     return torch.ops.fastpose.decode_heatmaps(
-        heatmaps.detach(),
-        None if heatmap_to_image is None else float32(heatmap_to_image).detach(),
-        None if flipped is None else flipped.detach(),
+        tensor("heatmaps", heatmaps).detach(),
+        None if heatmap_to_image is None else float32("heatmap_to_image", heatmap_to_image),
+        None if flipped is None else tensor("flipped", flipped).detach(),
         mirrored,
         bool(flip_shift),
         choose("refine", refine, REFINEMENTS),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import choose, float32, register_autograd, register_fake, require_native
+from ._library import choose, float32, register_autograd, register_fake, require_native, tensor
 from .render_heatmaps import ENCODINGS
 
 
@@ -26,7 +26,7 @@ def heatmap_mse_loss(
     the gradient once, with the incoming gradient folded in before rounding (so a scaled loss works in half precision).
 
     Args:
-        pred: [B, K, h, w], float32, float16, bfloat16 (or float64), any strides. Differentiable.
+        pred: [B, K, h, w], float32, float16, bfloat16 (or float64), any strides. Differentiable, once.
         keypoints: [B, K, 2] (x, y) in heatmap pixels.
         visible: [B, K], 1 where the joint is annotated.
         sigma, encoding: as in `render_heatmaps`.
@@ -43,10 +43,10 @@ def heatmap_mse_loss(
     """
     require_native()
     return torch.ops.fastpose.heatmap_mse_loss(
-        pred,
-        float32(keypoints).detach(),
-        float32(visible).detach(),
-        None if joint_weights is None else float32(joint_weights).detach(),
+        tensor("pred", pred),
+        float32("keypoints", keypoints),
+        float32("visible", visible),
+        None if joint_weights is None else float32("joint_weights", joint_weights),
         float(sigma),
         choose("encoding", encoding, ENCODINGS),
         choose("missing", missing, ("zeros", "ignore")) == 1,
@@ -73,4 +73,10 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grad, None, None, None, None, None, None
 
 
+def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Without this torch would drop the term and warn; a wrong gradient must not look like a right one.
+    raise RuntimeError("heatmap_mse_loss can be differentiated once; a second derivative was asked for")
+
+
 register_autograd("heatmap_mse_loss", _backward, _setup_context)
+register_autograd("heatmap_mse_loss_backward", _second_backward, lambda ctx, inputs, output: None)

@@ -41,8 +41,8 @@ def render_heatmaps(
     require_native()
     height, width = size_of(size)
     return torch.ops.fastpose.render_heatmaps(
-        float32(keypoints).detach(),
-        float32(visible).detach(),
+        float32("keypoints", keypoints),
+        float32("visible", visible),
         height,
         width,
         float(sigma),

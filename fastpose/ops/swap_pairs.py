@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..reference import mirror_order
-from ._library import float32, register_fake, require_native
+from ._library import float32, register_fake, require_native, tensor
 
 
 def swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, pairs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -26,8 +26,9 @@ def swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, pairs: Sequence[Se
         ValueError: pairs that overlap or leave [0, K). RuntimeError: wrong shape, dtype or device.
     """
     require_native()
-    mirrored = mirror_order(pairs, points.size(1)) if points.dim() == 3 else []
-    return torch.ops.fastpose.swap_pairs(float32(points).detach(), float32(visible).detach(), flip, mirrored)
+    points = float32("points", points)
+    mirrored = mirror_order(pairs, points.size(1), "pairs") if points.dim() == 3 else []
+    return torch.ops.fastpose.swap_pairs(points, float32("visible", visible), tensor("flip", flip), mirrored)
 
 
 @register_fake("swap_pairs")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import float32, register_autograd, register_fake, require_native
+from ._library import float32, register_autograd, register_fake, require_native, tensor
 
 
 def transform_points(points: Tensor, matrix: Tensor, *, inverse: bool = False) -> Tensor:
@@ -25,8 +25,9 @@ def transform_points(points: Tensor, matrix: Tensor, *, inverse: bool = False) -
             CUDA, where raising would need a synchronisation, the points of that sample are NaN.
     """
     require_native()
-    points = points if points.dtype == torch.float64 else float32(points)
-    return torch.ops.fastpose.transform_points(points, float32(matrix).detach(), bool(inverse))
+    if tensor("points", points).dtype not in (torch.float32, torch.float64):
+        points = points.to(torch.float32)
+    return torch.ops.fastpose.transform_points(points, float32("matrix", matrix), bool(inverse))
 
 
 @register_fake("transform_points")

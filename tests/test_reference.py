@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastpose.reference takes the calls of the ops as they are, tensors included, and refuses what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastpose
+from fastpose import ImageBatch, reference
+
+IMAGES = ImageBatch.from_list([np.full((6, 7, 3), 50, np.uint8), np.full((5, 4, 3), 9, np.uint8)])
+MATRIX = torch.eye(2, 3).repeat(2, 1, 1)
+POINTS, VISIBLE = torch.rand(2, 3, 2) * 8, torch.ones(2, 3)
+MAPS = torch.rand(2, 3, 8, 8)
+
+CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("affine_crop", (IMAGES, MATRIX, (4, 5)), {"dtype": torch.float32, "memory_format": torch.channels_last}),
+    ("affine_crop", (IMAGES, MATRIX, (4, 5)), {"dtype": torch.uint8, "image_index": torch.tensor([1, 0])}),
+    ("affine_crop", (IMAGES[0], MATRIX, (4, 5)), {"dtype": torch.bfloat16, "color": torch.eye(3, 4)}),
+    ("render_heatmaps", (POINTS, VISIBLE, (8, 8)), {"dtype": torch.float16}),
+    ("heatmap_mse_loss", (MAPS.bfloat16().requires_grad_(), POINTS, VISIBLE), {"joint_weights": torch.ones(3)}),
+    ("decode_heatmaps", (MAPS.bfloat16(),), {"flipped": MAPS.flip(3).bfloat16(), "flip_pairs": [(0, 1)]}),
+    ("transform_points", (POINTS, MATRIX), {"inverse": True}),
+    ("swap_pairs", (POINTS, VISIBLE, torch.tensor([True, False]), [(0, 2)]), {}),
+    ("crop_to_image_matrix", (POINTS[:, 0], 1.0, 30.0, (8, 8)), {"flip": torch.tensor([True, False])}),
+    ("crop_to_image_matrix", (POINTS[:, 0], torch.tensor(1.5), torch.tensor(5.0), (8, 8)), {"udp": True}),
+    ("normalize_color", ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3)), {}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "options"), CALLS, ids=[call[0] for call in CALLS])
+def test_the_same_call_gives_the_same_result(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    got, expected = getattr(fastpose, name)(*arguments, **options), getattr(reference, name)(*arguments, **options)
+    got, expected = (value if isinstance(value, tuple) else (value,) for value in (got, expected))
+    for one, other in zip(got, expected, strict=True):
+        tolerance = 8e-3 if one.dtype in (torch.bfloat16, torch.float16) else 1e-5
+        np.testing.assert_allclose(one.detach().float().numpy(), other, rtol=tolerance, atol=tolerance)
+        if name in ("swap_pairs", "crop_to_image_matrix", "transform_points", "decode_heatmaps"):
+            assert other.dtype == np.float32
+
+
+REFUSED: list[Callable[[Any], Any]] = [
+    lambda f: f.decode_heatmaps(MAPS, flipped=MAPS),
+    lambda f: f.decode_heatmaps(MAPS, blur_kernel=2),
+    lambda f: f.decode_heatmaps(MAPS, refine="dark"),
+    lambda f: f.decode_heatmaps(MAPS, flipped=MAPS, flip_pairs=torch.tensor([[0, 1], [1, 2]])),
+    lambda f: f.decode_heatmaps(MAPS, flipped=MAPS, flip_pairs=[0, 1]),
+    lambda f: f.swap_pairs(POINTS, VISIBLE, torch.tensor([True, True]), [[0, 1, 2]]),
+    lambda f: f.swap_pairs(POINTS, VISIBLE, torch.tensor([True, True]), torch.tensor([[0, 1], [1, 2]])),
+    lambda f: f.render_heatmaps(POINTS, VISIBLE, (8, 8), sigma=0.0),
+    lambda f: f.render_heatmaps(POINTS, VISIBLE, (8, 8), encoding="simcc"),
+    lambda f: f.heatmap_mse_loss(MAPS[:0], POINTS[:0], VISIBLE[:0]),
+    lambda f: f.heatmap_mse_loss(MAPS, POINTS, VISIBLE, missing="drop"),
+    lambda f: f.crop_to_image_matrix(POINTS[:, 0], 1.0, 0.0, (0, 8)),
+    lambda f: f.crop_to_image_matrix(POINTS[:, 0], 1.0, 0.0, (1, 8), udp=True),
+    lambda f: f.normalize_color((0.5, 0.5, 0.5), (1.0, 0.0, 1.0)),
+    lambda f: f.affine_crop(IMAGES, MATRIX[:1], (4, 4)),
+    lambda f: f.affine_crop(IMAGES, MATRIX, (4, 4), image_index=torch.tensor([0, 2])),
+]
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_what_the_ops_refuse_the_reference_refuses(call: Callable[[Any], Any]) -> None:
+    for module in (fastpose, reference):
+        with pytest.raises((ValueError, RuntimeError, IndexError)):
+            call(module)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fastpose.affine_crop(np.zeros((4, 4, 3), np.uint8), MATRIX, (4, 4)), "images must be a torch.Tensor"),
+        (lambda: fastpose.affine_crop(IMAGES, MATRIX.numpy(), (4, 4)), "crop_to_image must be a torch.Tensor"),
+        (
+            lambda: fastpose.affine_crop(IMAGES, MATRIX, (4, 4), image_index=[0, 1]),
+            "image_index must be a torch.Tensor",
+        ),
+        (lambda: fastpose.heatmap_mse_loss(MAPS.numpy(), POINTS, VISIBLE), "pred must be a torch.Tensor, got ndarray"),
+        (lambda: fastpose.decode_heatmaps([1.0]), "heatmaps must be a torch.Tensor, got list"),
+        (lambda: fastpose.transform_points(POINTS, None), "matrix must be a torch.Tensor, got NoneType"),
+    ],
+)
+def test_what_is_no_tensor_is_named(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_an_image_index_that_is_no_whole_number_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(RuntimeError, match="image_index must be Long"):
+        fastpose.affine_crop(IMAGES, MATRIX, (4, 4), image_index=torch.tensor([0.9, 0.0]).to(dtype))
+
+
+def test_a_size_of_fractions_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"size must be \(h, w\), two whole numbers"):
+        fastpose.affine_crop(IMAGES, MATRIX, (8.5, 8))  # type: ignore[arg-type]
+
+
+def test_subpackages_are_attributes() -> None:
+    assert fastpose.metrics.pckh_from_mat is not None
+    assert fastpose.models.pose_resnet is not None
+    assert fastpose.skeletons.MPII.num_joints == 16
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        fastpose.nonsense  # noqa: B018
