@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,26 @@ def read_split(options: TrainOptions, split: Literal["train", "valid"]) -> Perso
         else None,
         missing_images=options.missing_images,
     )
+
+
+def describe(persons: Persons) -> str:
+    """Tells these annotations from others, wherever they are stored: the number of persons and a checksum."""
+    names = "\n".join(path.name for path in persons.image_paths).encode()
+    arrays = (persons.image_index, persons.center, persons.scale, persons.keypoints, persons.visible)
+    return f"{len(persons)} persons, checksum {zlib.crc32(b''.join([names, *(a.tobytes() for a in arrays)])):08x}"
+
+
+def check_batches(persons: int, options: TrainOptions) -> None:
+    """Refuses training batches that batch normalisation cannot do anything with.
+
+    Raises:
+        ValueError: a batch of one person at 32 x 32 px, where the ResNet's last layers have one value per channel.
+    """
+    if options.size == (32, 32) and 1 in (options.batch_size, persons % options.batch_size):
+        raise ValueError(
+            f"batch_size: {persons} persons in batches of {options.batch_size} leave a batch of one, and at size 32 32 "
+            "one person is too little for batch normalisation: choose another --batch_size or a larger --size"
+        )
 
 
 def make_loader(persons: Persons, options: TrainOptions, device: torch.device, *, training: bool) -> PoseLoader:

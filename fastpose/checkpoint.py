@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 FORMAT = "fastpose-checkpoint-1"
 CONTENTS = {"format", "model", "optimizer", "learning_rate", "progress", "config", "skeleton"}
@@ -36,7 +39,7 @@ def save_checkpoint(
         model: the model's state_dict.
         optimizer: the optimiser's state_dict, None where training will not go on from this file.
         learning_rate: the learning-rate rule's state.
-        progress: plain numbers: epoch, step and whatever else the loop has to remember.
+        progress: plain values: epoch, step and whatever else the loop has to remember.
         config: the run's options as plain values.
         skeleton: name of the joints' skeleton.
         keep_previous: keep the file that was there as `previous_path(path)`.
@@ -82,7 +85,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_latest(path: Path) -> tuple[dict[str, Any], Path]:
-    """Reads `path` or, where it is missing or damaged, the checkpoint before it. Returns contents and file.
+    """Reads `path` or, with a warning where it is missing or damaged, the one before it. Returns contents and file.
 
     Raises:
         CheckpointError: neither can be read; the message says why for both.
@@ -91,9 +94,11 @@ def load_latest(path: Path) -> tuple[dict[str, Any], Path]:
         return load_checkpoint(path), path
     except CheckpointError as error:
         try:
-            return load_checkpoint(previous_path(path)), previous_path(path)
+            contents = load_checkpoint(previous_path(path))
         except CheckpointError as previous_error:
             raise CheckpointError(f"{error}; {previous_error}") from error
+        log.warning("%s; taking the one before it, %s", error, previous_path(path))
+        return contents, previous_path(path)
 
 
 def previous_path(path: Path) -> Path:

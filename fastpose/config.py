@@ -40,7 +40,9 @@ class TrainOptions:
         "annot/gt_valid.mat", "head boxes of the validation .json for PCKh; not used with a .mat, which has its own"
     )
     split_list: str = option(
-        "", "file that says which images of a .mat are for training and which for validation; empty with .json"
+        "",
+        "text file that names the validation persons of a .mat, one IMAGE or IMAGE PERSON (from 0) per line; "
+        "the rest is for training; empty with .json",
     )
     images: str = option("images", "directory of the images")
     missing_images: Literal["error", "drop"] = option("error", "what to do with annotations whose image is not there")

@@ -33,20 +33,27 @@ class NotFiniteError(ArithmeticError):
 class Progress:
     """How far a run is. Saved with every checkpoint, so that a resumed run goes on in the middle of an epoch.
 
-    `epoch` and `step` are the next to train; `loss_sum` and `samples` belong to the epoch that `step` is in, the other
-    sums to the whole run.
+    `epoch` and `step` are the next to train; `loss_sum`, `samples`, `epoch_seconds` and `epoch_wait_seconds` belong to
+    the epoch that `step` is in, the other sums to the whole run. `train_data` tells the persons that `step` counts.
     """
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
     samples: int = 0
+    epoch_seconds: float = 0.0
+    epoch_wait_seconds: float = 0.0
     best_epoch: int = -1
     best_score: float = -math.inf
     total_samples: int = 0
     train_seconds: float = 0.0
     wait_seconds: float = 0.0
     seconds: float = 0.0
+    train_data: str = ""
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step, self.loss_sum, self.samples = self.epoch + 1, 0, 0.0, 0
+        self.epoch_seconds = self.epoch_wait_seconds = 0.0
 
 
 @dataclass
@@ -117,7 +124,7 @@ def train_one_epoch(
     """Trains from `progress.step`, which it moves on, to the epoch's end or to the step in which a stop signal came.
 
     `report` is called with the epoch's mean loss so far every `options.log_every` steps; in between the loss stays on
-    the device, so that the host can run ahead.
+    the device, so that the host can run ahead. After an error `progress` tells how far training came.
 
     Raises:
         NotFiniteError: the loss is not a number any more.
@@ -126,33 +133,38 @@ def train_one_epoch(
     model.train()
     loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=loader.device)
     start, waited, first_sample = time.perf_counter(), loader.wait_seconds, progress.samples
-    with closing(loader.epoch(progress.epoch, progress.step)) as batches:
-        for batch in batches:
-            with autocast(loader.device, options):
-                heatmaps = model(batch.images)
-            loss = fastpose.heatmap_mse_loss(
-                heatmaps, batch.keypoints, batch.visible, sigma=options.sigma, missing=options.missing
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = rate.at(progress.epoch, progress.epoch * len(loader) + batch.step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.detach() * len(batch.rows)
-            progress.samples += len(batch.rows)
-            progress.step = batch.step + 1
-            if progress.step % options.log_every == 0:
-                check_finite(loss_sum, progress)
-                report(float(loss_sum) / progress.samples)
-            if stop.received:
-                break
-        else:
-            progress.step = len(loader)
+    try:
+        with closing(loader.epoch(progress.epoch, progress.step)) as batches:
+            for batch in batches:
+                with autocast(loader.device, options):
+                    heatmaps = model(batch.images)
+                loss = fastpose.heatmap_mse_loss(
+                    heatmaps, batch.keypoints, batch.visible, sigma=options.sigma, missing=options.missing
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = rate.at(progress.epoch, progress.epoch * len(loader) + batch.step)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                loss_sum += loss.detach() * len(batch.rows)
+                progress.samples += len(batch.rows)
+                progress.step = batch.step + 1
+                if progress.step % options.log_every == 0:
+                    check_finite(loss_sum, progress)
+                    report(float(loss_sum) / progress.samples)
+                if stop.received:
+                    break
+            else:
+                progress.step = len(loader)
+    finally:
+        seconds, wait = time.perf_counter() - start, loader.wait_seconds - waited
+        progress.loss_sum = float(loss_sum)
+        progress.epoch_seconds += seconds
+        progress.epoch_wait_seconds += wait
+        progress.train_seconds += seconds
+        progress.wait_seconds += wait
+        progress.total_samples += progress.samples - first_sample
     check_finite(loss_sum, progress)
-    progress.loss_sum = float(loss_sum)
-    progress.train_seconds += time.perf_counter() - start
-    progress.wait_seconds += loader.wait_seconds - waited
-    progress.total_samples += progress.samples - first_sample
 
 
 def check_finite(loss_sum: Tensor, progress: Progress) -> None:
@@ -245,8 +257,18 @@ def autocast(device: torch.device, options: TrainOptions) -> torch.autocast:
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of option `device`; a CUDA device that is not there is an error."""
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {name} was asked for, but torch finds no CUDA device")
+    """The torch device of option `device`.
+
+    Raises:
+        ValueError: no device that fastpose runs on, or a CUDA device that is not there.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError:  # not a device at all
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:NUMBER, got {name!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device: {name} was asked for, but torch finds {count} CUDA devices")
     return device

@@ -35,7 +35,9 @@ class EvaluateOptions:
         None, "head boxes (gt_valid.mat) of the .json for PCKh; empty: none, predictions only"
     )
     split_list: str | None = option(
-        None, "file that says which images of a .mat are for training and which for validation"
+        None,
+        "text file that names the validation persons of a .mat, one IMAGE or IMAGE PERSON (from 0) per line; "
+        "empty with .json",
     )
     images: str | None = option(None, "directory of the images")
     missing_images: Literal["error", "drop"] | None = option(

@@ -15,7 +15,7 @@ from fastpose.data.synthetic_sheet import write_contact_sheet
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fastpose.synthetic",
+        prog="fastpose synthetic",
         description="Make a synthetic data set of clothed figures: JPEGs with annotations in MPII's format. "
         "The same options give the same files. Where that data set is already there, nothing is done.",
     )

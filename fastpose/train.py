@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastpose import drawing
-from fastpose.build import generate_missing_data, make_loader, make_model, read_split
-from fastpose.checkpoint import load_latest, save_checkpoint
+from fastpose.build import check_batches, describe, generate_missing_data, make_loader, make_model, read_split
+from fastpose.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
 from fastpose.config import DEFAULT_RECIPE, TrainOptions, find_recipe, make_parser, parse, recipes, write_yaml
+from fastpose.data.images import BadImageError
 from fastpose.engine import (
     Evaluation,
     LearningRate,
@@ -96,6 +99,7 @@ class Run:
         generate_missing_data(options)
         self.train_loader = make_loader(read_split(options, "train"), options, self.device, training=True)
         self.valid_loader = make_loader(read_split(options, "valid"), options, self.device, training=False)
+        check_batches(len(self.train_loader.persons), options)
         persons = self.valid_loader.persons
         if persons.head_size is None:
             raise ValueError("head_boxes: PCKh needs the head boxes of the validation persons (gt_valid.mat)")
@@ -105,7 +109,7 @@ class Run:
         self.rate = LearningRate(
             options.lr, options.lr_drop_factor, options.lr_drop_epochs, options.lr_drop_patience, options.warmup_steps
         )
-        self.progress = Progress()
+        self.progress = Progress(train_data=describe(self.train_loader.persons))
         if resume:
             self.load()
         self.seconds_before = self.progress.seconds
@@ -115,49 +119,57 @@ class Run:
 
     def train(self) -> int:
         """Trains to the end, or until a stop signal arrives. Returns the exit code."""
-        options, progress = self.options, self.progress
-        report = Report(options, progress, len(self.train_loader))
+        options = self.options
+        report = Report(options, self.progress, len(self.train_loader))
         report.line(
             f"{len(self.train_loader.persons)} persons to train on, {len(self.valid_loader.persons)} to evaluate; "
             f"ResNet-{options.depth} with {options.head} head, {options.size[0]}x{options.size[1]} px, on {self.device}"
         )
-        evaluation = None
         with StopSignals() as stop:
-            while progress.epoch < options.epochs:
-                before, evaluation = dataclasses.replace(progress), None
-                train_one_epoch(
-                    self.model, self.optimizer, self.rate, self.train_loader, options, progress, stop, report.step
-                )
-                due = progress.epoch + 1 == options.epochs or (progress.epoch + 1) % options.eval_every == 0
-                if due and not stop.received:
-                    evaluation = evaluate(self.model, self.valid_loader, options, stop)
-                if stop.received:
-                    return self.stopped(stop.received)
-                self.finish_epoch(before, evaluation)
-                report.epoch(self.history[-1])
-            # A run that was complete when it was resumed has not been evaluated here.
-            evaluation = evaluation or evaluate(self.model, self.valid_loader, options, stop)
+            try:
+                evaluation = self.train_epochs(report, stop)
+            except (BadImageError, OSError, NotFiniteError) as error:
+                self.failed(error)
+                raise
             if evaluation is None:
                 return self.stopped(stop.received)
         self.write_results(evaluation)
         return 0
 
-    def finish_epoch(self, before: Progress, evaluation: Evaluation | None) -> None:
+    def train_epochs(self, report: Report, stop: StopSignals) -> Evaluation | None:
+        """Trains and evaluates. Returns the last evaluation, None if a stop signal came."""
+        options, progress, evaluation = self.options, self.progress, None
+        while progress.epoch < options.epochs:
+            evaluation = None
+            train_one_epoch(
+                self.model, self.optimizer, self.rate, self.train_loader, options, progress, stop, report.step
+            )
+            due = progress.epoch + 1 == options.epochs or (progress.epoch + 1) % options.eval_every == 0
+            if due and not stop.received:
+                evaluation = evaluate(self.model, self.valid_loader, options, stop)
+            if stop.received:
+                return None
+            self.finish_epoch(evaluation)
+            report.epoch(self.history[-1])
+        # A run that was complete when it was resumed has not been evaluated here.
+        return evaluation or evaluate(self.model, self.valid_loader, options, stop)
+
+    def finish_epoch(self, evaluation: Evaluation | None) -> None:
         """Takes the epoch into metrics.jsonl and the checkpoints, and moves on to the next."""
         progress = self.progress
-        seconds = progress.train_seconds - before.train_seconds
+        seconds = max(progress.epoch_seconds, 1e-9)
         line = {
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / progress.samples,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "samples_per_second": (progress.total_samples - before.total_samples) / max(seconds, 1e-9),
-            "input_wait_fraction": (progress.wait_seconds - before.wait_seconds) / max(seconds, 1e-9),
+            "samples_per_second": progress.samples / seconds,
+            "input_wait_fraction": progress.epoch_wait_seconds / seconds,
             "bad_images": len(self.train_loader.bad_images) + len(self.valid_loader.bad_images),
             "pckh": scores_or_null(evaluation.pckh) if evaluation else None,
         }
         append_line(self.folder / "metrics.jsonl", line)
         self.history.append(line)
-        progress.epoch, progress.step, progress.loss_sum, progress.samples = progress.epoch + 1, 0, 0.0, 0
+        progress.next_epoch()
         if evaluation and evaluation.pckh:
             score = evaluation.pckh["Mean"]
             self.rate.observe(score)
@@ -184,12 +196,37 @@ class Run:
         )
 
     def load(self) -> None:
-        contents, file = load_latest(self.folder / "last.pt")
-        self.model.load_state_dict(contents["model"])
-        self.optimizer.load_state_dict(contents["optimizer"])
-        self.rate.load_state_dict(contents["learning_rate"])
-        self.progress = Progress(**contents["progress"])
-        print(f"going on from {file}, epoch {self.progress.epoch + 1} after step {self.progress.step}", flush=True)
+        """Takes over the run's checkpoint; without one the run failed early and begins anew.
+
+        Raises:
+            CheckpointError: see load_latest; or the file does not fit this version of fastpose.
+            ValueError: an option given with --resume does not go with the checkpoint.
+        """
+        last, train_data = self.folder / "last.pt", self.progress.train_data
+        if not last.exists() and not previous_path(last).exists():
+            print(f"no checkpoint in {self.folder} to go on from: training from the beginning", flush=True)
+            return
+        contents, file = load_latest(last)
+        was, now = contents["config"], self.options.as_plain()
+        refuse_changes(was, now, ("depth", "head", "channels"), "a run keeps its network")
+        try:
+            self.model.load_state_dict(contents["model"])
+            self.optimizer.load_state_dict(contents["optimizer"])
+            self.rate.load_state_dict(contents["learning_rate"])
+            progress = self.progress = Progress(**contents["progress"])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{file}: does not fit this version of fastpose: {reason}") from error
+        if progress.step:
+            reason = (
+                f"the run is in the middle of epoch {progress.epoch + 1}, and would train on wrong persons in the rest "
+                f"of it; go on with the run's own value, at least to the epoch's end (--epochs {progress.epoch + 1})"
+            )
+            refuse_changes(was, now, ("batch_size", "seed"), reason)
+            data = "train_annotations (or another option of the training data)"
+            refuse_changes({data: progress.train_data}, {data: train_data}, (data,), reason)
+        progress.train_data = train_data
+        print(f"going on from {file}, epoch {progress.epoch + 1} after step {progress.step}", flush=True)
 
     def stopped(self, signal_number: int) -> int:
         self.save("last.pt")
@@ -197,6 +234,13 @@ class Run:
         print(f"stopped by {name} in epoch {progress.epoch + 1} after step {progress.step}")
         print(f"to go on: python -m fastpose.train --resume {self.folder}", flush=True)
         return 128 + signal_number
+
+    def failed(self, error: Exception) -> None:
+        """Saves the weights where a file is to blame and not they, and says how to go on once that is mended."""
+        if not isinstance(error, NotFiniteError) and math.isfinite(self.progress.loss_sum):
+            self.save("last.pt")
+        hint = " (or with --on_bad_image skip)" if isinstance(error, BadImageError) else ""
+        print(f"to go on after mending this: python -m fastpose.train --resume {self.folder}{hint}", flush=True)
 
     def write_results(self, evaluation: Evaluation) -> None:
         """Writes summary.json and the pictures; prints the score and what was written."""
@@ -236,6 +280,13 @@ class Run:
         )
         for name in ("summary.json", "curves.png", "predictions.png", "heatmaps.png", "best.pt", "last.pt"):
             print(f"wrote {folder / name}")
+
+
+def refuse_changes(was: dict[str, Any], now: dict[str, Any], names: Sequence[str], reason: str) -> None:
+    """Raises ValueError where one of the options `names` is not what it was when the run was saved."""
+    for name in names:
+        if was.get(name) != now[name]:
+            raise ValueError(f"--resume: {name} is {was.get(name)} in the run, got {now[name]}: {reason}")
 
 
 if __name__ == "__main__":

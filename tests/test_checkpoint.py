@@ -51,15 +51,18 @@ def test_a_save_that_fails_half_way_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.99])
-def test_a_torn_file_falls_back_to_the_one_before(tmp_path, keep):
+def test_a_torn_file_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog, keep):
     last = tmp_path / "last.pt"
     save(last, step=1)
     save(last, step=2, keep_previous=True)
     assert load_latest(last)[0]["progress"]["step"] == 2
+    assert caplog.text == ""
     last.write_bytes(last.read_bytes()[: int(keep * last.stat().st_size)])
     contents, path = load_latest(last)
     assert contents["progress"]["step"] == 1
     assert path == previous_path(last) == tmp_path / "last.prev.pt"
+    assert f"{last}: damaged" in caplog.text
+    assert f"taking the one before it, {path}" in caplog.text
 
 
 def test_a_missing_file_falls_back_to_the_one_before(tmp_path):

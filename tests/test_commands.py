@@ -126,11 +126,10 @@ def test_a_cpu_run_repeats_to_the_bit(recipe, finished, tmp_path):
     assert losses(tmp_path / "other") != losses(finished)
 
 
-@pytest.mark.parametrize("looks", [1, 3, 5, 9], ids=["epoch 1", "end of epoch 1", "evaluation", "epoch 2"])
-def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(recipe, finished, tmp_path, monkeypatch, capsys, looks):
-    class StopAfter(StopSignals):
-        """Ctrl-C at the given look at `received`."""
+def start_and_stop(recipe: Path, run: Path, looks: int) -> None:
+    """Starts a run with a Ctrl-C at the given look at `StopSignals.received`."""
 
+    class StopAfter(StopSignals):
         seen = 0
 
         @property
@@ -141,14 +140,61 @@ def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(recipe, finished, tm
         @received.setter
         def received(self, number): ...
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "StopSignals", StopAfter)
+        assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("looks", [1, 3, 5, 9], ids=["epoch 1", "end of epoch 1", "evaluation", "epoch 2"])
+def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(recipe, finished, tmp_path, capsys, looks):
     run = tmp_path / "run"
-    monkeypatch.setattr(train, "StopSignals", StopAfter)
-    assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 128 + signal.SIGINT
+    start_and_stop(recipe, run, looks)
     assert f"--resume {run}" in capsys.readouterr().out
     assert not (run / "summary.json").exists()
-    monkeypatch.undo()
     assert train.main(["--resume", str(run)]) == 0
     assert_same_run(finished, run)
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        assert line["samples_per_second"] > 0
+        assert 0 < line["input_wait_fraction"] < 1
+
+
+def test_within_an_epoch_nothing_may_change_that_the_order_of_persons_depends_on(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    start_and_stop(recipe, run, 1)
+    other, moved = write_tiny_mpii(tmp_path / "other", persons=9), write_tiny_mpii(tmp_path / "moved")
+    before = (run / "config.yaml").read_bytes()
+    for arguments, message in [
+        (["--batch_size", "5"], "batch_size is 4 in the run, got 5"),
+        (["--seed", "3"], "seed is 0 in the run, got 3"),
+        (["--data_root", str(other)], "is 10 persons, checksum"),
+    ]:
+        assert train.main(["--resume", str(run), *arguments]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert "in the middle of epoch 1" in error
+        assert error.count("\n") == 1
+        assert (run / "config.yaml").read_bytes() == before
+    # The same data elsewhere is no change, and at the end of an epoch everything may change.
+    assert train.main(["--resume", str(run), "--data_root", str(moved), "--epochs", "1"]) == 0
+    arguments = ["--batch_size", "5", "--seed", "3", "--data_root", str(other), "--epochs", "2"]
+    assert train.main(["--resume", str(run), *arguments]) == 0
+
+
+def test_a_resumed_run_keeps_its_network(finished, capsys):
+    assert train.main(["--resume", str(finished), "--depth", "34"]) == 1
+    assert capsys.readouterr().err == "error: --resume: depth is 18 in the run, got 34: a run keeps its network\n"
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    start_and_stop(recipe, run, 1)
+    contents = torch.load(run / "last.pt", weights_only=True)
+    del contents["model"]["0.weight"]
+    torch.save(contents, run / "last.pt")
+    assert train.main(["--resume", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {run / 'last.pt'}: does not fit this version of fastpose")
+    assert error.count("\n") == 1
 
 
 def test_resuming_a_torn_checkpoint_takes_the_one_before(recipe, finished, tmp_path, capsys):
@@ -191,6 +237,57 @@ def test_a_loss_that_is_not_a_number_ends_with_exit_code_1(recipe, tmp_path, cap
     assert "error: the loss is" in capsys.readouterr().err
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_begins_anew(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train.main(["--recipe", str(recipe), "--run", str(run), "--lr", "1e30"]) == 1
+    assert f"--resume {run}" in capsys.readouterr().out
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    # Another batch size is no problem: no step has been kept.
+    lr = str(TrainOptions().lr)
+    assert train.main(["--resume", str(run), "--lr", lr, "--batch_size", "5", "--epochs", "1"]) == 0
+    assert "training from the beginning" in capsys.readouterr().out
+    assert len(losses(run)) == 1
+
+
+def test_after_a_bad_image_a_run_goes_on_where_it_failed(recipe, tmp_path, capsys):
+    root, run = write_tiny_mpii(tmp_path / "data"), tmp_path / "run"
+    pictures = {path: path.read_bytes() for path in (root / "images").iterdir()}
+    arguments = ["--recipe", str(recipe), "--data_root", str(root)]
+    assert train.main([*arguments, "--run", str(tmp_path / "whole"), "--batch_size", "2"]) == 0
+    one_epoch = train.train_one_epoch
+
+    def spoil(*arguments):
+        # From the first step on no picture can be read; one batch is prepared ahead, there are five.
+        def report(loss):
+            for path in pictures:
+                path.write_bytes(b"")
+
+        return one_epoch(*arguments[:-1], report)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_one_epoch", spoil)
+        assert train.main([*arguments, "--run", str(run), "--batch_size", "2", "--prefetch", "1"]) == 1
+    captured = capsys.readouterr()
+    assert "the file is empty" in captured.err
+    assert f"--resume {run} (or with --on_bad_image skip)" in captured.out
+    assert 0 < torch.load(run / "last.pt", weights_only=True)["progress"]["step"] < 5
+    for path, contents in pictures.items():
+        path.write_bytes(contents)
+    assert train.main(["--resume", str(run)]) == 0
+    assert_same_run(tmp_path / "whole", run)
+
+
+@pytest.mark.parametrize(("persons", "batch_size"), [(9, 4), (9, 1), (1, 4)])
+def test_a_single_person_of_32_px_is_refused(recipe, tmp_path, capsys, persons, batch_size):
+    root = write_tiny_mpii(tmp_path / "data", persons=persons, images=1)
+    arguments = ["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--data_root", str(root)]
+    assert train.main([*arguments, "--batch_size", str(batch_size), "--size", "32", "32"]) == 1
+    error = capsys.readouterr().err
+    assert f"batch_size: {persons} persons in batches of {batch_size}" in error
+    assert "size 32 32" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_bad_image_is_an_error_with_its_name_or_skipped_and_counted(recipe, tmp_path, capsys):
     root = write_tiny_mpii(tmp_path / "data")
     (root / "images/001.jpg").write_bytes(b"\xff\xd8\xff")
@@ -217,6 +314,8 @@ def test_a_run_folder_is_not_written_over(recipe, finished, capsys):
         (["--resume", "runs/a", "--recipe", "b"], "--resume"),
         (["--data_root", "/no/such/place", "--synthetic_persons", "0"], "/no/such/place"),
         (["--device", "cuda:99"], "device"),
+        (["--device", "foo"], "device: expected auto, cpu, cuda or cuda:NUMBER, got 'foo'"),
+        (["--device", "mps"], "got 'mps'"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys, tmp_path, monkeypatch):
@@ -336,6 +435,13 @@ def test_help_gives_every_option_its_type_and_default(verb, capsys):
     if verb == "train":
         for name in TrainOptions.__dataclass_fields__:
             assert f"--{name}" in text
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_s_help_calls_it_by_the_script_s_name(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: fastpose {verb} ")
 
 
 def test_the_script_lists_its_verbs_and_refuses_others(capsys):

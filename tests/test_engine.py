@@ -11,6 +11,7 @@ import torch
 import fastpose
 from fastpose.config import TrainOptions
 from fastpose.data.augmentation import Augmentation
+from fastpose.data.images import BadImageError
 from fastpose.data.loader import ImageFiles, PoseLoader
 from fastpose.data.mpii import read_mpii
 from fastpose.engine import (
@@ -24,6 +25,7 @@ from fastpose.engine import (
     train_one_epoch,
 )
 from fastpose.metrics import pckh
+from fastpose.models import pose_resnet
 from fastpose.skeletons import MPII
 from tests.tiny_mpii import write_tiny_mpii
 
@@ -225,3 +227,40 @@ def test_a_device_that_is_not_there_is_refused():
         assert choose_device("auto") == torch.device("cpu")
         with pytest.raises(ValueError, match="device"):
             choose_device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["foo", "mps", "meta", "cuda:x", ""])
+def test_a_device_that_fastpose_does_not_run_on_is_refused(name):
+    with pytest.raises(ValueError, match=f"device: expected auto, cpu, cuda or cuda:NUMBER, got '{name}'"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("head", ["fcn", "deconv"])
+def test_an_epoch_in_bfloat16_on_the_cpu_trains_nearly_as_one_in_float32(persons, head):
+    losses = {}
+    for amp in ("off", "bfloat16"):
+        torch.manual_seed(0)
+        model, progress = pose_resnet(18, head, 16, channels=16), Progress()
+        optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-4)
+        options = dataclasses.replace(OPTIONS, amp=amp)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        train_one_epoch(model, optimizer, RATE, make_loader(persons), options, progress, StopSignals(), print)
+        changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+        assert sum(changed) > 0.9 * len(changed)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        assert evaluate(model, make_loader(persons), options).skipped == 0
+        losses[amp] = progress.loss_sum
+    assert losses["bfloat16"] != losses["off"]
+    assert losses["bfloat16"] == pytest.approx(losses["off"], rel=0.1)
+
+
+def test_an_error_within_an_epoch_leaves_the_progress_of_the_steps_before(persons):
+    persons.image_paths[2].write_bytes(b"")  # of persons 2 and 6: two steps of one person go well
+    model, progress = Constant(0.5), Progress()
+    loader = PoseLoader(persons, ImageFiles(persons.image_paths), (64, 64), 1)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
+    with pytest.raises(BadImageError):
+        train_one_epoch(model, optimizer, RATE, loader, OPTIONS, progress, StopSignals(), lambda loss: None)
+    assert (progress.step, progress.samples, progress.total_samples) == (2, 2, 2)
+    assert progress.loss_sum > 0
+    assert progress.epoch_seconds == progress.train_seconds > progress.epoch_wait_seconds > 0

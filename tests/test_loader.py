@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -222,6 +223,35 @@ def test_preparing_ahead_leaves_torch_s_threads_alone(persons):
     before = torch.get_num_threads()
     list(loader(persons).epoch())
     assert torch.get_num_threads() == before
+
+
+def in_new_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+@pytest.fixture
+def three_threads():
+    """A number of torch threads that is neither the loader's 1 nor what a small machine has anyway."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_only_the_background_thread_works_on_one_core(three_threads):
+    with closing(prepare_ahead(iter([torch.get_num_threads] * 5), 1)) as inside:
+        assert next(inside) == 1
+        assert torch.get_num_threads() == in_new_thread(torch.get_num_threads) == 3
+        assert list(inside) == [1] * 4
+    assert torch.get_num_threads() == in_new_thread(torch.get_num_threads) == 3
+
+
+def test_a_consumer_that_has_not_used_torch_before_keeps_all_threads(three_threads):
+    def consume():
+        return list(prepare_ahead(iter([torch.get_num_threads]), 1)), torch.get_num_threads()
+
+    assert in_new_thread(consume) == ([1], 3)
 
 
 @pytest.mark.parametrize(("name", "value"), [("size", (64, 66)), ("size", (0, 64)), ("batch_size", 0), ("prefetch", 0)])

@@ -322,6 +322,14 @@ def test_release_is_split_by_a_list(tmp_path, images, listed, valid, train):
     assert len(read_mpii(release, images)) == 4
 
 
+def test_a_release_without_its_split_list_names_the_option(tmp_path, images):
+    release = write_release(tmp_path / "r.mat", {"a.jpg": [person(TWO_POINTS)]}, [1])
+    with pytest.raises(ValueError, match=r"names the validation persons \(--split_list\), got none"):
+        read_mpii(release, images, split="train")
+    with pytest.raises(ValueError, match="split: expected 'train' or 'valid'"):
+        read_mpii(release, images, split_list=tmp_path / "valid.txt")
+
+
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
@@ -367,8 +375,6 @@ def test_a_release_without_what_it_needs_is_an_error(tmp_path, images):
     short = write_release(tmp_path / "s.mat", {"a.jpg": [person(TWO_POINTS)], "b.jpg": []}, [1])
     with pytest.raises(AnnotationError, match="one img_train for each of 2 images"):
         read_mpii(short, images)
-    with pytest.raises(ValueError, match="belong together"):
-        read_mpii(short, images, split="train")
     with pytest.raises(ValueError, match="own head boxes"):
         read_mpii(short, images, head_boxes=short)
 

@@ -44,6 +44,8 @@ class ImageFiles:
     Args:
         paths: one file per image.
         threads: decoding threads; OpenCV releases the interpreter lock while it decodes.
+
+    Switches OpenCV's own threads off, in the whole process and for good: `cv2.setNumThreads(0)`.
     """
 
     def __init__(self, paths: Sequence[Path], threads: int = 2) -> None:
@@ -260,14 +262,15 @@ def prepare_ahead(jobs: Iterator[Callable[[], T]], depth: int) -> Generator[T, N
     """Runs `jobs` in order in one background thread and yields their results, at most `depth` of them waiting.
 
     A job's exception is raised here, where its result would have been. Closing the generator drops the jobs not begun,
-    waits for the one that runs and ends the thread.
+    waits for the one that runs and ends the thread. torch's number of threads stays what it is here and is 1 there.
     """
-    # One core for the thread's ops: a second set of threads in torch's pool would fight with training for the others.
-    worker = ThreadPoolExecutor(
-        1, thread_name_prefix="fastpose-prepare", initializer=torch.set_num_threads, initargs=(1,)
-    )
+    threads = torch.get_num_threads()
+    worker = ThreadPoolExecutor(1, thread_name_prefix="fastpose-prepare")
     pending: deque[Future[T]] = deque()
     try:
+        worker.submit(use_one_core).result()
+        # torch gives the number set last, in whichever thread, to every thread that asks for the first time.
+        torch.set_num_threads(threads)
         for job in jobs:
             pending.append(worker.submit(job))
             if len(pending) > depth:
@@ -276,6 +279,12 @@ def prepare_ahead(jobs: Iterator[Callable[[], T]], depth: int) -> Generator[T, N
             yield pending.popleft().result()
     finally:
         worker.shutdown(wait=True, cancel_futures=True)
+
+
+def use_one_core() -> None:
+    """Lets torch run this thread's ops on one core: more would fight with those that train for the others."""
+    torch.get_num_threads()  # Otherwise the thread's first op would ask, and take what others have set meanwhile.
+    torch.set_num_threads(1)
 
 
 def seeded_generator(device: torch.device | str, *key: int) -> torch.Generator:

@@ -45,8 +45,13 @@ def read_release(file: Path, split: str | None, split_list: str | PathLike[str] 
     """
     if split not in (None, "train", "valid"):
         raise ValueError(f"split must be 'train', 'valid' or None, got {split!r}")
-    if (split is None) != (split_list is None):
-        raise ValueError(f"split and split_list belong together, got {split!r} and {split_list!r}")
+    if split is not None and split_list is None:
+        raise ValueError(
+            f"split_list: {file} holds training and validation persons together: "
+            "expected a file that names the validation persons (--split_list), got none"
+        )
+    if split is None and split_list is not None:
+        raise ValueError(f"split: expected 'train' or 'valid' with split_list {split_list}, got None")
     people = list(_training_people(file))
     if split_list is not None:
         listed = _read_split_list(Path(split_list), people)
