@@ -2,6 +2,7 @@
 # make train   a trained network from nothing: environment, kernels, synthetic persons, training, evaluation
 # make test    the same set-up, then the whole test suite
 # make real    train on the five real MPII images in REAL_DATA until they are known by heart
+# make bench   each op against its peers, pytest-benchmark; FASTPOSE_BENCH_THREADS=N, one thread unless told
 # make lint | cpp-test | sanitize | cuda-compile   what .ci/run adds to that
 # make clean   forget the environment and every build output
 
@@ -13,7 +14,7 @@ BIN := $(abspath $(VENV))/bin
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test real lint cpp-test sanitize cuda-compile clean
+.PHONY: train test real bench lint cpp-test sanitize cuda-compile clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
@@ -23,6 +24,9 @@ test: $(VENV)/.installed-test
 
 real: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train --recipe mpii_real5_resnet18_fcn_128 --data_root $(REAL_DATA)/mpii
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=mean
 
 # torch first and by itself: whichever build of it is there, fastpose builds against that one.
 $(VENV)/.torch:

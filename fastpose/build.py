@@ -20,30 +20,46 @@ from fastpose.data.mpii import read_mpii
 from fastpose.data.persons import Persons
 from fastpose.models import load_imagenet_backbone, pose_resnet
 from fastpose.skeletons import MPII, Skeleton
+from fastpose.synthetic import progress_printer
 
 
 def generate_missing_data(options: TrainOptions) -> None:
-    """Generates the synthetic data set that the options ask for, unless just that is in the data root already."""
+    """Draws the synthetic data set that the options ask for, unless just that is in the data root already."""
     if options.synthetic_persons:
-        root = options.resolved_data_root()
-        print(f"synthetic data: {options.synthetic_persons} persons in {root}", flush=True)
-        synthetic.generate(root, persons=options.synthetic_persons, seed=options.synthetic_seed)
+        root, persons = options.resolved_data_root(), options.synthetic_persons
+        found = synthetic.generate(root, persons=persons, seed=options.synthetic_seed, progress=progress_printer(root))
+        if not found.created:
+            print(f"found {persons} synthetic persons in {root}", flush=True)
 
 
 def read_split(options: TrainOptions, split: Literal["train", "valid"]) -> Persons:
-    """Reads the training or validation annotations that the options name."""
+    """Reads the training or validation annotations that the options name.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing; names the option and the path.
+        ValueError: see read_mpii.
+    """
     annotations = options.data_path(f"{split}_annotations")
     official = annotations.suffix == ".mat"
+    with_heads = bool(options.head_boxes) and split == "valid" and not official
+    check_is_file(f"{split}_annotations", annotations)
+    if options.split_list:
+        check_is_file("split_list", options.data_path("split_list"))
+    if with_heads:
+        check_is_file("head_boxes", options.data_path("head_boxes"))
     return read_mpii(
         annotations,
         options.data_path("images"),
         split=split if official else None,
         split_list=options.data_path("split_list") if options.split_list else None,
-        head_boxes=options.data_path("head_boxes")
-        if options.head_boxes and split == "valid" and not official
-        else None,
+        head_boxes=options.data_path("head_boxes") if with_heads else None,
         missing_images=options.missing_images,
     )
+
+
+def check_is_file(name: str, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no file {path}")
 
 
 def describe(persons: Persons) -> str:
@@ -88,6 +104,7 @@ def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device) 
     torch.manual_seed(options.seed)
     model = pose_resnet(options.depth, options.head, skeleton.num_joints, channels=options.channels)
     if options.backbone_weights:
+        check_is_file("backbone_weights", Path(options.backbone_weights))
         load_imagenet_backbone(model, Path(options.backbone_weights))
     model = model.to(device)
     if options.channels_last:

@@ -63,6 +63,11 @@ def save_checkpoint(
     os.replace(beside, path)
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint that `path` stands for: best.pt of a run's folder, else the file itself."""
+    return path / "best.pt" if path.is_dir() else path
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU, as tensors and plain values only (nothing in the file is executed).
 
@@ -74,8 +79,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead to
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}: {reason})") from error
+        # Of a file that it refuses to unpickle torch says, at length, how to run the code in it; that is no advice.
+        reason = "" if "weights_only" in str(error) else ": " + str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}{reason})") from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         found = f"format {contents.get('format')!r}" if isinstance(contents, dict) else type(contents).__name__
         raise CheckpointError(f"{path}: not a fastpose checkpoint: expected format {FORMAT!r}, got {found}")

@@ -7,26 +7,33 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import fastpose
+
 VERBS = {
     "train": "train a network and tell its score",
     "evaluate": "score a checkpoint, write MPII's pred.mat",
     "predict": "find the joints of a person in a picture",
     "synthetic": "generate a data set of drawn persons",
+    "models": "parameters and GFLOPs of both heads side by side",
     "doctor": "say what was built, what was found and what is missing",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--version"]:
+        print(f"fastpose {fastpose.__version__}")
+        return 0
     if not words or words[0] not in VERBS:
         asked = words[:1] in (["--help"], ["-h"])
         verbs = "\n".join(f"  {verb:10}{text}" for verb, text in VERBS.items())
-        text = f"usage: fastpose VERB [OPTIONS]; fastpose VERB --help tells the options\n\n{verbs}"
+        text = f"usage: fastpose VERB [OPTIONS]; fastpose VERB --help tells the options; fastpose --version\n\n{verbs}"
         print(text, file=sys.stdout if asked else sys.stderr)
         if words and not asked:
             print(f"\nerror: no verb {words[0]!r}", file=sys.stderr)
         return 0 if asked else 2
-    return importlib.import_module(f"fastpose.{words[0]}").main(words[1:])
+    module = "models.__main__" if words[0] == "models" else words[0]  # of the verbs only this one is a package
+    return importlib.import_module(f"fastpose.{module}").main(words[1:])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Everything a training run depends on. The defaults are the paper's settings; mirroring is our addition."""
+    """Everything a training run depends on. The defaults are the paper's settings; mirroring is our addition.
+
+    The train command without --recipe takes the values of DEFAULT_RECIPE instead.
+    """
 
     data_root: str = option(
         "",
@@ -84,6 +87,9 @@ class TrainOptions:
     scale_max: float = option(1.25, "largest scaling of the person's box, factor")
     flip: float = option(0.5, "probability of mirroring a training sample, 0 to 1")
     eval_every: int = option(1, "epochs from one evaluation to the next, count; the last epoch is always evaluated")
+    target_pckh: float = option(
+        0.0, "end the training when an evaluation reaches this mean PCKh@0.5, percent; 0: train all epochs"
+    )
     flip_test: bool = option(True, "evaluate the picture and its mirror image and average their heatmaps")
     seed: int = option(0, "seed of weights, order and augmentation; on the CPU equal seeds give equal bits")
 
@@ -95,7 +101,9 @@ class TrainOptions:
     decode_threads: int = option(2, "threads that decode image files, count")
     prefetch: int = option(2, "batches prepared ahead of the one that trains, count")
     log_every: int = option(
-        10, "training steps from one progress line, and one look for a loss that is not a number, to the next; count"
+        10,
+        "training steps from one progress line, and one look for a loss that is not a number, to the next; count; "
+        "where the output is no terminal, at most one line every ten seconds is shown",
     )
 
     def __post_init__(self) -> None:

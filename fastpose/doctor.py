@@ -92,10 +92,11 @@ def main(argv: list[str] | None = None) -> int:
                 else f"none: {info['no_cuda_reason']}",
             ),
         ]
-    for name, value in rows:
-        print(f"{name:>15}  {value}")
-    for line in _advice(info):
-        print(f"\n  ! {line}")
+    lines = [f"{name:>15}  {value}" for name, value in rows] + [f"\n  ! {line}" for line in _advice(info)]
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # a reader such as `head` has seen enough; nor may the flush at exit complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if info else 1
 
 

@@ -67,7 +67,7 @@ def draw_predictions(path: Path, persons: Persons, predictions: np.ndarray, *, m
     """
     rows = np.flatnonzero(np.isfinite(predictions).all(axis=(1, 2)))
     rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
-    columns = min(4, len(rows))
+    columns = len(rows) if len(rows) <= 6 else 4
     height = -(-len(rows) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.6 * height + 0.4))
     top = 1 - 0.4 / (2.6 * height + 0.4)

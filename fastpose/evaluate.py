@@ -14,6 +14,7 @@ import numpy as np
 from scipy.io import savemat
 
 from fastpose.build import load_model, make_loader, read_split
+from fastpose.checkpoint import checkpoint_file
 from fastpose.config import TrainOptions, make_parser, option, parse
 from fastpose.engine import NotFiniteError, choose_device, evaluate
 from fastpose.metrics import format_pckh
@@ -27,8 +28,8 @@ the checkpoint's validation data is taken."""
 class EvaluateOptions:
     """What to evaluate, and on what. None stands for what the checkpoint was trained with."""
 
-    checkpoint: str = option(dataclasses.MISSING, "checkpoint file, for example runs/NAME/best.pt")
-    out: str = option("", "folder to write pred.mat and scores.json to; empty: the checkpoint's")
+    checkpoint: str = option(dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt")
+    out: str = option("", "folder to write pred.mat and scores.json to; empty: the checkpoint's, on its own data only")
     data_root: str | None = option(None, "directory the data paths are relative to")
     annotations: str | None = option(None, "annotations: MPII .json (community) or .mat (official)")
     head_boxes: str | None = option(
@@ -75,17 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(given: EvaluateOptions) -> int:
     device = choose_device(given.device)
-    model, trained, _ = load_model(Path(given.checkpoint), device)
+    checkpoint = checkpoint_file(Path(given.checkpoint))
+    model, trained, _ = load_model(checkpoint, device)
     options = given.apply(trained)
+    if not given.out and (changed := other_data(trained, options)):
+        raise ValueError(
+            f"out: {', '.join(changed)} differs from the run's own; name a folder with --out, so that the results on "
+            f"other data do not replace those in {checkpoint.parent}"
+        )
     persons = read_split(options, "valid")
     evaluation = evaluate(model, make_loader(persons, options, device, training=False), options)
     assert evaluation is not None  # only a stop signal makes it None, and none is listened for
-    out = Path(given.out) if given.out else Path(given.checkpoint).parent
+    out = Path(given.out) if given.out else checkpoint.parent
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / "pred.mat", evaluation.predictions, persons.source_row)
     scores = {
         "pckh": scores_or_null(evaluation.pckh),
-        "checkpoint": str(Path(given.checkpoint).resolve()),
+        "checkpoint": str(checkpoint.resolve()),
         "annotations": str(options.data_path("valid_annotations")),
         "persons": len(persons),
         "skipped_persons": evaluation.skipped,
@@ -98,6 +105,14 @@ def run(given: EvaluateOptions) -> int:
         print(f"without {evaluation.skipped} persons whose image could not be read (NaN in pred.mat)")
     print(f"wrote {out / 'pred.mat'}\nwrote {out / 'scores.json'}")
     return 0
+
+
+def other_data(trained: TrainOptions, options: TrainOptions) -> list[str]:
+    """Names of the options by which the validation data differs from the training run's."""
+    names = {name: name for name in ("images", "head_boxes", "split_list")} | {"valid_annotations": "annotations"}
+    if trained.resolved_data_root() != options.resolved_data_root():
+        return ["data_root"]
+    return [shown for name, shown in names.items() if trained.data_path(name) != options.data_path(name)]
 
 
 def write_predictions(path: Path, predictions: np.ndarray, source_row: np.ndarray) -> None:

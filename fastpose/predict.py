@@ -13,6 +13,7 @@ import numpy as np
 
 from fastpose import drawing
 from fastpose.build import load_model, make_loader
+from fastpose.checkpoint import checkpoint_file
 from fastpose.config import make_parser, option, parse
 from fastpose.data.images import read_image
 from fastpose.data.persons import Persons
@@ -28,7 +29,7 @@ with the skeleton drawn into it."""
 class PredictOptions:
     """Which pictures to look at, and where in them."""
 
-    checkpoint: str = option(dataclasses.MISSING, "checkpoint file, for example runs/NAME/best.pt")
+    checkpoint: str = option(dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt")
     image: tuple[str, ...] = option(dataclasses.MISSING, "picture files")
     box: tuple[float, ...] = option(
         (), "X Y WIDTH HEIGHT of the person in every picture, pixels; empty: the whole picture"
@@ -61,18 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(given: PredictOptions) -> int:
     device = choose_device(given.device)
-    model, trained, skeleton = load_model(Path(given.checkpoint), device)
+    images = [Path(name) for name in given.image]
+    targets = drawn_files(images, Path(given.out))
+    model, trained, skeleton = load_model(checkpoint_file(Path(given.checkpoint)), device)
     options = dataclasses.replace(trained, flip_test=given.flip_test, on_bad_image="error")
-    persons = persons_in_boxes([Path(name) for name in given.image], given.box, given.padding, options.size, skeleton)
+    persons = persons_in_boxes(images, given.box, given.padding, options.size, skeleton)
     evaluation = evaluate(model, make_loader(persons, options, device, training=False), options)
     assert evaluation is not None  # only a stop signal makes it None, and none is listened for
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     found = []
-    for number, (path, joints, scores) in enumerate(
-        zip(persons.image_paths, evaluation.predictions, evaluation.scores, strict=True)
-    ):
-        drawn = out / (f"{path.stem}.png" if len(persons) == 1 else f"{number:03d}_{path.stem}.png")
+    for path, drawn, joints, scores in zip(images, targets, evaluation.predictions, evaluation.scores, strict=True):
         drawing.draw_pose(drawn, read_image(path), joints, skeleton)
         named = {
             name: {"x": float(x), "y": float(y), "score": float(score)}
@@ -83,6 +83,23 @@ def run(given: PredictOptions) -> int:
     write_json(out / "predictions.json", found)
     print(f"wrote {out / 'predictions.json'}")
     return 0
+
+
+def drawn_files(images: Sequence[Path], out: Path) -> list[Path]:
+    """The file in `out` for the drawing of each image; numbered where there are several, as names can repeat.
+
+    Raises:
+        ValueError: one of the files is itself one of the images.
+    """
+    several = len(images) > 1
+    files = [out / (f"{i:03d}_" * several + f"{path.stem}_pose.png") for i, path in enumerate(images)]
+    inputs = {path.resolve() for path in images}
+    for file in files:
+        if file.resolve() in inputs:
+            raise ValueError(
+                f"out: {file} is one of the pictures to look at and would be overwritten; choose another --out"
+            )
+    return files
 
 
 def persons_in_boxes(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,12 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _progress_printer() -> Callable[[int, int], None]:
-    """A progress callback that prints a line at every tenth of the work, with the time left."""
+def progress_printer(out: Path) -> Callable[[int, int], None]:
+    """A progress callback for `generate`: a line when it begins, and one at every tenth with the time left."""
     started = time.monotonic()
 
     def show(done: int, total: int) -> None:
-        if done * 10 // total > (done - 1) * 10 // total:
+        if not done:
+            print(f"drawing {total} pictures into {out}", flush=True)
+        elif done * 10 // total > (done - 1) * 10 // total:
             seconds = time.monotonic() - started
             print(f"{done}/{total} pictures, {seconds:.0f} s, {seconds / done * (total - done):.0f} s left", flush=True)
 
@@ -53,11 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             valid_persons=options.valid_persons,
             workers=options.workers,
             overwrite=options.overwrite,
-            progress=_progress_printer(),
+            progress=progress_printer(options.out),
         )
     except (SyntheticDataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"stopped by SIGINT; {options.out} is as it was", file=sys.stderr)
+        return 128 + signal.SIGINT
     state = "wrote" if summary.created else "already there, nothing to do:"
     print(f"{state} {summary.path}")
     persons = f"{summary.train_persons} training and {summary.valid_persons} validation persons"

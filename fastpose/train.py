@@ -18,7 +18,16 @@ import torch
 from fastpose import drawing
 from fastpose.build import check_batches, describe, generate_missing_data, make_loader, make_model, read_split
 from fastpose.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
-from fastpose.config import DEFAULT_RECIPE, TrainOptions, find_recipe, make_parser, parse, recipes, write_yaml
+from fastpose.config import (
+    DEFAULT_RECIPE,
+    TrainOptions,
+    find_recipe,
+    make_parser,
+    parse,
+    recipes,
+    underscored,
+    write_yaml,
+)
 from fastpose.data.images import BadImageError
 from fastpose.engine import (
     Evaluation,
@@ -36,7 +45,8 @@ from fastpose.metrics import format_pckh
 from fastpose.report import Report, append_line, code_version, read_lines, scores_or_null, write_json
 
 DESCRIPTION = """Train a pose network. Values come from the command line, else from the recipe, else from the defaults
-shown here, which are the paper's settings. Recipes that come with fastpose: """
+shown here, which are the paper's settings; without --recipe that is the recipe synthetic_resnet18_fcn_128, not these
+defaults. Recipes that come with fastpose: """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,11 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--run", type=str, default="", help="folder to write to; empty: runs/RECIPE-TIME")
     parser.add_argument(
-        "--resume", type=str, default="", help="folder of a run to go on with; further options override its own"
+        "--resume",
+        type=str,
+        default="",
+        help="folder (or last.pt) of a run to go on with; further options override its own",
     )
     try:
         words, name, resume = with_recipe(sys.argv[1:] if argv is None else argv)
         options, values = parse(parser, TrainOptions, words)
+        root = options.resolved_data_root()
+        print(f"{f'run {resume}' if resume else f'recipe {name}'}, data root {root}", flush=True)
         if resume:
             return Run(options, Path(resume), resume=True).train()
         folder = Path(values["run"] or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -64,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -76,17 +92,24 @@ def with_recipe(argv: Sequence[str]) -> tuple[list[str], str, str]:
     first.add_argument("--recipe")
     first.add_argument("--resume")
     known, rest = first.parse_known_args(argv)
-    if not known.resume:
+    resume = Path(known.resume) if known.resume else None
+    if resume is None:
+        if not known.recipe and any(underscored(word).partition("=")[0] == "--data_root" for word in rest):
+            raise ValueError(
+                f"--data_root goes with a recipe that says what the data is for: add --recipe and one of "
+                f"{', '.join(recipes())}; {DEFAULT_RECIPE} draws synthetic persons there"
+            )
         recipe = find_recipe(known.recipe or DEFAULT_RECIPE)
     elif known.recipe or any(word.partition("=")[0] == "--run" for word in rest):
         raise ValueError(
             "--resume goes on in a run's own folder with its own settings: give it without --recipe and --run"
         )
     else:
-        recipe = Path(known.resume) / "config.yaml"
+        resume = resume.parent if resume.is_file() else resume
+        recipe = resume / "config.yaml"
         if not recipe.is_file():
             raise ValueError(f"--resume {known.resume}: no run to go on with, {recipe} is missing")
-    return ["--recipe", str(recipe), *rest], recipe.stem, known.resume or ""
+    return ["--recipe", str(recipe), *rest], recipe.stem, str(resume or "")
 
 
 class Run:
@@ -151,6 +174,8 @@ class Run:
                 return None
             self.finish_epoch(evaluation)
             report.epoch(self.history[-1])
+            if evaluation and evaluation.pckh and 0 < options.target_pckh <= evaluation.pckh["Mean"]:
+                return evaluation
         # A run that was complete when it was resumed has not been evaluated here.
         return evaluation or evaluate(self.model, self.valid_loader, options, stop)
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 from scipy.io import loadmat
 
+import fastpose
 from fastpose import build, cli, drawing, evaluate, predict, train
 from fastpose.config import TrainOptions, find_recipe, recipes
 from fastpose.engine import StopSignals
@@ -113,6 +114,7 @@ def test_a_run_writes_what_it_promises(finished):
 def test_the_output_ends_with_the_score_and_the_files(recipe, tmp_path, capsys):
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--epochs", "1"]) == 0
     out = capsys.readouterr().out
+    assert out.splitlines()[0] == f"recipe tiny, data root {recipe.parent / 'tiny'}"
     assert "epoch 1/1  loss" in out
     assert "samples/s" in out
     assert out.index("Mean@0.11") < out.index("wrote ")
@@ -209,7 +211,7 @@ def test_resuming_a_torn_checkpoint_takes_the_one_before(recipe, finished, tmp_p
 def test_a_complete_run_can_be_resumed_for_more_epochs(recipe, tmp_path):
     run = tmp_path / "run"
     assert train.main(["--recipe", str(recipe), "--run", str(run), "--epochs", "1"]) == 0
-    assert train.main(["--resume", str(run)]) == 0
+    assert train.main(["--resume", str(run / "last.pt")]) == 0
     assert len(losses(run)) == 1
     assert train.main(["--resume", str(run), "--epochs", "2"]) == 0
     assert len(losses(run)) == 2
@@ -301,6 +303,32 @@ def test_a_bad_image_is_an_error_with_its_name_or_skipped_and_counted(recipe, tm
     assert "001.jpg" in summary["bad_images"][0]
 
 
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("train_annotations", "annot/none.json"),
+        ("valid_annotations", "annot/none.json"),
+        ("head_boxes", "annot/none.mat"),
+        ("split_list", "none.txt"),
+        ("images", "none"),
+        ("backbone_weights", "/no/such.pth"),
+    ],
+)
+def test_a_missing_file_is_told_with_its_option_and_path(recipe, tmp_path, capsys, name, path):
+    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run"), f"--{name}", path]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {name}: no f")
+    assert error.endswith(f"{recipe.parent / 'tiny' / path}\n")
+
+
+def test_synthetic_data_is_drawn_once_and_then_found(tmp_path, capsys):
+    options = TrainOptions(data_root=str(tmp_path / "set"), synthetic_persons=2)
+    build.generate_missing_data(options)
+    assert "drawing 2 pictures into " in capsys.readouterr().out
+    build.generate_missing_data(options)
+    assert capsys.readouterr().out == f"found 2 synthetic persons in {tmp_path / 'set'}\n"
+
+
 def test_a_run_folder_is_not_written_over(recipe, finished, capsys):
     assert train.main(["--recipe", str(recipe), "--run", str(finished)]) == 1
     assert "not empty" in capsys.readouterr().err
@@ -312,7 +340,12 @@ def test_a_run_folder_is_not_written_over(recipe, finished, capsys):
         (["--recipe", "no_such"], "synthetic_resnet18_fcn_128"),
         (["--resume", "no/such/run"], "no run to go on with"),
         (["--resume", "runs/a", "--recipe", "b"], "--resume"),
-        (["--data_root", "/no/such/place", "--synthetic_persons", "0"], "/no/such/place"),
+        (["--data_root", "x"], "--recipe and one of mpii_real5_resnet18_fcn_128, mpii_resnet50_fcn_256, synthetic_res"),
+        (["--data-root=x", "--epochs", "1"], "synthetic_resnet18_fcn_128 draws synthetic persons there"),
+        (
+            ["--recipe", "mpii_resnet50_fcn_256", "--data_root", "/no/such/place"],
+            "train_annotations: no file /no/such/place/annot/train.json",
+        ),
         (["--device", "cuda:99"], "device"),
         (["--device", "foo"], "device: expected auto, cpu, cuda or cuda:NUMBER, got 'foo'"),
         (["--device", "mps"], "got 'mps'"),
@@ -386,10 +419,25 @@ def test_evaluate_takes_other_data(finished, tmp_path):
     assert json.loads((tmp_path / "out/scores.json").read_text())["pckh"] is None
 
 
+def test_evaluate_replaces_a_run_s_results_only_with_those_on_its_own_data(recipe, tmp_path, capsys):
+    run, root = tmp_path / "run", write_tiny_mpii(tmp_path / "data", persons=3)
+    assert train.main(["--recipe", str(recipe), "--run", str(run), "--epochs", "1"]) == 0
+    arguments = ["--checkpoint", str(run), "--device", "cpu"]
+    for other in (["--data_root", str(root)], ["--annotations", "annot/train.json"], ["--head_boxes", ""]):
+        assert evaluate.main([*arguments, *other]) == 1
+        assert f"error: out: {other[0][2:]} differs" in capsys.readouterr().err
+        assert not (run / "scores.json").exists()
+    same = yaml.safe_load(recipe.read_text())["data_root"]
+    assert evaluate.main([*arguments, "--data_root", same]) == 0
+    assert json.loads((run / "scores.json").read_text())["checkpoint"] == str(run / "best.pt")
+
+
 def test_a_checkpoint_that_is_none_is_an_error(tmp_path, capsys):
-    (tmp_path / "best.pt").write_bytes(b"hello")
+    torch.save(Path("anything but tensors"), tmp_path / "best.pt")
     assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt")]) == 1
-    assert "best.pt" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "best.pt: damaged, or not a checkpoint" in error
+    assert "weights_only" not in error
     assert predict.main(["--checkpoint", str(tmp_path / "none.pt"), "--image", "a.jpg"]) == 1
     assert "none.pt" in capsys.readouterr().err
 
@@ -406,6 +454,24 @@ def test_predict_writes_joints_by_name_and_a_picture(finished, tmp_path):
     assert first["joints"]["r_wrist"].keys() == {"x", "y", "score"}
     assert cv2.imread(first["drawn"]) is not None
     assert first["drawn"] != second["drawn"]
+
+
+def test_predict_never_writes_over_a_picture_it_looks_at(finished, tmp_path, capsys):
+    names = [str(tmp_path / name) for name in ("a.png", "a_pose.png")]
+    for name in names:
+        cv2.imwrite(name, np.full((60, 120, 3), 80, np.uint8))
+    before = Path(names[0]).read_bytes()
+    arguments = ["--checkpoint", str(finished), "--out", str(tmp_path), "--image"]
+    assert predict.main([*arguments, names[1]]) == 0
+    assert (tmp_path / "a_pose_pose.png").exists()
+    assert predict.main([*arguments, *names]) == 0
+    assert (tmp_path / "000_a_pose.png").exists()
+    assert (tmp_path / "001_a_pose_pose.png").exists()
+    (tmp_path / "000_a_pose.png").write_bytes(before)
+    capsys.readouterr()
+    assert predict.main([*arguments, names[0], str(tmp_path / "000_a_pose.png")]) == 1
+    assert "error: out: " in capsys.readouterr().err
+    assert all(Path(name).read_bytes() == before for name in [*names, tmp_path / "000_a_pose.png"])
 
 
 def test_predict_looks_into_the_box():
@@ -451,6 +517,11 @@ def test_the_script_lists_its_verbs_and_refuses_others(capsys):
     assert cli.main(["fly"]) == 2
     assert "fly" in capsys.readouterr().err
     assert cli.main([]) == 2
+    capsys.readouterr()
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastpose {fastpose.__version__}\n"
+    assert cli.main(["models", "--depth", "18", "--size", "64", "64"]) == 0
+    assert "GFLOPs" in capsys.readouterr().out
 
 
 @pytest.mark.slow

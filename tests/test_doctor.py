@@ -20,6 +20,18 @@ def test_says_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"torch {fastpose.build_info()['torch']}" in out
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastpose.doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
 @pytest.mark.parametrize(
     ("capability", "architectures", "runs"),
     [

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +188,8 @@ def test_the_same_data_set_is_left_alone(tmp_path: Path) -> None:
 
 def test_another_data_set_is_replaced_only_on_request(tmp_path: Path) -> None:
     generate(tmp_path / "set", persons=4, seed=1)
-    with pytest.raises(SyntheticDataError, match="another synthetic data set"):
+    told = r"another synthetic data set \(4 persons, 1 of them .*, seed 1, .*\) than the one asked for \(4 .*, seed 2, "
+    with pytest.raises(SyntheticDataError, match=told):
         generate(tmp_path / "set", persons=4, seed=2)
     assert generate(tmp_path / "set", persons=4, seed=2, overwrite=True).created
     assert json.loads((tmp_path / "set" / "synthetic.json").read_text())["seed"] == 2
@@ -249,3 +254,25 @@ def test_command_writes_a_data_set_and_a_contact_sheet(tmp_path: Path, capsys: p
 def test_command_ends_with_an_error_and_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "set"), "--persons", "0"]) == 1
     assert "persons: expected at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupt_of_the_command_is_one_line(tmp_path: Path, workers: str) -> None:
+    arguments = [str(tmp_path / "set"), "--persons", "4000", "--workers", workers]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastpose.synthetic", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("drawing ")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err == f"stopped by SIGINT; {tmp_path / 'set'} is as it was\n"
+    assert list(tmp_path.iterdir()) == []

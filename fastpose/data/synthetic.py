@@ -26,9 +26,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -192,7 +194,7 @@ def _write_image(job: _ImageJob, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _render_all(jobs: list[_ImageJob], folder: Path, workers: int) -> Iterator[list[dict[str, Any]]]:
+def _render_all(jobs: list[_ImageJob], folder: Path, workers: int) -> Generator[list[dict[str, Any]]]:
     """Annotation rows of every picture, in the order of ``jobs``."""
     write = partial(_write_image, folder=folder)
     if workers == 1:
@@ -201,7 +203,19 @@ def _render_all(jobs: list[_ImageJob], folder: Path, workers: int) -> Iterator[l
     # Forking a process that holds torch's and OpenCV's thread pools can hang; a spawned worker starts clean.
     spawn = get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.map(write, jobs, chunksize=_IMAGES_PER_CHUNK)
+        with _interrupts_held_back():
+            rows = pool.map(write, jobs, chunksize=_IMAGES_PER_CHUNK)
+        yield from rows
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes started inside never see a Ctrl-C, which is for their parent to handle; the parent sees it after."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _write_ground_truth(rows: list[dict[str, Any]], path: Path) -> None:
@@ -289,7 +303,7 @@ def generate(
     workers: processes (default: the usable CPUs, fewer for small sets). With more than one, a script that calls this
     needs the usual ``if __name__ == "__main__":`` guard.
     overwrite: replace a synthetic data set made with other parameters. A folder with anything else is never replaced.
-    progress: called with (pictures done, pictures in all).
+    progress: called with (pictures done, pictures in all), first with 0 done; not called where nothing is to be done.
 
     The folder appears complete or not at all. Where the same data set is already there, nothing is written.
     Raises SyntheticDataError for parameters out of range or when ``out`` is taken.
@@ -317,11 +331,14 @@ def generate(
         (made / "images").mkdir()
         (made / "annot").mkdir()
         rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-        rendered = _render_all(jobs, made / "images", workers)
-        for done, (job, image_rows) in enumerate(zip(jobs, rendered, strict=True), 1):
-            rows[job.split] += image_rows
-            if progress is not None:
-                progress(done, len(jobs))
+        if progress is not None:
+            progress(0, len(jobs))
+        # Closed before the folder is removed, whatever happens: no worker may still be writing into it then.
+        with closing(_render_all(jobs, made / "images", workers)) as rendered:
+            for done, (job, image_rows) in enumerate(zip(jobs, rendered, strict=True), 1):
+                rows[job.split] += image_rows
+                if progress is not None:
+                    progress(done, len(jobs))
         _write_annotations(rows, made / "annot")
         (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         made.chmod(0o755)  # mkdtemp's folder is private
@@ -345,9 +362,15 @@ def _already_there(out: Path, manifest: dict[str, Any], overwrite: bool) -> bool
     if found is None:
         raise SyntheticDataError(f"{out}: holds something that is no synthetic data set; choose another folder")
     if not overwrite:
-        what = "an incomplete copy of this data set" if found == manifest else f"another synthetic data set, {found}"
+        what = "an incomplete copy of" if found == manifest else f"another synthetic data set ({_told(found)}) than"
         raise SyntheticDataError(
-            f"{out}: expected nothing or the data set {manifest}, found {what}; "
-            "choose another folder or overwrite it (--overwrite)"
+            f"{out}: holds {what} the one asked for ({_told(manifest)}); choose another folder, remove this one, "
+            "or replace it with python -m fastpose.synthetic and its option --overwrite"
         )
     return False
+
+
+def _told(manifest: dict[str, Any]) -> str:
+    get = manifest.get
+    persons = f"{get('persons')} persons, {get('valid_persons')} of them for validation"
+    return f"{persons}, seed {get('seed')}, generator version {get('version')}"

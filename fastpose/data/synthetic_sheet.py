@@ -13,7 +13,7 @@ import numpy as np
 from fastpose.data.synthetic_figure import Colour
 
 _COLUMNS, _ROWS = 6, 2
-_TILE = 220  # px
+_TILE, _GAP = 220, 6  # px
 _MARGIN = 1.12  # of the box a reader makes of scale: 200 px * scale * 1.25
 _RIGHT, _LEFT, _MIDDLE = (70.0, 150.0, 255.0), (255.0, 120.0, 60.0), (250.0, 230.0, 60.0)
 _LIMBS: tuple[tuple[int, int, Colour], ...] = (
@@ -53,8 +53,10 @@ def write_contact_sheet(data: Path, path: Path) -> None:
     count = _COLUMNS * _ROWS
     chosen = [rows[i * len(rows) // count] for i in range(count)]
     tiles = [_tile(row, data / "images", index % 3 == 1) for index, row in enumerate(chosen)]
-    sheet = np.vstack([np.hstack(tiles[r * _COLUMNS : (r + 1) * _COLUMNS]) for r in range(_ROWS)])
-    sheet = (sheet & 0xF8) | 0x04  # five bits a channel are enough to look at, and halve the file
+    framed = [np.pad(tile, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255) for tile in tiles]
+    sheet = np.vstack([np.hstack(framed[r * _COLUMNS : (r + 1) * _COLUMNS]) for r in range(_ROWS)])
+    sheet = np.pad(sheet, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+    sheet = (sheet & 0xF8) | (sheet >> 5)  # five bits a channel are enough to look at, and halve the file
     path.parent.mkdir(parents=True, exist_ok=True)
     written, data_bytes = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9])
     if not written:

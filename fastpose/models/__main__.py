@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from fastpose.models.flops import compare_heads
 from fastpose.models.resnet import DEPTHS
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m fastpose.models", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="fastpose models", description=__doc__)
     parser.add_argument(
         "--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="input in px (256 256)"
     )
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(compare_heads(tuple(options.depth), tuple(options.size), options.num_joints, options.channels))
     except ValueError as error:
         parser.error(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

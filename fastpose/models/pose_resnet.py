@@ -139,7 +139,8 @@ def _read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # a file that is something else makes the unpickler raise anything, KeyError too
-        raise ValueError(f"{path}: is not a file of weights: {error}") from error
+        # Only torch's first line: the rest is advice to load the file unsafely.
+        raise ValueError(f"{path}: is not a file of weights: {str(error).partition(chr(10))[0]}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Render 32 x 16 maps of 64 x 64, sigma 1: fastpose against SimpleBaselines' loop, plain torch, NumPy, a plain fill."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import fastpose
+from bench import vectorized
+from bench.conftest import BATCH, HEATMAP, JOINTS, Maps
+from fastpose import reference
+from tests import upstream
+
+pytestmark = pytest.mark.benchmark(group="render_heatmaps")
+
+
+def test_fastpose(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    benchmark(fastpose.render_heatmaps, maps.keypoints, maps.visible, HEATMAP)
+
+
+def test_simple_baselines(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    points, visible = maps.keypoints.double().numpy(), maps.visible.numpy()
+
+    def run() -> torch.Tensor:
+        samples = [upstream.target(p, v, HEATMAP[1], HEATMAP[0], 1)[0] for p, v in zip(points, visible, strict=True)]
+        return torch.from_numpy(np.stack(samples))
+
+    torch.testing.assert_close(run(), fastpose.render_heatmaps(maps.keypoints, maps.visible, HEATMAP)[0])
+    benchmark(run)
+
+
+def test_plain_torch(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    benchmark(vectorized.render_heatmaps, maps.keypoints, maps.visible, HEATMAP)
+
+
+def test_numpy_reference(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    benchmark.pedantic(reference.render_heatmaps, (maps.keypoints.numpy(), maps.visible.numpy(), HEATMAP), rounds=5)
+
+
+def test_limit_torch_zeros(benchmark: BenchmarkFixture) -> None:
+    benchmark(torch.zeros, BATCH, JOINTS, *HEATMAP)
