@@ -69,7 +69,8 @@ __global__ void loss_backward_kernel(const HeatmapMseLossParams p) {
 cudaError_t launch_heatmap_mse_loss(const HeatmapMseLossParams& params, cudaStream_t stream) {
   dispatch_device_floating(params.kind, [&](auto zero) {
     using T = decltype(zero);
-    map_loss_kernel<T><<<grid_for(params.batch * params.joints, 1), kThreads, 0, stream>>>(params);
+    const int64_t maps = params.batch * params.joints;
+    if (maps > 0) map_loss_kernel<T><<<grid_for(maps, 1), kThreads, 0, stream>>>(params);
     total_loss_kernel<T><<<1, kThreads, 0, stream>>>(params);
   });
   return cudaGetLastError();

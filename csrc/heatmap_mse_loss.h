@@ -41,8 +41,9 @@ FASTPOSE_HOST_DEVICE LossOfMap loss_of_map(const HeatmapMseLossParams& p, int64_
   return l;
 }
 
-// 0.5 / (B K h w): the 0.5 is SimpleBaselines' JointsMSELoss.
+// 0.5 / (B K h w): the 0.5 is SimpleBaselines' JointsMSELoss. An empty batch adds nothing to a training step: loss 0.
 FASTPOSE_HOST_DEVICE double loss_scale(const HeatmapMseLossParams& p) {
+  if (p.batch == 0 || p.joints == 0) return 0.0;
   return 0.5 / (static_cast<double>(p.batch) * static_cast<double>(p.joints) * p.spec.height * p.spec.width);
 }
 

@@ -165,7 +165,8 @@ def heatmap_mse_loss(
 ) -> float:
     """See `fastpose.heatmap_mse_loss`. 0.5 · mean over B·K·h·w of weight · (pred − target)²."""
     maps = _array(pred).astype(np.float64)
-    _check(maps.size > 0, f"pred must not be empty (the mean of nothing is undefined), got {maps.shape}")
+    if maps.size == 0:
+        return 0.0
     size = (maps.shape[2], maps.shape[3])
     target, weights = render_heatmaps(keypoints, visible, size, sigma=sigma, encoding=encoding, dtype=np.float64)
     if missing not in ("zeros", "ignore"):

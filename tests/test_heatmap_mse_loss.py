@@ -198,7 +198,7 @@ def test_nan_in_the_prediction_is_nan_in_the_loss(device: torch.device) -> None:
     [
         ({"pred": torch.zeros(2, 3, 4)}, r"pred must have shape \[B, K, h, w\]"),
         ({"pred": torch.zeros(2, 3, 8, 8, dtype=torch.int32)}, "pred must be Float"),
-        ({"pred": torch.zeros(0, 3, 8, 8)}, "pred must not be empty"),
+        ({"pred": torch.zeros(2, 3, 0, 8)}, "at least 1 x 1 pixels"),
         ({"keypoints": torch.zeros(2, 4, 2)}, r"keypoints must have shape \[B, K, 2\] = \[2, 3, 2\]"),
         ({"visible": torch.zeros(3, 2)}, r"visible must have shape \[B, K\]"),
         ({"joint_weights": torch.ones(4)}, r"joint_weights must have shape \[K\] or \[B, K\]"),
@@ -266,3 +266,20 @@ def test_a_vanishing_sigma_keeps_its_peak(device: torch.device) -> None:
     )
     assert maps.sum() == 1.0
     assert maps[0, 0, 4, 4] == 1.0
+
+
+def test_an_empty_batch_adds_nothing_and_a_large_one_everything(device: torch.device) -> None:
+    for shape in ((0, 3, 8, 8), (2, 0, 8, 8)):
+        pred = torch.zeros(shape, device=device, requires_grad=True)
+        points, visible = torch.zeros(*shape[:2], 2, device=device), torch.zeros(shape[:2], device=device)
+        loss = fastpose.heatmap_mse_loss(pred, points, visible)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert pred.grad.shape == shape
+    batch = 65_535 + 9
+    pred = torch.full((batch, 1, 1, 2), 2.0, device=device, requires_grad=True)
+    nowhere = torch.full((batch, 1, 2), -100.0, device=device)
+    loss = fastpose.heatmap_mse_loss(pred, nowhere, torch.ones(batch, 1, device=device))
+    loss.backward()
+    assert loss.item() == 2.0  # 0.5 * 2^2 on every pixel
+    torch.testing.assert_close(pred.grad, torch.full_like(pred, 2.0 / (2 * batch)))

@@ -54,7 +54,6 @@ REFUSED: list[Callable[[Any], Any]] = [
     lambda f: f.swap_pairs(POINTS, VISIBLE, torch.tensor([True, True]), torch.tensor([[0, 1], [1, 2]])),
     lambda f: f.render_heatmaps(POINTS, VISIBLE, (8, 8), sigma=0.0),
     lambda f: f.render_heatmaps(POINTS, VISIBLE, (8, 8), encoding="simcc"),
-    lambda f: f.heatmap_mse_loss(MAPS[:0], POINTS[:0], VISIBLE[:0]),
     lambda f: f.heatmap_mse_loss(MAPS, POINTS, VISIBLE, missing="drop"),
     lambda f: f.crop_to_image_matrix(POINTS[:, 0], 1.0, 0.0, (0, 8)),
     lambda f: f.crop_to_image_matrix(POINTS[:, 0], 1.0, 0.0, (1, 8), udp=True),

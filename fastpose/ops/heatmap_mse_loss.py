@@ -36,10 +36,10 @@ def heatmap_mse_loss(
             squares its weights: pass squares for parity.
 
     Returns:
-        Scalar, float32 (float64 for float64 input).
+        Scalar, float32 (float64 for float64 input). An empty batch has loss 0.
 
     Raises:
-        ValueError: unknown encoding or missing. RuntimeError: wrong shape, dtype, device or sigma, or an empty batch.
+        ValueError: unknown encoding or missing. RuntimeError: wrong shape, dtype, device or sigma.
     """
     require_native()
     return torch.ops.fastpose.heatmap_mse_loss(
