@@ -58,6 +58,7 @@ def read_split(options: TrainOptions, split: Literal["train", "valid"]) -> Perso
 
 
 def check_is_file(name: str, path: Path) -> None:
+    """Raises FileNotFoundError, naming the option, where there is no such file."""
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no file {path}")
 

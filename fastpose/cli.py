@@ -20,6 +20,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns its exit code, 2 where there is no such verb."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--version"]:
         print(f"fastpose {fastpose.__version__}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
@@ -131,6 +132,7 @@ class TrainOptions:
 
 
 def check_at_least(options: object, least: float, *names: str) -> None:
+    """Raises ValueError where one of the fields `names` is below `least`."""
     for name in names:
         if not getattr(options, name) >= least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(options, name)}")
@@ -174,6 +176,19 @@ def parse(
         parser.error(str(error))
 
 
+def run_command(
+    name: str, description: str, cls: type[Options], run: Callable[[Options], int], argv: Sequence[str] | None
+) -> int:
+    """Parses the options of command `name` and runs it. Returns its exit code; after an error 1, with one line."""
+    words = sys.argv[1:] if argv is None else argv
+    given, _ = parse(make_parser(f"fastpose {name}", description, cls), cls, words)
+    try:
+        return run(given)
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
 def underscored(word: str) -> str:
     """--on-bad-image=skip -> --on_bad_image=skip; other words stay."""
     name, equals, value = word.partition("=")
@@ -202,4 +217,5 @@ def find_recipe(name: str) -> Path:
 
 
 def write_yaml(path: Path, plain: dict[str, Any]) -> None:
+    """Writes plain options as YAML that `--recipe` reads."""
     path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")

@@ -168,6 +168,7 @@ def train_one_epoch(
 
 
 def check_finite(loss_sum: Tensor, progress: Progress) -> None:
+    """Raises NotFiniteError where the epoch's loss is infinite or not a number; waits for the device."""
     if not math.isfinite(float(loss_sum)):
         raise NotFiniteError(
             f"the loss is {float(loss_sum)} in epoch {progress.epoch + 1} at or before step {progress.step}: "
@@ -253,6 +254,7 @@ def person_heatmaps(model: nn.Module, loader: PoseLoader, options: TrainOptions)
 
 
 def autocast(device: torch.device, options: TrainOptions) -> torch.autocast:
+    """The precision that option `amp` asks for, as a context."""
     return torch.autocast(device.type, torch.bfloat16, enabled=options.amp == "bfloat16")
 
 

@@ -15,8 +15,8 @@ from scipy.io import savemat
 
 from fastpose.build import load_model, make_loader, read_split
 from fastpose.checkpoint import checkpoint_file
-from fastpose.config import TrainOptions, make_parser, option, parse
-from fastpose.engine import NotFiniteError, choose_device, evaluate
+from fastpose.config import TrainOptions, option, run_command
+from fastpose.engine import choose_device, evaluate
 from fastpose.metrics import format_pckh
 from fastpose.report import scores_or_null, write_json
 
@@ -62,19 +62,11 @@ class EvaluateOptions:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
-    given, _ = parse(
-        make_parser("fastpose evaluate", DESCRIPTION, EvaluateOptions),
-        EvaluateOptions,
-        sys.argv[1:] if argv is None else argv,
-    )
-    try:
-        return run(given)
-    except (ValueError, OSError, NotFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command("evaluate", DESCRIPTION, EvaluateOptions, run, argv)
 
 
 def run(given: EvaluateOptions) -> int:
+    """Evaluates and writes pred.mat and scores.json."""
     device = choose_device(given.device)
     checkpoint = checkpoint_file(Path(given.checkpoint))
     model, trained, _ = load_model(checkpoint, device)

@@ -14,10 +14,10 @@ import numpy as np
 from fastpose import drawing
 from fastpose.build import load_model, make_loader
 from fastpose.checkpoint import checkpoint_file
-from fastpose.config import make_parser, option, parse
+from fastpose.config import option, run_command
 from fastpose.data.images import read_image
 from fastpose.data.persons import Persons
-from fastpose.engine import NotFiniteError, choose_device, evaluate
+from fastpose.engine import choose_device, evaluate
 from fastpose.report import write_json
 from fastpose.skeletons import Skeleton
 
@@ -48,19 +48,11 @@ class PredictOptions:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
-    given, _ = parse(
-        make_parser("fastpose predict", DESCRIPTION, PredictOptions),
-        PredictOptions,
-        sys.argv[1:] if argv is None else argv,
-    )
-    try:
-        return run(given)
-    except (ValueError, OSError, NotFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command("predict", DESCRIPTION, PredictOptions, run, argv)
 
 
 def run(given: PredictOptions) -> int:
+    """Predicts and writes predictions.json and the drawn pictures."""
     device = choose_device(given.device)
     images = [Path(name) for name in given.image]
     targets = drawn_files(images, Path(given.out))

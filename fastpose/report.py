@@ -85,6 +85,7 @@ def scores_or_null(pckh: dict[str, float] | None) -> dict[str, float | None] | N
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Appends one JSON object; NaN, which JSON lacks, is a ValueError."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
 

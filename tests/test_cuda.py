@@ -140,12 +140,13 @@ def test_captures_in_a_graph_and_replays_on_new_inputs(call: Call) -> None:
 @each_call
 def test_does_not_synchronise(call: Call) -> None:
     arguments = on_cuda(call)
-    call(*arguments)
-    torch.cuda.set_sync_debug_mode("error")
+    expected = call(*arguments)
+    torch.cuda.set_sync_debug_mode("error")  # torch then raises where it would wait for the device
     try:
-        call(*arguments)
+        got = call(*arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert_same(got, expected)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")

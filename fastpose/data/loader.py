@@ -33,7 +33,7 @@ class PixelSource(Protocol):
     def load(self, images: Sequence[int]) -> tuple[fastpose.ImageBatch, list[BadImageError | None]]:
         """Returns the pixels of `images` (distinct indices into `Persons.image_paths`) and what was wrong with each.
 
-        An image with an error stands in the batch as a placeholder that nobody reads.
+        In the place of an image with an error stands one black pixel that nobody reads.
         """
         ...
 

@@ -12,6 +12,7 @@ from fastpose.models.resnet import DEPTHS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table of both heads; returns 0."""
     parser = argparse.ArgumentParser(prog="fastpose models", description=__doc__)
     parser.add_argument(
         "--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="input in px (256 256)"
