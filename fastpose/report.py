@@ -108,6 +108,7 @@ def read_lines(path: Path, epochs: int) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, contents: Any) -> None:
+    """Writes readable JSON, whole or not at all; NaN, which JSON lacks, is a ValueError."""
     replace_text(path, json.dumps(contents, indent=2, allow_nan=False) + "\n")
 
 

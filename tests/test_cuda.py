@@ -80,6 +80,14 @@ def on_cuda(call: Call) -> list[Tensor]:
     return [t.cuda() for t in inputs_of(call)]
 
 
+def blank_inputs(call: Call, arguments: list[Tensor]) -> list[Tensor]:
+    """Zeros in the place of the inputs, but for the tables of a crop, which must name images from the start."""
+    blank = [torch.zeros_like(t) for t in arguments]
+    if call is crop:
+        blank[1:3] = [t.clone() for t in arguments[1:3]]
+    return blank
+
+
 def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one, other)
@@ -104,9 +112,7 @@ def test_launches_on_the_current_stream(call: Call) -> None:
     """The side stream sleeps, then gets the inputs; an op on any other stream would see the zeros from before."""
     arguments = on_cuda(call)
     expected = call(*arguments)
-    late = [torch.zeros_like(t) for t in arguments]
-    if call is crop:
-        late[1:3] = [t.clone() for t in arguments[1:3]]  # tables name images from the start
+    late = blank_inputs(call, arguments)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -122,9 +128,7 @@ def test_launches_on_the_current_stream(call: Call) -> None:
 def test_captures_in_a_graph_and_replays_on_new_inputs(call: Call) -> None:
     arguments = on_cuda(call)
     expected = call(*arguments)
-    buffers = [torch.zeros_like(t) for t in arguments]
-    if call is crop:
-        buffers[1:3] = [t.clone() for t in arguments[1:3]]
+    buffers = blank_inputs(call, arguments)
     call(*buffers)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
