@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +17,12 @@ from fastpose.checkpoint import CheckpointError, load_checkpoint
 from fastpose.config import TrainOptions, from_plain
 from fastpose.data import synthetic
 from fastpose.data.augmentation import Augmentation
-from fastpose.data.loader import ImageFiles, PoseLoader
+from fastpose.data.gpu_jpeg import GpuJpegFiles
+from fastpose.data.loader import PoseLoader
 from fastpose.data.mpii import read_mpii
 from fastpose.data.persons import Persons
+from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages
+from fastpose.engine import require_cuda, uses_bfloat16
 from fastpose.models import load_imagenet_backbone, pose_resnet
 from fastpose.skeletons import MPII, Skeleton
 from fastpose.synthetic import progress_printer
@@ -88,7 +93,7 @@ def make_loader(persons: Persons, options: TrainOptions, device: torch.device, *
     augmentation = Augmentation(options.rotation, (options.scale_min, options.scale_max), options.flip)
     return PoseLoader(
         persons,
-        ImageFiles(persons.image_paths, options.decode_threads),
+        make_source(persons.image_paths, options, device),
         options.size,
         options.batch_size if training else options.eval_batch_size,
         augmentation=augmentation if training else None,
@@ -96,8 +101,52 @@ def make_loader(persons: Persons, options: TrainOptions, device: torch.device, *
         device=device,
         prefetch=options.prefetch,
         on_bad_image=options.on_bad_image,
-        memory_format=torch.channels_last if options.channels_last else torch.contiguous_format,
+        memory_format=memory_format(options, device),
+        # Autocast would round the crops for the first convolution anyway; written rounded, they are half the bytes.
+        dtype=torch.bfloat16 if uses_bfloat16(options, device) else torch.float32,
     )
+
+
+def make_source(paths: Sequence[Path], options: TrainOptions, device: torch.device) -> PixelSource:
+    """Where the pixels of the files `paths` come from.
+
+    Raises:
+        ValueError: the GPU is to decode, and there is none or nvImageCodec is missing; too little memory for them all.
+        BadImageError: the images are to be resident, one is bad, and `on_bad_image` is "error".
+    """
+    threads = options.decode_threads or (available_cores() if device.type == "cuda" else 2)
+    if options.decoder == "gpu":
+        require_cuda("decoder gpu", device)
+    source = ImageFiles(paths, threads) if options.decoder == "cpu" else GpuJpegFiles(paths, device, threads)
+    if not options.resident:
+        return source
+    return ResidentImages.from_files(
+        paths, device, threads, decoder=source, on_bad_image=options.on_bad_image, progress=decoding_printer(device)
+    )
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoding_printer(device: torch.device) -> Callable[[int, int], None]:
+    """A progress callback for `ResidentImages.from_files`: a line at every tenth of the images."""
+    told = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal told
+        if done * 10 // total > told:
+            told = done * 10 // total
+            print(f"{done}/{total} images decoded into the memory of {device}", flush=True)
+
+    return show
+
+
+def memory_format(options: TrainOptions, device: torch.device) -> torch.memory_format:
+    """The layout that option `channels_last` asks for."""
+    last = options.channels_last == "on" or (options.channels_last == "auto" and device.type == "cuda")
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device) -> nn.Module:
@@ -107,10 +156,7 @@ def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device) 
     if options.backbone_weights:
         check_is_file("backbone_weights", Path(options.backbone_weights))
         load_imagenet_backbone(model, Path(options.backbone_weights))
-    model = model.to(device)
-    if options.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-    return model
+    return model.to(device, memory_format=memory_format(options, device))  # type: ignore[call-overload]  # not in its stub
 
 
 def load_model(path: Path, device: torch.device) -> tuple[nn.Module, TrainOptions, Skeleton]:

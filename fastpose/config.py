@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
-import jsonargparse
-import yaml
+if TYPE_CHECKING:  # the engine needs options, but neither a command line nor YAML
+    import jsonargparse
 
 PACKAGE = Path(__file__).resolve().parent
 DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"
@@ -95,12 +95,38 @@ class TrainOptions:
     seed: int = option(0, "seed of weights, order and augmentation; on the CPU equal seeds give equal bits")
 
     device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto: cuda where there is one, else cpu")
-    amp: Literal["off", "bfloat16"] = option(
-        "off", "type that convolutions run in: float32 (off) or bfloat16 under autocast"
+    amp: Literal["auto", "off", "bfloat16"] = option(
+        "auto",
+        "type that convolutions run in: float32 (off) or bfloat16 under autocast; "
+        "auto: bfloat16 on GPUs of compute capability 8.0 or more, else off",
     )
-    channels_last: bool = option(False, "keep the network's tensors in channels-last order")
-    decode_threads: int = option(2, "threads that decode image files, count")
-    prefetch: int = option(2, "batches prepared ahead of the one that trains, count")
+    channels_last: Literal["auto", "on", "off"] | bool = option(
+        "auto", "keep the network's tensors in channels-last order: on, off; auto: on for a GPU, off for the CPU"
+    )
+    compile: bool = option(
+        False, "compile the network with torch.compile, which takes about a minute when the training begins"
+    )
+    cuda_graph: bool = option(
+        False,
+        "record a whole training step as a CUDA graph and replay it, which saves the host's work; GPUs only; batches "
+        "of fewer than batch_size persons run without it",
+    )
+    decoder: Literal["cpu", "gpu"] = option(
+        "cpu",
+        "what decodes JPEG files: threads on the CPU, or nvImageCodec on the GPU (pip install 'fastpose[gpu]'), whose "
+        "pixels differ from the CPU's by a few grey levels",
+    )
+    decode_threads: int = option(
+        0, "threads that read and decode image files, count; 0: one per core for a GPU, 2 for the CPU, which trains too"
+    )
+    resident: bool = option(
+        False,
+        "keep the decoded images in the memory of the training device: decode each file once, before the first epoch",
+    )
+    prefetch: int = option(
+        2,
+        "batches prepared ahead of the one that trains, and steps that the host may be ahead of a GPU, count",
+    )
     log_every: int = option(
         10,
         "training steps from one progress line, and one look for a loss that is not a number, to the next; count; "
@@ -109,8 +135,10 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "channels", "epochs", "batch_size", "eval_batch_size", "lr_drop_patience", "eval_every")
-        check_at_least(self, 1, "decode_threads", "prefetch", "log_every", "lr_drop_factor")
-        check_at_least(self, 0, "synthetic_persons", "synthetic_seed", "seed", "warmup_steps")
+        check_at_least(self, 1, "prefetch", "log_every", "lr_drop_factor")
+        check_at_least(self, 0, "synthetic_persons", "synthetic_seed", "seed", "warmup_steps", "decode_threads")
+        if isinstance(self.channels_last, bool):  # runs of version 0.1 have it so, and YAML's bare `on` is true
+            object.__setattr__(self, "channels_last", "on" if self.channels_last else "off")
         for name in ("lr", "sigma"):
             value = getattr(self, name)
             if not 0.0 < value < float("inf"):
@@ -145,6 +173,8 @@ def from_plain(cls: type[Options], plain: dict[str, Any]) -> Options:
 
 def make_parser(prog: str, description: str, cls: type) -> jsonargparse.ArgumentParser:
     """A command-line parser with one option per field of the dataclass `cls`."""
+    import jsonargparse
+
     parser = jsonargparse.ArgumentParser(prog=prog, description=description)
     types = get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -218,4 +248,6 @@ def find_recipe(name: str) -> Path:
 
 def write_yaml(path: Path, plain: dict[str, Any]) -> None:
     """Writes plain options as YAML that `--recipe` reads."""
+    import yaml
+
     path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")

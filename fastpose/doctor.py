@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import shutil
@@ -24,6 +25,17 @@ def _gpu_rows() -> list[tuple[str, str]]:
         major, minor = torch.cuda.get_device_capability(n)
         rows.append((f"GPU {n}", f"{torch.cuda.get_device_name(n)}, compute capability {major}.{minor}"))
     return rows
+
+
+def _nvimgcodec() -> str:
+    """Where it is. It is not imported: that prints a page about parts of it that fastpose does not use."""
+    try:
+        found = importlib.util.find_spec("nvidia.nvimgcodec")
+    except ModuleNotFoundError:  # no package of NVIDIA's at all
+        found = None
+    if found is None or found.origin is None:
+        return 'not there; --decoder gpu needs it: pip install "fastpose[gpu]"'
+    return str(Path(found.origin).parent)
 
 
 def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
@@ -77,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         ("Python", f"{platform.python_version()}, {platform.platform()}"),
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads"),
         ("OpenCV", opencv),
+        ("nvImageCodec", _nvimgcodec()),
         ("CPU cores", str(os.cpu_count())),
         *_gpu_rows(),
         ("nvcc", shutil.which("nvcc") or "not on the PATH"),

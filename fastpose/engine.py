@@ -7,7 +7,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from types import FrameType
@@ -111,67 +112,184 @@ class StopSignals(AbstractContextManager["StopSignals"]):
         print("\nstopping after this step; once more to quit at once", file=sys.stderr, flush=True)
 
 
+class TrainStep:
+    """One step of training: forward, loss, backward, optimiser.
+
+    With option `cuda_graph` the first batches of full size train as usual, in a stream of their own; then one step is
+    captured, and from there on each replays it on new inputs. Smaller batches train without graph and compilation, so
+    that neither is made for them anew.
+
+    Args:
+        model: the network, on `device`; its parameters and buffers must stay where they are.
+        optimizer: RMSprop over the network's parameters, with the state to go on from, if any; later
+            `load_state_dict` would replace tensors that a captured graph writes to.
+        options: sigma, missing, batch_size, amp, compile and cuda_graph are looked at.
+        device: where batches will be.
+
+    Raises:
+        ValueError: a CUDA graph is asked for and `device` is none of CUDA.
+    """
+
+    WARMUP_STEPS = 3  # before a capture: what allocates or tunes itself at its first use has then done so
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, options: TrainOptions, device: torch.device
+    ) -> None:
+        on_gpu = device.type == "cuda"
+        if options.cuda_graph:
+            require_cuda("cuda_graph", device)
+        self.model, self.optimizer, self.options, self.device = model, optimizer, options, device
+        # A wrapper beside the model, whose own parts and names stay as they are: evaluation and checkpoints see those.
+        self._full_forward = torch.compile(model, dynamic=False) if options.compile else model
+        self._side = torch.cuda.Stream(device) if options.cuda_graph else None
+        self._warm = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: tuple[Tensor, ...] = ()
+        self._loss = torch.empty(0)
+        for group in optimizer.param_groups:
+            # torch has no fused RMSprop; foreach updates all parameters with a handful of launches. On the CPU it pays
+            # nothing. A graph keeps the numbers it was captured with, so there the rate is a tensor that steps fill.
+            group["foreach"], group["capturable"] = on_gpu, options.cuda_graph
+            group["lr"] = torch.tensor(float(group["lr"]), device=device) if options.cuda_graph else float(group["lr"])
+        for state in optimizer.state.values():
+            state["step"] = state["step"].to(device if options.cuda_graph else "cpu")
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        """Trains on one batch with learning rate `lr`; returns its loss, detached, a scalar on the device."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        inputs = (batch.images, batch.keypoints, batch.visible)
+        if len(batch.rows) < self.options.batch_size:
+            return self._run(self.model, *inputs)
+        if self._side is None:
+            return self._run(self._full_forward, *inputs)
+        if self._warm < self.WARMUP_STEPS:
+            return self._warm_up(self._side, inputs)
+        if self._graph is None:
+            self._capture(self._side, inputs)
+        assert self._graph is not None
+        for static, given in zip(self._inputs, inputs, strict=True):
+            static.copy_(given)
+        self._graph.replay()
+        return self._loss.clone()
+
+    def _run(self, forward: Callable[[Tensor], Tensor], images: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
+        with autocast(self.device, self.options):
+            heatmaps = forward(images)
+        loss = fastpose.heatmap_mse_loss(
+            heatmaps, keypoints, visible, sigma=self.options.sigma, missing=self.options.missing
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _warm_up(self, side: torch.cuda.Stream, inputs: tuple[Tensor, ...]) -> Tensor:
+        """A step in the stream of the coming capture: libraries keep workspaces by stream."""
+        self._warm += 1
+        current = torch.cuda.current_stream(self.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            loss = self._run(self._full_forward, *inputs)
+        current.wait_stream(side)
+        loss.record_stream(current)
+        return loss
+
+    def _capture(self, side: torch.cuda.Stream, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs = tuple(torch.empty_like(given) for given in inputs)
+        # Without gradients at hand, backward takes memory for them from the graph's own pool, where replays write them.
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the loader's thread goes on preparing batches, and may allocate memory for them.
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            self._loss = self._run(self._full_forward, *self._inputs)
+        self._graph = graph
+
+
+class LossWatch:
+    """Brings the epoch's loss to the host every now and then; the host does not wait for it, but looks if it is there.
+
+    Between a training step and the look at it a GPU would otherwise stand still.
+    """
+
+    def __init__(self) -> None:
+        self._coming: deque[tuple[Tensor, torch.cuda.Event | None, int, int]] = deque()
+
+    def send(self, loss_sum: Tensor, progress: Progress) -> None:
+        """Sends the sum of the losses up to `progress` on its way."""
+        event = None
+        if loss_sum.device.type == "cuda":
+            host = torch.empty((), dtype=loss_sum.dtype, pin_memory=True)
+            host.copy_(loss_sum, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(loss_sum.device))
+        else:
+            host = loss_sum.clone()
+        self._coming.append((host, event, progress.step, progress.samples))
+
+    def arrived(self) -> Iterator[tuple[float, int, int]]:
+        """What has arrived: the sum of the losses, the step and the samples it belongs to."""
+        while self._coming and ((event := self._coming[0][1]) is None or event.query()):
+            host, _, step, samples = self._coming.popleft()
+            yield float(host), step, samples
+
+
 def train_one_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    train_step: TrainStep,
     rate: LearningRate,
     loader: PoseLoader,
-    options: TrainOptions,
     progress: Progress,
     stop: StopSignals,
     report: Callable[[float], None],
 ) -> None:
     """Trains from `progress.step`, which it moves on, to the epoch's end or to the step in which a stop signal came.
 
-    `report` is called with the epoch's mean loss so far every `options.log_every` steps; in between the loss stays on
-    the device, so that the host can run ahead. After an error `progress` tells how far training came.
+    `report` is called with the epoch's mean loss so far every `log_every` steps, on CUDA as soon as the GPU has come so
+    far. After an error `progress` tells how far training came.
 
     Raises:
         NotFiniteError: the loss is not a number any more.
         BadImageError: see PoseLoader.epoch.
     """
-    model.train()
+    train_step.model.train()
     loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=loader.device)
+    watch = LossWatch()
     start, waited, first_sample = time.perf_counter(), loader.wait_seconds, progress.samples
     try:
         with closing(loader.epoch(progress.epoch, progress.step)) as batches:
             for batch in batches:
-                with autocast(loader.device, options):
-                    heatmaps = model(batch.images)
-                loss = fastpose.heatmap_mse_loss(
-                    heatmaps, batch.keypoints, batch.visible, sigma=options.sigma, missing=options.missing
-                )
-                for group in optimizer.param_groups:
-                    group["lr"] = rate.at(progress.epoch, progress.epoch * len(loader) + batch.step)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                loss_sum += loss.detach() * len(batch.rows)
+                loss = train_step(batch, rate.at(progress.epoch, progress.epoch * len(loader) + batch.step))
+                loss_sum += loss * len(batch.rows)
                 progress.samples += len(batch.rows)
                 progress.step = batch.step + 1
-                if progress.step % options.log_every == 0:
-                    check_finite(loss_sum, progress)
-                    report(float(loss_sum) / progress.samples)
+                if progress.step % train_step.options.log_every == 0:
+                    watch.send(loss_sum, progress)
+                for total, step, samples in watch.arrived():
+                    check_finite(total, progress.epoch, step)
+                    report(total / samples)
                 if stop.received:
                     break
             else:
                 progress.step = len(loader)
     finally:
+        progress.loss_sum = float(loss_sum)  # waits for the device: from here on all of its waiting is known
         seconds, wait = time.perf_counter() - start, loader.wait_seconds - waited
-        progress.loss_sum = float(loss_sum)
         progress.epoch_seconds += seconds
         progress.epoch_wait_seconds += wait
         progress.train_seconds += seconds
         progress.wait_seconds += wait
         progress.total_samples += progress.samples - first_sample
-    check_finite(loss_sum, progress)
+    check_finite(progress.loss_sum, progress.epoch, progress.step)
 
 
-def check_finite(loss_sum: Tensor, progress: Progress) -> None:
-    """Raises NotFiniteError where the epoch's loss is infinite or not a number; waits for the device."""
-    if not math.isfinite(float(loss_sum)):
+def check_finite(loss_sum: float, epoch: int, step: int) -> None:
+    """Raises NotFiniteError where the sum of the losses up to `step` of an epoch is infinite or not a number."""
+    if not math.isfinite(loss_sum):
         raise NotFiniteError(
-            f"the loss is {float(loss_sum)} in epoch {progress.epoch + 1} at or before step {progress.step}: "
+            f"the loss is {loss_sum} in epoch {epoch + 1} at or before step {step}: "
             "lower the learning rate (--lr), or look for extreme values in the data"
         )
 
@@ -255,7 +373,20 @@ def person_heatmaps(model: nn.Module, loader: PoseLoader, options: TrainOptions)
 
 def autocast(device: torch.device, options: TrainOptions) -> torch.autocast:
     """The precision that option `amp` asks for, as a context."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=options.amp == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(options, device))
+
+
+def uses_bfloat16(options: TrainOptions, device: torch.device) -> bool:
+    """Whether option `amp` means bfloat16 on `device`. Older GPUs than Ampere (8.0) only emulate it."""
+    if options.amp == "auto":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return options.amp == "bfloat16"
+
+
+def require_cuda(option: str, device: torch.device) -> None:
+    """Raises ValueError, naming the option, where `device` is none of CUDA."""
+    if device.type != "cuda":
+        raise ValueError(f"{option}: expected a CUDA device, got {device}")
 
 
 def choose_device(name: str) -> torch.device:

@@ -47,8 +47,13 @@ class EvaluateOptions:
     on_bad_image: Literal["error", "skip"] | None = option(None, "what to do with an image that cannot be decoded")
     eval_batch_size: int | None = option(None, "persons in a batch, count")
     flip_test: bool | None = option(None, "evaluate the picture and its mirror image and average their heatmaps")
-    decode_threads: int | None = option(None, "threads that decode image files, count")
-    amp: Literal["off", "bfloat16"] | None = option(None, "type that convolutions run in: float32 (off) or bfloat16")
+    decoder: Literal["cpu", "gpu"] = option("cpu", "what decodes JPEG files, whatever it was in training")
+    decode_threads: int | None = option(
+        None, "threads that read and decode image files, count; 0: one per core for a GPU, 2 for the CPU"
+    )
+    amp: Literal["auto", "off", "bfloat16"] | None = option(
+        None, "type that convolutions run in: float32 (off) or bfloat16; auto: bfloat16 on GPUs that are fast at it"
+    )
     device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto: cuda where there is one, else cpu")
 
     def apply(self, trained: TrainOptions) -> TrainOptions:
@@ -57,7 +62,8 @@ class EvaluateOptions:
         given.pop("checkpoint"), given.pop("out")
         if "annotations" in given:
             given["valid_annotations"] = given.pop("annotations")
-        return dataclasses.replace(trained, **given)
+        # One pass over the images: to keep them would only take memory.
+        return dataclasses.replace(trained, resident=False, **given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

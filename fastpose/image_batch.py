@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 import torch
@@ -58,8 +59,15 @@ class ImageBatch:
         return batch
 
     @classmethod
-    def from_list(cls, images: Sequence[NDArray[np.uint8] | Tensor]) -> ImageBatch:
+    def from_list(
+        cls, images: Sequence[NDArray[np.uint8] | Tensor], *, pin_memory: bool = False, executor: Executor | None = None
+    ) -> ImageBatch:
         """Copies images [h, w, 3], uint8 RGB, NumPy arrays or CPU tensors, any strides, into one buffer on the CPU.
+
+        Args:
+            images: the images; none at all gives an empty batch.
+            pin_memory: put the batch into page-locked memory, from where copies to a GPU run beside everything else.
+            executor: threads that copy, each image in one of them; None: the caller's.
 
         Raises:
             ValueError: names the image that is not uint8 [h, w, 3] with at least one pixel.
@@ -68,20 +76,30 @@ class ImageBatch:
         for n, array in enumerate(arrays):
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
                 raise ValueError(f"images[{n}] must be uint8 [h, w, 3], got {array.dtype} {list(array.shape)}")
-        lengths = np.array([array.size for array in arrays], np.int64)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        data = np.empty(int(offsets[-1]), np.uint8)
-        for array, start, length in zip(arrays, offsets, lengths, strict=False):
-            data[start : start + length].reshape(array.shape)[...] = array
-        sizes = np.array([array.shape[:2] for array in arrays], np.int32).reshape(-1, 2)
-        return cls._trusted(torch.from_numpy(data), torch.from_numpy(offsets[:-1].copy()), torch.from_numpy(sizes))
+        ends = np.cumsum([array.size for array in arrays], dtype=np.int64)
+        starts = np.concatenate([[0], ends]).astype(np.int64)[:-1]
+        batch = cls._trusted(
+            torch.empty(int(ends[-1]) if arrays else 0, dtype=torch.uint8, pin_memory=pin_memory),
+            torch.empty(len(arrays), dtype=torch.int64, pin_memory=pin_memory),
+            torch.empty(len(arrays), 2, dtype=torch.int32, pin_memory=pin_memory),
+        )
+        batch.offsets.numpy()[:] = starts
+        batch.sizes.numpy()[:] = np.array([array.shape[:2] for array in arrays]).reshape(-1, 2)
+        data = batch.data.numpy()
+
+        def copy(array: NDArray[np.uint8], start: int, end: int) -> None:
+            data[start:end].reshape(array.shape)[...] = array
+
+        for _ in (map if executor is None else executor.map)(copy, arrays, starts, ends):
+            pass
+        return batch
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ImageBatch:
         """The batch on another device; three copies, none of which waits with `non_blocking` from pinned memory."""
         return self._trusted(*(t.to(device, non_blocking=non_blocking) for t in (self.data, self.offsets, self.sizes)))
 
     def pin_memory(self) -> ImageBatch:
-        """The batch in page-locked memory, from where copies to a GPU run beside everything else."""
+        """A copy in page-locked memory, from where copies to a GPU run beside everything else."""
         return self._trusted(self.data.pin_memory(), self.offsets.pin_memory(), self.sizes.pin_memory())
 
     @property

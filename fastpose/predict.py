@@ -57,7 +57,9 @@ def run(given: PredictOptions) -> int:
     images = [Path(name) for name in given.image]
     targets = drawn_files(images, Path(given.out))
     model, trained, skeleton = load_model(checkpoint_file(Path(given.checkpoint)), device)
-    options = dataclasses.replace(trained, flip_test=given.flip_test, on_bad_image="error")
+    options = dataclasses.replace(
+        trained, flip_test=given.flip_test, on_bad_image="error", decoder="cpu", resident=False
+    )
     persons = persons_in_boxes(images, given.box, given.padding, options.size, skeleton)
     evaluation = evaluate(model, make_loader(persons, options, device, training=False), options)
     assert evaluation is not None  # only a stop signal makes it None, and none is listened for

@@ -35,10 +35,12 @@ from fastpose.engine import (
     NotFiniteError,
     Progress,
     StopSignals,
+    TrainStep,
     best_seen_person,
     choose_device,
     evaluate,
     person_heatmaps,
+    require_cuda,
     train_one_epoch,
 )
 from fastpose.metrics import format_pckh
@@ -119,6 +121,9 @@ class Run:
         self.begin = self.last_save = time.perf_counter()
         self.options, self.folder = options, folder
         self.device = choose_device(options.device)
+        for name, wanted in (("cuda_graph", options.cuda_graph), ("decoder gpu", options.decoder == "gpu")):
+            if wanted:  # said now, and not after the images have been drawn or decoded
+                require_cuda(name, self.device)
         generate_missing_data(options)
         self.train_loader = make_loader(read_split(options, "train"), options, self.device, training=True)
         self.valid_loader = make_loader(read_split(options, "valid"), options, self.device, training=False)
@@ -135,6 +140,7 @@ class Run:
         self.progress = Progress(train_data=describe(self.train_loader.persons))
         if resume:
             self.load()
+        self.train_step = TrainStep(self.model, self.optimizer, options, self.device)
         self.seconds_before = self.progress.seconds
         folder.mkdir(parents=True, exist_ok=True)
         write_yaml(folder / "config.yaml", options.as_plain())
@@ -164,9 +170,7 @@ class Run:
         options, progress, evaluation = self.options, self.progress, None
         while progress.epoch < options.epochs:
             evaluation = None
-            train_one_epoch(
-                self.model, self.optimizer, self.rate, self.train_loader, options, progress, stop, report.step
-            )
+            train_one_epoch(self.train_step, self.rate, self.train_loader, progress, stop, report.step)
             due = progress.epoch + 1 == options.epochs or (progress.epoch + 1) % options.eval_every == 0
             if due and not stop.received:
                 evaluation = evaluate(self.model, self.valid_loader, options, stop)
@@ -186,7 +190,7 @@ class Run:
         line = {
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / progress.samples,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
             "samples_per_second": progress.samples / seconds,
             "input_wait_fraction": progress.epoch_wait_seconds / seconds,
             "bad_images": len(self.train_loader.bad_images) + len(self.valid_loader.bad_images),
@@ -293,7 +297,8 @@ class Run:
         drawing.draw_curves(folder / "curves.png", self.history)
         drawing.draw_predictions(folder / "predictions.png", self.valid_loader.persons, evaluation.predictions)
         row = best_seen_person(self.valid_loader.persons, evaluation)
-        one = make_loader(self.valid_loader.persons.select([row]), self.options, self.device, training=False)
+        from_file = dataclasses.replace(self.options, resident=False)
+        one = make_loader(self.valid_loader.persons.select([row]), from_file, self.device, training=False)
         heatmaps = person_heatmaps(self.model, one, self.options)
         drawing.draw_heatmaps(
             folder / "heatmaps.png",

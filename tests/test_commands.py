@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import json
 import signal
 import subprocess
@@ -126,6 +127,60 @@ def test_a_cpu_run_repeats_to_the_bit(recipe, finished, tmp_path):
     assert_same_run(finished, tmp_path / "again")
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "other"), "--seed", "1"]) == 0
     assert losses(tmp_path / "other") != losses(finished)
+
+
+def test_a_run_on_resident_images_equals_one_on_files(recipe, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train.main(["--recipe", str(recipe), "--run", str(run), "--resident", "true", "--decode_threads", "3"]) == 0
+    assert capsys.readouterr().out.count("4/4 images decoded into the memory of cpu") == 2  # both splits, nothing else
+    assert_same_run(finished, run)
+    assert yaml.safe_load((run / "config.yaml").read_text())["resident"] is True
+    assert evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "out")]) == 0
+    assert "decoded into" not in capsys.readouterr().out
+
+
+def test_a_bad_image_among_resident_ones_is_an_error_or_skipped(recipe, tmp_path, capsys):
+    root = write_tiny_mpii(tmp_path / "data")
+    (root / "images/001.jpg").write_bytes((root / "images/001.jpg").read_bytes()[:-9])
+    arguments = ["--recipe", str(recipe), "--data_root", str(root), "--epochs", "1", "--resident", "true"]
+    assert train.main([*arguments, "--run", str(tmp_path / "error")]) == 1
+    assert "001.jpg: truncated" in capsys.readouterr().err
+    assert train.main([*arguments, "--run", str(tmp_path / "skip"), "--on-bad-image", "skip"]) == 0
+    summary = json.loads((tmp_path / "skip/summary.json").read_text())
+    assert summary["skipped_persons"] == 3
+    assert "001.jpg" in summary["bad_images"][0]
+
+
+def test_a_run_from_before_channels_last_had_an_auto_can_be_resumed(recipe, finished, tmp_path):
+    run = tmp_path / "run"
+    start_and_stop(recipe, run, 1)
+    contents = torch.load(run / "last.pt", weights_only=True)
+    for name in ("compile", "cuda_graph", "decoder", "resident"):
+        del contents["config"][name]
+    contents["config"] |= {"channels_last": False, "amp": "off", "decode_threads": 2}
+    torch.save(contents, run / "last.pt")
+    (run / "config.yaml").write_text(yaml.safe_dump(contents["config"]))
+    assert train.main(["--resume", str(run)]) == 0
+    assert_same_run(finished, run)
+    assert yaml.safe_load((run / "config.yaml").read_text())["channels_last"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("given", "cpu", "cuda"),
+    [
+        ("auto", torch.contiguous_format, torch.channels_last),
+        ("on", torch.channels_last, torch.channels_last),
+        ("off", torch.contiguous_format, torch.contiguous_format),
+        (True, torch.channels_last, torch.channels_last),
+        (False, torch.contiguous_format, torch.contiguous_format),
+    ],
+)
+def test_channels_last_by_device(given, cpu, cuda):
+    options = TrainOptions(channels_last=given)
+    assert build.memory_format(options, torch.device("cpu")) == cpu
+    assert build.memory_format(options, torch.device("cuda")) == cuda
+    model = build.make_model(dataclasses.replace(options, channels=16), MPII, torch.device("cpu"))
+    assert model[3].weight.is_contiguous(memory_format=cpu)
 
 
 def start_and_stop(recipe: Path, run: Path, looks: int) -> None:
@@ -349,6 +404,8 @@ def test_a_run_folder_is_not_written_over(recipe, finished, capsys):
         (["--device", "cuda:99"], "device"),
         (["--device", "foo"], "device: expected auto, cpu, cuda or cuda:NUMBER, got 'foo'"),
         (["--device", "mps"], "got 'mps'"),
+        (["--decoder", "gpu", "--device", "cpu"], "decoder gpu: expected a CUDA device, got cpu"),
+        (["--cuda_graph", "true", "--device", "cpu"], "cuda_graph: expected a CUDA device, got cpu"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys, tmp_path, monkeypatch):
@@ -366,6 +423,8 @@ def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys, tmp_path,
         (["--size", "64", "65"], "multiples of 32"),
         (["--batch_size", "0"], "batch_size"),
         (["--lr", "nan"], "lr"),
+        (["--channels_last", "perhaps"], "channels_last"),
+        (["--decode_threads", "-1"], "decode_threads"),
     ],
 )
 def test_wrong_options_are_refused_by_name(arguments, message, capsys):

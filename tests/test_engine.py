@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -9,20 +10,25 @@ import pytest
 import torch
 
 import fastpose
+from fastpose import build
+from fastpose.build import memory_format
 from fastpose.config import TrainOptions
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.images import BadImageError
-from fastpose.data.loader import ImageFiles, PoseLoader
+from fastpose.data.loader import PoseLoader
 from fastpose.data.mpii import read_mpii
+from fastpose.data.pixel_sources import ImageFiles
 from fastpose.engine import (
     LearningRate,
     NotFiniteError,
     Progress,
     StopSignals,
+    TrainStep,
     best_seen_person,
     choose_device,
     evaluate,
     train_one_epoch,
+    uses_bfloat16,
 )
 from fastpose.metrics import pckh
 from fastpose.models import pose_resnet
@@ -42,6 +48,10 @@ def persons(tmp_path):
 
 def make_loader(persons, size=(64, 64), **options):
     return PoseLoader(persons, ImageFiles(persons.image_paths), size, 4, **options)
+
+
+def step_of(model, options=OPTIONS):
+    return TrainStep(model, torch.optim.RMSprop(model.parameters()), options, torch.device("cpu"))
 
 
 class Oracle(torch.nn.Module):
@@ -141,16 +151,7 @@ def through_the_chain(persons, augmentation, size):
 def test_a_loss_that_is_not_a_number_stops_training(persons):
     model = Constant(math.nan)
     with pytest.raises(NotFiniteError, match="nan in epoch 1 at or before step 1"):
-        train_one_epoch(
-            model,
-            torch.optim.RMSprop(model.parameters()),
-            RATE,
-            make_loader(persons),
-            OPTIONS,
-            Progress(),
-            StopSignals(),
-            print,
-        )
+        train_one_epoch(step_of(model), RATE, make_loader(persons), Progress(), StopSignals(), print)
 
 
 def test_heatmaps_that_are_not_numbers_stop_evaluation(persons):
@@ -160,12 +161,170 @@ def test_heatmaps_that_are_not_numbers_stop_evaluation(persons):
 
 def test_training_counts_what_it_does(persons):
     model, progress, losses = Constant(0.5), Progress(), []
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
-    train_one_epoch(model, optimizer, RATE, make_loader(persons), OPTIONS, progress, StopSignals(), losses.append)
+    train_one_epoch(step_of(model), RATE, make_loader(persons), progress, StopSignals(), losses.append)
     assert (progress.epoch, progress.step, progress.samples, progress.total_samples) == (0, 3, 10, 10)
     assert len(losses) == 3
     assert progress.loss_sum / 10 == losses[-1] < losses[0]
     assert progress.train_seconds >= progress.wait_seconds > 0
+
+
+def small_network():
+    """Convolutions and batch normalisation, in a few thousand parameters.
+
+    None of them is without effect on the loss: RMSprop makes whole steps of gradients that are rounding errors.
+    """
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 4, 4, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 1)
+    )
+
+
+def train_small_network(persons, device="cpu", epochs=1, **changes):
+    """Losses after each epoch, the score of an evaluation after each, and the network."""
+    device = torch.device(device)
+    options = dataclasses.replace(OPTIONS, **changes)
+    model, progress, sums, scores = small_network().to(device), Progress(), [], []
+    step = TrainStep(model, torch.optim.RMSprop(model.parameters()), options, device)
+    loader = make_loader(persons, device=device, memory_format=memory_format(options, device))
+    rate = dataclasses.replace(RATE, base=1e-3, warmup_steps=4)
+    for _ in range(epochs):
+        train_one_epoch(step, rate, loader, progress, StopSignals(), lambda loss: None)
+        sums.append(progress.loss_sum)
+        scores.append(evaluate(model, make_loader(persons, device=device), options).pckh["Mean"])
+        progress.next_epoch()
+    return sums, scores, model
+
+
+def test_a_compiled_network_trains_like_the_network_itself(persons, monkeypatch):
+    # Inductor would take half a minute here; it is asked in test_compile.py.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    sums, _, model = train_small_network(persons)
+    compiled_sums, _, compiled = train_small_network(persons, compile=True)
+    assert compiled_sums == pytest.approx(sums, rel=1e-4)
+    assert compiled.state_dict().keys() == model.state_dict().keys()
+    before = small_network().state_dict()
+    for name, tensor in compiled.state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-3)
+        assert not torch.equal(tensor, before[name])
+
+
+def test_batches_of_full_size_alone_are_compiled(persons, monkeypatch):
+    forwards = []
+
+    def fake_compile(model, **options):
+        return lambda images: forwards.append(len(images)) or model(images)
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    sums, _, _ = train_small_network(persons, compile=True)
+    assert forwards == [4, 4]  # and two persons are left
+    assert sums == train_small_network(persons)[0]
+
+
+def test_a_step_takes_the_rate_it_is_given_and_returns_its_loss(persons):
+    batch = next(make_loader(persons).epoch())
+    model = Constant(0.5)
+    step = step_of(model)
+    loss = step(batch, 0.0)
+    assert model.value == 0.5
+    assert loss.shape == ()
+    assert not loss.requires_grad
+    expected = fastpose.heatmap_mse_loss(torch.full((4, 16, 16, 16), 0.5), batch.keypoints, batch.visible)
+    assert loss == expected
+    step(batch, 0.01)
+    # Two equal gradients g: the mean of squares is (1 - 0.99^2) g^2.
+    assert model.value.item() == pytest.approx(0.5 - 0.01 / math.sqrt(1 - 0.99**2), rel=1e-4)
+
+
+def test_what_a_step_does_to_the_optimiser_undoes_another_device_s_settings():
+    model = Constant(0.5)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=torch.tensor(0.25), foreach=True)
+    TrainStep(model, optimizer, OPTIONS, torch.device("cpu"))
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["foreach"], group["capturable"]) == (0.25, False, False)
+
+
+def test_a_cuda_graph_needs_cuda():
+    with pytest.raises(ValueError, match="cuda_graph: expected a CUDA device, got cpu"):
+        step_of(Constant(0.5), dataclasses.replace(OPTIONS, cuda_graph=True))
+
+
+@pytest.mark.parametrize(("amp", "capability", "expected"), [("auto", (8, 0), True), ("auto", (7, 5), False)])
+def test_on_a_gpu_auto_is_bfloat16_where_it_is_fast(monkeypatch, amp, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    options = dataclasses.replace(OPTIONS, amp=amp)
+    assert uses_bfloat16(options, torch.device("cuda")) == expected
+    assert not uses_bfloat16(options, torch.device("cpu"))
+
+
+def test_bfloat16_and_off_are_what_they_say():
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        assert uses_bfloat16(dataclasses.replace(OPTIONS, amp="bfloat16"), device)
+        assert not uses_bfloat16(dataclasses.replace(OPTIONS, amp="off"), device)
+
+
+def test_crops_are_made_in_the_type_that_the_network_runs_in(persons):
+    loaders = {
+        amp: build.make_loader(persons, dataclasses.replace(OPTIONS, amp=amp), torch.device("cpu"), training=True)
+        for amp in ("off", "bfloat16")
+    }
+    off, bfloat16 = (next(loader.epoch()).images for loader in loaders.values())
+    assert (off.dtype, bfloat16.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(off.to(torch.bfloat16), bfloat16)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("changes", [{"amp": "off"}, {"amp": "bfloat16", "channels_last": "on"}, {"compile": True}])
+def test_a_replayed_step_trains_like_an_eager_one(persons, changes):
+    """Two full batches an epoch, one smaller one and an evaluation: three warm-up steps, a capture, four replays."""
+    sums, scores, model = train_small_network(persons, "cuda", 4, **changes)
+    graph_sums, graph_scores, graphed = train_small_network(persons, "cuda", 4, cuda_graph=True, **changes)
+    tolerance = 1e-3 if changes.get("amp") == "off" else 2e-2
+    assert graph_sums == pytest.approx(sums, rel=tolerance)
+    assert len(set(graph_sums)) == 4
+    assert graph_scores == pytest.approx(scores, abs=10)
+    for name, tensor in graphed.state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=0.05, atol=5 * tolerance)
+
+
+@pytest.mark.cuda
+def test_a_step_on_the_gpu_trains_like_one_on_the_cpu(persons):
+    sums, _, _ = train_small_network(persons, "cpu", 2, amp="off")
+    gpu_sums, _, _ = train_small_network(persons, "cuda", 2, amp="off")
+    assert gpu_sums == pytest.approx(sums, rel=1e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_training_step_does_not_synchronise(persons, cuda_graph):
+    device = torch.device("cuda")
+    model = small_network().to(device)
+    options = dataclasses.replace(OPTIONS, cuda_graph=cuda_graph)
+    step = TrainStep(model, torch.optim.RMSprop(model.parameters()), options, device)
+    batch = next(make_loader(persons, device=device).epoch())
+    for _ in range(TrainStep.WARMUP_STEPS + 1):
+        step(batch, 1e-3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [step(batch, 1e-3) for _ in range(3)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(math.isfinite(float(loss)) for loss in losses)
+    assert len({float(loss) for loss in losses}) == 3
+
+
+@pytest.mark.cuda
+def test_a_graph_goes_on_from_an_optimiser_that_had_none(persons):
+    device = torch.device("cuda")
+    batch = next(make_loader(persons, device=device).epoch())
+    model = small_network().to(device)
+    first = TrainStep(model, torch.optim.RMSprop(model.parameters()), OPTIONS, device)
+    first(batch, 1e-3)
+    optimizer = torch.optim.RMSprop(model.parameters())
+    optimizer.load_state_dict(first.optimizer.state_dict())
+    graphed = TrainStep(model, optimizer, dataclasses.replace(OPTIONS, cuda_graph=True), device)
+    losses = [float(graphed(batch, 1e-3)) for _ in range(TrainStep.WARMUP_STEPS + 3)]
+    assert losses[-1] < losses[0]
+    assert {float(state["step"]) for state in optimizer.state.values()} == {1 + len(losses)}
 
 
 def test_persons_on_a_bad_image_have_no_prediction_and_are_not_scored(persons):
@@ -243,10 +402,9 @@ def test_an_epoch_in_bfloat16_on_the_cpu_trains_nearly_as_one_in_float32(persons
     for amp in ("off", "bfloat16"):
         torch.manual_seed(0)
         model, progress = pose_resnet(18, head, 16, channels=16), Progress()
-        optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-4)
         options = dataclasses.replace(OPTIONS, amp=amp)
         before = [parameter.detach().clone() for parameter in model.parameters()]
-        train_one_epoch(model, optimizer, RATE, make_loader(persons), options, progress, StopSignals(), print)
+        train_one_epoch(step_of(model, options), RATE, make_loader(persons), progress, StopSignals(), print)
         changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
         assert sum(changed) > 0.9 * len(changed)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -260,9 +418,8 @@ def test_an_error_within_an_epoch_leaves_the_progress_of_the_steps_before(person
     persons.image_paths[2].write_bytes(b"")  # of persons 2 and 6: two steps of one person go well
     model, progress = Constant(0.5), Progress()
     loader = PoseLoader(persons, ImageFiles(persons.image_paths), (64, 64), 1)
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
     with pytest.raises(BadImageError):
-        train_one_epoch(model, optimizer, RATE, loader, OPTIONS, progress, StopSignals(), lambda loss: None)
+        train_one_epoch(step_of(model), RATE, loader, progress, StopSignals(), lambda loss: None)
     assert (progress.step, progress.samples, progress.total_samples) == (2, 2, 2)
     assert progress.loss_sum > 0
     assert progress.epoch_seconds == progress.train_seconds > progress.epoch_wait_seconds > 0

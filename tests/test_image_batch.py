@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,16 @@ def test_images_come_out_as_they_went_in(device: torch.device) -> None:
     assert torch.equal(batch[-1], batch[3])
     with pytest.raises(IndexError, match=r"\[0, 4\), got 4"):
         batch[4]
+
+
+def test_from_list_copies_in_several_threads_as_in_one() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (n + 1, 40 - n, 3), dtype=np.uint8)[:, ::-1] for n in range(20)]
+    with ThreadPoolExecutor(4) as threads:
+        got, expected = ImageBatch.from_list(images, executor=threads), ImageBatch.from_list(images)
+        assert len(ImageBatch.from_list([], executor=threads)) == 0
+    for name in ("data", "offsets", "sizes"):
+        assert torch.equal(getattr(got, name), getattr(expected, name))
 
 
 def test_from_list_takes_tensors_and_nothing_at_all() -> None:

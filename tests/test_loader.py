@@ -10,9 +10,10 @@ import torch
 import fastpose
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.images import BadImageError
-from fastpose.data.loader import ImageFiles, PoseLoader, prepare_ahead, seeded_generator
+from fastpose.data.loader import DeviceWait, PoseLoader, prepare_ahead, seeded_generator
 from fastpose.data.mpii import read_mpii
 from fastpose.data.persons import Persons
+from fastpose.data.pixel_sources import ImageFiles, Pixels, ResidentImages
 from fastpose.skeletons import MPII
 from tests.tiny_mpii import write_tiny_mpii
 
@@ -29,9 +30,10 @@ class ArraySource:
     def __init__(self, *images: np.ndarray) -> None:
         self.images, self.asked = images, []
 
-    def load(self, images):
-        self.asked.append(list(images))
-        return fastpose.ImageBatch.from_list([self.images[i] for i in images]), [None for _ in images]
+    def load(self, images, device):
+        self.asked.append(images.tolist())
+        batch = fastpose.ImageBatch.from_list([self.images[i] for i in self.asked[-1]])
+        return Pixels(batch.to(device), torch.arange(len(images), device=device), {})
 
 
 def one_person(keypoints: np.ndarray, side: int) -> Persons:
@@ -142,18 +144,32 @@ def test_the_order_and_every_step_have_randomness_of_their_own():
     assert len({torch.rand(1, generator=seeded_generator("cpu", *key)).item() for key in keys}) == len(keys)
 
 
-def test_an_image_is_decoded_once_per_batch(persons):
-    source = ArraySource(*(np.zeros((96, 96, 3), np.uint8) for _ in range(4)))
-    batches = list(PoseLoader(persons, source, (64, 64), 10).epoch())
-    assert len(batches) == 1
-    assert source.asked == [[0, 1, 2, 3]]
-
-
 def test_several_persons_of_an_image_get_their_own_image(persons):
     source = ArraySource(*(np.full((96, 96, 3), 50 * i, np.uint8) for i in range(4)))
     (batch,) = PoseLoader(persons, source, (64, 64), 10).epoch()
     middle = batch.images[:, 0, 32, 32] * fastpose.IMAGENET_STD[0] + fastpose.IMAGENET_MEAN[0]
     assert (middle * 255).tolist() == pytest.approx([50.0 * (row % 4) for row in range(10)], abs=1e-3)
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_resident_images_give_the_batches_that_files_give(persons, device, augmentation, spoilt):
+    if spoilt:
+        persons.image_paths[2].write_bytes(b"no picture")
+    resident = ResidentImages.from_files(persons.image_paths, device, on_bad_image="skip")
+    options = {"augmentation": augmentation, "device": device, "on_bad_image": "skip"}
+    feeds = loader(persons, **options), PoseLoader(persons, resident, (64, 64), 4, **{"seed": 5} | options)
+    for epoch in (0, 1):
+        for first, second in zip(*(feed.epoch(epoch) for feed in feeds), strict=True):
+            assert_equal(first, second)
+            assert second.images.device.type == device.type
+    assert sorted(feeds[0].bad_images) == sorted(feeds[1].bad_images) == ([2] if spoilt else [])
+
+
+def test_crops_in_bfloat16_are_the_float32_ones_rounded(persons):
+    whole, half = (next(loader(persons, dtype=dtype).epoch()).images for dtype in (torch.float32, torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(whole.to(torch.bfloat16), half)
 
 
 def test_channels_last_is_honoured(persons):
@@ -201,6 +217,171 @@ def test_waiting_is_counted(persons):
     feed = loader(persons)
     list(feed.epoch())
     assert feed.wait_seconds > 0
+
+
+class FakeGpu:
+    """A stream of events with times; the host sees those that the GPU has come to."""
+
+    def __init__(self) -> None:
+        self.clock, self.reached, self.waited_for = 0.0, -1.0, []
+
+    def event(self, enable_timing, blocking):
+        assert enable_timing
+        return FakeEvent(self)
+
+    def wait_event(self, ready):
+        self.clock = max(self.clock, ready)
+
+
+class FakeEvent:
+    def __init__(self, gpu):
+        self.gpu, self.time = gpu, 0.0
+
+    def record(self, stream):
+        assert stream is self.gpu
+        self.time = self.gpu.clock
+
+    def query(self):
+        return self.time <= self.gpu.reached
+
+    def synchronize(self):
+        self.gpu.waited_for.append(self.time)
+        self.gpu.reached = max(self.gpu.reached, self.time)
+
+    def elapsed_time(self, end):
+        assert self.query()
+        assert end.query()
+        return 1000 * (end.time - self.time)
+
+
+def test_a_gpu_waits_between_its_last_work_and_its_next_input(monkeypatch):
+    gpu = FakeGpu()
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: gpu)
+    wait = DeviceWait(torch.device("cuda"), depth=2)
+    # Batches ready at these seconds; each step takes 10: the GPU waits 3, 0, 0 and 7 seconds.
+    for ready in (3, 5, 23, 40):
+        wait.begin()
+        wait.end(ready)
+        gpu.clock += 10
+    # The host went on to the third batch when the first step had begun, and to the fourth when the second had.
+    assert gpu.waited_for == [3, 13]
+    assert wait.seconds() == 3
+    gpu.reached = 23
+    assert wait.seconds() == 3
+    gpu.reached = gpu.clock
+    assert wait.seconds() == wait.seconds() == 3 + 7
+
+
+on_cuda = pytest.mark.cuda
+
+
+@on_cuda
+@pytest.mark.parametrize("spoilt", [False, True])
+@pytest.mark.parametrize("resident", [False, True])
+def test_preparing_batches_never_waits_for_the_gpu(persons, resident, spoilt):
+    if spoilt:
+        persons.image_paths[2].write_bytes(b"no picture")
+    source = ImageFiles(persons.image_paths, 2)
+    if resident:
+        source = ResidentImages.from_files(persons.image_paths, "cuda", on_bad_image="skip")
+    options = {"augmentation": Augmentation(), "device": "cuda", "on_bad_image": "skip", "dtype": torch.bfloat16}
+    feed = PoseLoader(persons, source, (64, 64), 4, memory_format=torch.channels_last, **options)
+    list(feed.epoch(0))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")  # in all threads: torch then raises where it would wait
+    try:
+        batches = list(feed.epoch(1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum(len(batch.rows) for batch in batches) == (8 if spoilt else 10)
+    for batch in batches:
+        assert batch.images.isfinite().all()
+
+
+@on_cuda
+def test_a_batch_of_the_gpu_is_that_of_the_cpu(persons):
+    for one, other in zip(
+        loader(persons, augmentation=None).epoch(),
+        loader(persons, augmentation=None, device="cuda").epoch(),
+        strict=True,
+    ):
+        assert torch.equal(one.rows, other.rows)
+        torch.testing.assert_close(one.images, other.images.cpu(), rtol=0, atol=1e-3)
+        for name in ("keypoints", "visible", "heatmap_to_image"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name).cpu(), rtol=2e-6, atol=1e-5)
+
+
+@on_cuda
+def test_a_batch_of_the_gpu_depends_on_seed_epoch_and_step_alone(persons):
+    whole = list(loader(persons, device="cuda").epoch(3))
+    for first, second in zip(whole[1:], loader(persons, device="cuda").epoch(3, first_step=1), strict=True):
+        assert_equal(first, second)
+
+
+class SleepingSource(ResidentImages):
+    """Pixels that arrive when the GPU has slept over them."""
+
+    cycles = 0
+
+    def load(self, images, device):
+        torch.cuda._sleep(self.cycles)
+        return super().load(images, device)
+
+
+@on_cuda
+def test_a_batch_that_is_late_is_complete_when_it_is_used(persons):
+    """The consumer's stream has nothing else to do; without the loader's event it would see unfinished memory."""
+    expected = [batch.images.clone() for batch in loader(persons, device="cuda").epoch()]
+    source = SleepingSource(ResidentImages.from_files(persons.image_paths, "cuda").images)
+    source.cycles = 20_000_000
+    feed = PoseLoader(persons, source, (64, 64), 4, augmentation=Augmentation(), seed=5, device="cuda")
+    got = [batch.images.clone() for batch in feed.epoch()]
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+@on_cuda
+def test_waiting_is_the_gpu_s_and_not_the_host_s(persons):
+    images = ResidentImages.from_files(persons.image_paths, "cuda").images
+
+    def wait(slow_input: int, slow_step: int) -> float:
+        source = SleepingSource(images)
+        source.cycles = slow_input
+        feed = PoseLoader(persons, source, (64, 64), 1, device="cuda")
+        for _ in feed.epoch():
+            torch.cuda._sleep(slow_step)
+        torch.cuda.synchronize()
+        return feed.wait_seconds
+
+    wait(0, 0)  # kernels are loaded at their first use
+    # The first of ten batches is waited for in any case.
+    assert wait(1_000_000, 50_000_000) < wait(50_000_000, 1_000_000) / 2
+
+
+@on_cuda
+def test_the_host_is_never_further_ahead_of_the_gpu_than_asked(persons):
+    source = ResidentImages.from_files(persons.image_paths, "cuda")
+    done: list[torch.cuda.Event] = []
+    for n, _ in enumerate(PoseLoader(persons, source, (64, 64), 1, device="cuda", prefetch=3).epoch()):
+        assert all(event.query() for event in done[: max(0, n - 3)])
+        torch.cuda._sleep(20_000_000)
+        done.append(torch.cuda.Event())
+        done[-1].record()
+    assert len(done) == 10
+
+
+@on_cuda
+def test_an_epoch_that_is_closed_early_leaves_nothing_in_the_gpu_s_memory(persons):
+    feed = loader(persons, device="cuda")
+    list(feed.epoch())
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(5):
+        with closing(feed.epoch()) as batches:
+            next(batches)
+        torch.cuda.synchronize()
+    assert background_threads() == []
+    assert torch.cuda.memory_allocated() == before
 
 
 def test_jobs_run_in_order_and_not_further_ahead_than_asked():

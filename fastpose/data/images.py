@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ _JPEG_START, _JPEG_END_OF_IMAGE = b"\xff\xd8\xff", 0xD9
 _PNG_START, _PNG_END_CHUNK = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 # A marker of JPEG, without stuffed zeros, fill bytes and the restart markers inside the coded pixels.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 class BadImageError(ValueError):
@@ -59,6 +61,42 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return image
 
 
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) in pixels of what `read_image` makes of a file.
+
+    JPEG and PNG tell it in their headers; files of other kinds, and those with an unusual header, are decoded.
+
+    Raises:
+        BadImageError: as from read_image, though damage behind the header goes unnoticed.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 16)
+    except (OSError, ValueError) as error:
+        raise BadImageError(f"{path}: cannot be read: {error}") from error
+    if size := _size_in_header(head):
+        return size
+    height, width, _ = read_image(path).shape
+    return height, width
+
+
+def is_whole_jpeg(data: bytes) -> bool:
+    """Whether `data` is a JPEG that reaches its end mark."""
+    return data.startswith(_JPEG_START) and _jpeg_reaches_its_end(data)
+
+
+def _size_in_header(head: bytes) -> tuple[int, int] | None:
+    fields = b""  # height, width
+    if head.startswith(_PNG_START):
+        fields = head[20:24] + head[16:20]
+    elif head.startswith(_JPEG_START):
+        frame = next((start for code, start in _jpeg_segments(head) if code in _JPEG_FRAMES), len(head))
+        fields = head[frame + 3 : frame + 7]
+    half = len(fields) // 2
+    height, width = int.from_bytes(fields[:half], "big"), int.from_bytes(fields[half:], "big")
+    return (height, width) if half in (2, 4) and height and width else None
+
+
 def _reaches_its_end(data: bytes) -> bool:
     """False where a JPEG or PNG stops before its end mark; bytes after the mark are allowed."""
     if data.startswith(_JPEG_START):
@@ -69,10 +107,13 @@ def _reaches_its_end(data: bytes) -> bool:
 
 
 def _jpeg_reaches_its_end(data: bytes) -> bool:
-    # Segments are skipped by their length: the EXIF thumbnail inside one is a JPEG with an end mark of its own.
+    return any(code == _JPEG_END_OF_IMAGE for code, _ in _jpeg_segments(data))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker codes of a JPEG and where their segments begin."""
+    # Segments are skipped by their length: the EXIF thumbnail inside one is a JPEG with marks of its own.
     position = 2
     while marker := _JPEG_MARKER.search(data, position):
-        if marker[1][0] == _JPEG_END_OF_IMAGE:
-            return True
+        yield marker[1][0], marker.end()
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return False

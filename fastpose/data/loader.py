@@ -1,70 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """From rows of annotation arrays to training batches: pixels, augmentation, crops and heatmap coordinates.
 
-A batch is a tensor of rows. Everything but decoding files works on the whole batch at once, on the training device.
+A batch is a tensor of rows. Everything but decoding files works on the whole batch at once, on the training device, and
+on CUDA nothing in it waits for the GPU.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 import fastpose
 from fastpose.data.augmentation import Augmentation, Draws
-from fastpose.data.images import BadImageError, read_image
+from fastpose.data.images import BadImageError
 from fastpose.data.persons import Persons
+from fastpose.data.pixel_sources import PixelSource, to_device
 
 T = TypeVar("T")
-
-
-class PixelSource(Protocol):
-    """Where pixels come from. A packed store or a GPU decoder needs only this one method."""
-
-    def load(self, images: Sequence[int]) -> tuple[fastpose.ImageBatch, list[BadImageError | None]]:
-        """Returns the pixels of `images` (distinct indices into `Persons.image_paths`) and what was wrong with each.
-
-        In the place of an image with an error stands one black pixel that nobody reads.
-        """
-        ...
-
-
-class ImageFiles:
-    """Image files, decoded by a pool of threads.
-
-    Args:
-        paths: one file per image.
-        threads: decoding threads; OpenCV releases the interpreter lock while it decodes.
-
-    Switches OpenCV's own threads off, in the whole process and for good: `cv2.setNumThreads(0)`.
-    """
-
-    def __init__(self, paths: Sequence[Path], threads: int = 2) -> None:
-        if threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {threads}")
-        # Our threads already fill the cores; with OpenCV's own pool on top they would wait for one another.
-        cv2.setNumThreads(0)
-        self.paths = paths
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastpose-decode")
-
-    def load(self, images: Sequence[int]) -> tuple[fastpose.ImageBatch, list[BadImageError | None]]:
-        decoded = list(self._pool.map(self._read, images))
-        return fastpose.ImageBatch.from_list([pixels for pixels, _ in decoded]), [error for _, error in decoded]
-
-    def _read(self, image: int) -> tuple[np.ndarray, BadImageError | None]:
-        try:
-            return read_image(self.paths[image]), None
-        except BadImageError as error:
-            return np.zeros((1, 1, 3), np.uint8), error
 
 
 @dataclass(frozen=True)
@@ -74,7 +35,7 @@ class Batch:
     Attributes:
         step: number of this batch within its epoch, from 0.
         rows: int64 [B] on the CPU, rows of `Persons`.
-        images: float32 [B, 3, H, W], normalised RGB crops.
+        images: float32 or bfloat16 [B, 3, H, W], normalised RGB crops.
         keypoints: float32 [B, K, 2], (x, y) in heatmap pixels, left and right exchanged where the crop is mirrored.
         visible: float32 [B, K], 1 = annotated.
         heatmap_to_image: float32 [B, 2, 3], heatmap pixels to image pixels.
@@ -101,13 +62,14 @@ class PoseLoader:
         augmentation: None for evaluation: no augmentation and the order of `persons`.
         seed: the run's seed.
         device: where batches are made.
-        prefetch: batches prepared ahead, at least 1; bounds the memory.
+        prefetch: batches prepared ahead, at least 1, and on CUDA steps that the consumer's host may be ahead of the
+            GPU; bounds the memory.
         on_bad_image: "error" raises BadImageError in the consumer; "skip" leaves the image's persons out and
             remembers the image in `bad_images`.
         memory_format: layout of the crops.
+        dtype: of the crops, torch.float32 or torch.bfloat16.
 
     Attributes:
-        wait_seconds: time the consumer has spent waiting for batches, over all epochs.
         bad_images: what was wrong with each image skipped so far, by index into `persons.image_paths`.
     """
 
@@ -124,6 +86,7 @@ class PoseLoader:
         prefetch: int = 2,
         on_bad_image: Literal["error", "skip"] = "error",
         memory_format: torch.memory_format = torch.contiguous_format,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         if len(persons) == 0:
             raise ValueError("persons: expected at least one person, got none")
@@ -144,15 +107,18 @@ class PoseLoader:
         self.prefetch = prefetch
         self.on_bad_image = on_bad_image
         self.memory_format = memory_format
-        self.wait_seconds = 0.0
+        self.dtype = dtype
         self.bad_images: dict[int, BadImageError] = {}
-        self._image_index = torch.from_numpy(persons.image_index)
-        self._center = torch.from_numpy(persons.center).to(self.device)
-        self._scale = torch.from_numpy(persons.scale).to(self.device)
-        self._keypoints = torch.from_numpy(persons.keypoints).to(self.device)
-        self._visible = torch.from_numpy(persons.visible).to(self.device)
-        self._color = fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD).to(self.device)
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._wait = DeviceWait(self.device, prefetch) if self.device.type == "cuda" else HostWait()
+        self._image_index = torch.from_numpy(persons.image_index)
+        # A colour map on the CPU travels in the kernel's parameters.
+        self._color = fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD)
+        with self._side_stream():
+            self._center = torch.from_numpy(persons.center).to(self.device)
+            self._scale = torch.from_numpy(persons.scale).to(self.device)
+            self._keypoints = torch.from_numpy(persons.keypoints).to(self.device)
+            self._visible = torch.from_numpy(persons.visible).to(self.device)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -167,22 +133,23 @@ class PoseLoader:
             BadImageError: an image cannot be read and `on_bad_image` is "error", or none of the epoch can be read.
         """
         order = self._order(epoch)
-        jobs = (lambda step=step: self._prepare(order, epoch, step) for step in range(first_step, len(self)))
+        with self._side_stream():
+            on_device = to_device(order, self.device)
+        jobs = (lambda step=step: self._prepare(order, on_device, epoch, step) for step in range(first_step, len(self)))
         prepared = prepare_ahead(jobs, self.prefetch)
         empty = True
         try:
             while True:
-                start = time.perf_counter()
+                self._wait.begin()
                 made = next(prepared, None)
-                self.wait_seconds += time.perf_counter() - start
                 if made is None:
                     break
                 batch, ready = made
+                self._wait.end(ready)
                 if len(batch.rows) == 0:
                     continue
                 empty = False
-                if ready is not None:
-                    self._hand_over(batch, ready)
+                self._hand_over(batch)
                 yield batch
         finally:
             prepared.close()
@@ -190,33 +157,57 @@ class PoseLoader:
             first = next(iter(self.bad_images.values()))
             raise BadImageError(f"no image of the epoch could be read; the first error: {first}")
 
+    @property
+    def wait_seconds(self) -> float:
+        """Time that the consumer has stood without work because of its input, over all epochs.
+
+        On the CPU the time it waited for batches; on CUDA the time its stream did, as far as the GPU has come: all of
+        it once the host has waited for that stream.
+        """
+        return self._wait.seconds()
+
+    def _side_stream(self) -> AbstractContextManager[object]:
+        """What belongs to preparing batches: on CUDA a stream beside the consumer's."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
     def _order(self, epoch: int) -> Tensor:
         if self.augmentation is None:
             return torch.arange(len(self.persons))
         return torch.randperm(len(self.persons), generator=seeded_generator("cpu", self.seed, epoch, 0))
 
-    def _prepare(self, order: Tensor, epoch: int, step: int) -> tuple[Batch, torch.cuda.Event | None]:
-        """Makes one batch, in the background thread; on CUDA on a stream of its own."""
-        rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-        if self._stream is None:
-            return self._make(rows, epoch, step), None
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            batch = self._make(rows, epoch, step)
+    def _prepare(
+        self, order: Tensor, on_device: Tensor, epoch: int, step: int
+    ) -> tuple[Batch, torch.cuda.Event | None]:
+        """Makes one batch, in the background thread; on CUDA in the side stream, with an event for when it is done."""
+        part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        with self._side_stream():
+            batch = self._make(order[part], on_device[part], epoch, step)
+            if self._stream is None:
+                return batch, None
             ready = torch.cuda.Event()
             ready.record(self._stream)
-        return batch, ready
+            return batch, ready
 
-    def _hand_over(self, batch: Batch, ready: torch.cuda.Event) -> None:
-        """Makes the consumer's stream wait for the batch, and the allocator keep its memory for that stream."""
-        consumer = torch.cuda.current_stream(self.device)
-        consumer.wait_event(ready)
-        for tensor in (batch.images, batch.keypoints, batch.visible, batch.heatmap_to_image):
-            tensor.record_stream(consumer)
+    def _hand_over(self, batch: Batch) -> None:
+        """Lets the allocator keep the batch's memory until the consumer's stream is through with it."""
+        if self._stream is not None:
+            consumer = torch.cuda.current_stream(self.device)
+            for tensor in (batch.images, batch.keypoints, batch.visible, batch.heatmap_to_image):
+                tensor.record_stream(consumer)
 
-    def _make(self, rows: Tensor, epoch: int, step: int) -> Batch:
-        images, image_index, rows = self._load(rows)
+    def _make(self, rows: Tensor, on_device: Tensor, epoch: int, step: int) -> Batch:
+        """Makes the batch of `rows`, int64 [B] on the CPU, and the same `on_device`."""
+        pixels = self.source.load(self._image_index[rows], self.device)
+        images, image_index = pixels.images, pixels.index
+        if pixels.errors:
+            if self.on_bad_image == "error":
+                raise next(iter(pixels.errors.values()))
+            self.bad_images.update(pixels.errors)
+            good = ~torch.isin(self._image_index[rows], torch.tensor(list(pixels.errors)))
+            kept = good.nonzero().flatten()
+            rows, kept = rows[kept], to_device(kept, self.device)
+            on_device, image_index = on_device[kept], image_index[kept]
         draws = self._draw(len(rows), epoch, step)
-        on_device = rows.to(self.device, non_blocking=True)
         center = self._center[on_device]
         scale = self._scale[on_device] * draws.scale[:, None]
         crop_to_image = fastpose.crop_to_image_matrix(center, scale, draws.rotation, self.size, flip=draws.flip)
@@ -227,8 +218,9 @@ class PoseLoader:
             images,
             crop_to_image,
             self.size,
-            image_index=image_index.to(self.device, non_blocking=True),
+            image_index=image_index,
             color=self._color,
+            dtype=self.dtype,
             memory_format=self.memory_format,
         )
         keypoints = fastpose.transform_points(self._keypoints[on_device], heatmap_to_image, inverse=True)
@@ -237,25 +229,78 @@ class PoseLoader:
         )
         return Batch(step, rows, crops, keypoints, visible, heatmap_to_image)
 
-    def _load(self, rows: Tensor) -> tuple[fastpose.ImageBatch, Tensor, Tensor]:
-        """Decodes each distinct image of `rows` once. Returns images, rows' indices into them, and the rows left."""
-        distinct, image_index = torch.unique(self._image_index[rows], return_inverse=True)
-        images, errors = self.source.load(distinct.tolist())
-        if any(errors):
-            if self.on_bad_image == "error":
-                raise next(error for error in errors if error is not None)
-            self.bad_images.update({i: e for i, e in zip(distinct.tolist(), errors, strict=True) if e is not None})
-            good = torch.tensor([error is None for error in errors])[image_index]
-            rows, image_index = rows[good], image_index[good]
-        if self.device.type == "cuda":
-            images = images.pin_memory()
-        return images.to(self.device, non_blocking=True), image_index, rows
-
     def _draw(self, count: int, epoch: int, step: int) -> Draws:
         if self.augmentation is not None:
             return self.augmentation.draw(count, seeded_generator(self.device, self.seed, epoch, 1 + step))
         zeros = torch.zeros(count, device=self.device)
         return Draws(zeros, zeros + 1.0, zeros.bool())
+
+
+class HostWait:
+    """The time that a thread waits for its input."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._begin = 0.0
+
+    def begin(self) -> None:
+        self._begin = time.perf_counter()
+
+    def end(self, ready: torch.cuda.Event | None) -> None:
+        self._seconds += time.perf_counter() - self._begin
+
+    def seconds(self) -> float:
+        return self._seconds
+
+
+class DeviceWait:
+    """The time that a GPU stands without work because of its input, and a bound on how far the host is ahead of it.
+
+    A host that waits for the next batch may have a GPU that is still busy with the last. So an event goes into the
+    consumer's stream behind the work it has, and another behind the arrival of the input: what lies between the two on
+    the GPU's clock, it has waited.
+
+    Args:
+        device: the consumer's.
+        depth: batches that the host may be ahead of the GPU, at least 1. A host that only enqueues would otherwise run
+            on until memory ends, as every batch it lets go of stays until the GPU is through with it.
+    """
+
+    def __init__(self, device: torch.device, depth: int) -> None:
+        self._device, self._depth = device, depth
+        self._seconds = 0.0
+        self._begin: torch.cuda.Event | None = None
+        self._pairs: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    def begin(self) -> None:
+        """The consumer's stream has all the work that there is before the next batch."""
+        self._begin = self._record()
+        while len(self._pairs) >= self._depth:
+            self._pairs[0][1].synchronize()
+            self._take()
+
+    def end(self, ready: torch.cuda.Event | None) -> None:
+        """The next batch is on its way and complete at `ready`, for which the consumer's stream is made to wait."""
+        assert ready is not None
+        assert self._begin is not None
+        torch.cuda.current_stream(self._device).wait_event(ready)
+        self._pairs.append((self._begin, self._record()))
+
+    def seconds(self) -> float:
+        """The waiting that the GPU is through with; it does not wait for the rest."""
+        while self._pairs and self._pairs[0][1].query():
+            self._take()
+        return self._seconds
+
+    def _record(self) -> torch.cuda.Event:
+        # Blocking: who waits for it leaves the core to the decoding threads.
+        event = torch.cuda.Event(enable_timing=True, blocking=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _take(self) -> None:
+        begin, end = self._pairs.popleft()
+        self._seconds += begin.elapsed_time(end) / 1000
 
 
 def prepare_ahead(jobs: Iterator[Callable[[], T]], depth: int) -> Generator[T, None, None]:
