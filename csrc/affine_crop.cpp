@@ -113,8 +113,9 @@ Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, c
       .type({ScalarType::Float})
       .on_device_of(images, "images");
   params.batch = crop_to_image.size(0);
-  if (height < 1 || width < 1 || height > INT32_MAX || width > INT32_MAX)
-    fail(op, ": size must be (h, w) of at least 1, got (", height, ", ", width, ")");
+  // Beyond 2^24 float32 no longer tells one pixel's coordinate from the next.
+  if (height < 1 || width < 1 || height > 1 << 24 || width > 1 << 24)
+    fail(op, ": size must be (h, w) of at least 1 and at most 16777216, got (", height, ", ", width, ")");
   if (!is_finite(static_cast<float>(fill))) fail(op, ": fill must be a finite pixel value, got ", fill);
 
   const Tensor matrices = torch::stable::contiguous(crop_to_image);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstring>
+
 #include "host_device.h"
 
 namespace fastpose {
@@ -59,6 +61,13 @@ FASTPOSE_HOST_DEVICE int floor_to_int(float x) {
   return truncated - (x < static_cast<float>(truncated) ? 1 : 0);
 }
 
+FASTPOSE_HOST_DEVICE float bilinear(float upper_left, float upper_right, float lower_left, float lower_right, float wx,
+                                    float wy) {
+  const float upper = upper_left + wx * (upper_right - upper_left);
+  const float lower = lower_left + wx * (lower_right - lower_left);
+  return upper + wy * (lower - upper);
+}
+
 // Bilinear sample of three channels at (x, y), pixel centres at integers, each of the four taps outside the image being
 // `fill` (OpenCV's BORDER_CONSTANT). Coordinates that are not finite fail the first comparison.
 FASTPOSE_HOST_DEVICE void sample_bilinear(const ImageView& image, float x, float y, float fill, float rgb[3]) {
@@ -73,20 +82,75 @@ FASTPOSE_HOST_DEVICE void sample_bilinear(const ImageView& image, float x, float
   if (x0 >= 0 && y0 >= 0 && x0 + 1 < image.width && y0 + 1 < image.height) {
     const uint8_t* top = image.pixels + y0 * image.row_stride + 3 * static_cast<int64_t>(x0);
     const uint8_t* bottom = top + image.row_stride;
-    for (int c = 0; c < 3; ++c) {
-      const float upper = top[c] + wx * (static_cast<float>(top[c + 3]) - top[c]);
-      const float lower = bottom[c] + wx * (static_cast<float>(bottom[c + 3]) - bottom[c]);
-      rgb[c] = upper + wy * (lower - upper);
-    }
+    for (int c = 0; c < 3; ++c) rgb[c] = bilinear(top[c], top[c + 3], bottom[c], bottom[c + 3], wx, wy);
     return;
   }
   for (int c = 0; c < 3; ++c) {
-    const float upper_left = tap(image, y0, x0, c, fill), upper_right = tap(image, y0, x0 + 1, c, fill);
-    const float lower_left = tap(image, y0 + 1, x0, c, fill), lower_right = tap(image, y0 + 1, x0 + 1, c, fill);
-    const float upper = upper_left + wx * (upper_right - upper_left);
-    const float lower = lower_left + wx * (lower_right - lower_left);
-    rgb[c] = upper + wy * (lower - upper);
+    rgb[c] = bilinear(tap(image, y0, x0, c, fill), tap(image, y0, x0 + 1, c, fill), tap(image, y0 + 1, x0, c, fill),
+                      tap(image, y0 + 1, x0 + 1, c, fill), wx, wy);
   }
+}
+
+FASTPOSE_HOST_DEVICE void source_of_pixel(const float* m, float x, float y, float& source_x, float& source_y) {
+  source_x = m[0] * x + (m[1] * y + m[2]);
+  source_y = m[3] * x + (m[4] * y + m[5]);
+}
+
+// Whether every pixel of the crop's rectangle [x, x_last] x [y, y_last] lands so far inside the image that
+// sample_inside may read it. An affine map has its extremes at the corners, up to rounding; with all terms below 2^20
+// that is under a quarter of a pixel, and the margin is a whole one. NaN fails.
+FASTPOSE_HOST_DEVICE bool rectangle_lies_inside(const ImageView& image, const float* m, int x, int x_last, int y,
+                                                int y_last) {
+  const float far_x = static_cast<float>(x_last), far_y = static_cast<float>(y_last), limit = 1048576.0f;
+  bool inside = fabsf(m[0]) * far_x + fabsf(m[1]) * far_y + fabsf(m[2]) < limit &&
+                fabsf(m[3]) * far_x + fabsf(m[4]) * far_y + fabsf(m[5]) < limit;
+  for (int corner = 0; corner < 4; ++corner) {
+    float source_x, source_y;
+    source_of_pixel(m, corner & 1 ? far_x : static_cast<float>(x), corner & 2 ? far_y : static_cast<float>(y), source_x,
+                    source_y);
+    inside = inside && source_x >= 2.0f && source_x <= static_cast<float>(image.width) - 4.0f && source_y >= 1.0f &&
+             source_y <= static_cast<float>(image.height) - 3.0f;
+  }
+  return inside;
+}
+
+// Four bytes from an address that is a multiple of 4.
+FASTPOSE_HOST_DEVICE uint32_t load_word(const uint8_t* bytes) {
+#ifdef __CUDA_ARCH__
+  return __ldg(reinterpret_cast<const uint32_t*>(bytes));
+#else
+  uint32_t word;
+  memcpy(&word, bytes, sizeof(word));
+  return word;
+#endif
+}
+
+// Two neighbouring pixels, r g b r g b, in two loads (three where they begin at the last byte of a word) instead of
+// six. Reads up to three bytes before and after them.
+FASTPOSE_HOST_DEVICE void load_pixel_pair(const uint8_t* pixels, float left[3], float right[3]) {
+  const int before = static_cast<int>(reinterpret_cast<uintptr_t>(pixels) % 4);
+  const uint8_t* words = pixels - before;
+  const uint32_t first = load_word(words), second = load_word(words + 4);
+  const uint32_t third = before == 3 ? load_word(words + 8) : 0;
+  const uint32_t low = static_cast<uint32_t>((static_cast<uint64_t>(second) << 32 | first) >> (8 * before));
+  const uint32_t high = static_cast<uint32_t>((static_cast<uint64_t>(third) << 32 | second) >> (8 * before));
+  left[0] = static_cast<float>(low & 255u);
+  left[1] = static_cast<float>(low >> 8 & 255u);
+  left[2] = static_cast<float>(low >> 16 & 255u);
+  right[0] = static_cast<float>(low >> 24);
+  right[1] = static_cast<float>(high & 255u);
+  right[2] = static_cast<float>(high >> 8 & 255u);
+}
+
+// sample_bilinear at a place that rectangle_lies_inside has vouched for.
+FASTPOSE_HOST_DEVICE void sample_inside(const ImageView& image, float x, float y, float rgb[3]) {
+  const int x0 = static_cast<int>(x), y0 = static_cast<int>(y);  // positive: truncation is the floor
+  const uint8_t* top = image.pixels + y0 * image.row_stride + 3 * static_cast<int64_t>(x0);
+  float upper_left[3], upper_right[3], lower_left[3], lower_right[3];
+  load_pixel_pair(top, upper_left, upper_right);
+  load_pixel_pair(top + image.row_stride, lower_left, lower_right);
+  const float wx = x - static_cast<float>(x0), wy = y - static_cast<float>(y0);
+  for (int c = 0; c < 3; ++c) rgb[c] = bilinear(upper_left[c], upper_right[c], lower_left[c], lower_right[c], wx, wy);
 }
 
 FASTPOSE_HOST_DEVICE float apply_color(const float* color, int channel, const float rgb[3]) {
@@ -117,9 +181,9 @@ FASTPOSE_HOST_DEVICE uint8_t no_image_value<uint8_t>(float fill) {
 template <typename T>
 FASTPOSE_HOST_DEVICE void crop_one_pixel(const AffineCropParams& p, const ImageView& image, const float* m,
                                          const float* color, int x, int y, T* out) {
-  float rgb[3];
-  const float crop_x = static_cast<float>(x), crop_y = static_cast<float>(y);
-  sample_bilinear(image, m[0] * crop_x + (m[1] * crop_y + m[2]), m[3] * crop_x + (m[4] * crop_y + m[5]), p.fill, rgb);
+  float rgb[3], source_x, source_y;
+  source_of_pixel(m, static_cast<float>(x), static_cast<float>(y), source_x, source_y);
+  sample_bilinear(image, source_x, source_y, p.fill, rgb);
   for (int c = 0; c < 3; ++c) out[c * p.stride_c] = to_output<T>(apply_color(color, c, rgb));
 }
 

@@ -13,8 +13,7 @@ __global__ void crop_to_image_matrix_kernel(const CropToImageMatrixParams p) {
 }  // namespace
 
 cudaError_t launch_crop_to_image_matrix(const CropToImageMatrixParams& params, cudaStream_t stream) {
-  crop_to_image_matrix_kernel<<<grid_for(params.batch, kThreads), kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+  return launch(crop_to_image_matrix_kernel, grid_for(params.batch, kThreads), kThreads, stream, params);
 }
 
 }  // namespace fastpose

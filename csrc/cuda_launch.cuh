@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of every op share: element types, grid sizes, reductions. Torch-free.
+// What the kernels of every op share: element types, vectors, launches, reductions. Torch-free.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,11 +14,35 @@ namespace fastpose {
 
 constexpr int kThreads = 256;
 constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr size_t kSharedBytes = 48 * 1024;  // what every architecture gives a block without being asked
 
 // Blocks for `items`, `per_block` at a time. Kernels walk on with a grid stride, so the cap (the hardware allows
 // 2^31-1) bounds nothing but the launch.
 inline unsigned grid_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(std::min<int64_t>((items + per_block - 1) / per_block, 1 << 30));
+}
+
+// Launches kernel(params). Returns this launch's own error, not one that an earlier call has left behind.
+template <typename Params>
+cudaError_t launch(void (*kernel)(Params), unsigned blocks, int threads, cudaStream_t stream, const Params& params,
+                   size_t shared_bytes = 0) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+// The shared memory that the launch asked for, aligned for 16-byte accesses.
+template <typename T>
+__device__ __forceinline__ T* dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ uint4 fastpose_shared_bytes[];
+  return reinterpret_cast<T*>(fastpose_shared_bytes);
+#else
+  return static_cast<T*>(cuda_emulation::dynamic_shared());
+#endif
 }
 
 // Index of this thread among all, and the stride from one of its items to the next.
@@ -27,7 +51,7 @@ __device__ __forceinline__ int64_t item_stride() { return static_cast<int64_t>(g
 
 // Calls body with a value of the device type behind kind.
 template <typename Body>
-void dispatch_device_floating(ScalarKind kind, const Body& body) {
+cudaError_t dispatch_device_floating(ScalarKind kind, const Body& body) {
   switch (kind) {
     case ScalarKind::kFloat16:
       return body(__half());
@@ -40,15 +64,61 @@ void dispatch_device_floating(ScalarKind kind, const Body& body) {
   }
 }
 
-// Sum over a block of kThreads, in an order that depends on nothing but the thread's place. Valid in thread 0.
+// 16 bytes of neighbouring elements: the widest load and store of one thread.
+template <typename T>
+struct alignas(16) Vector {
+  static constexpr int kSize = 16 / sizeof(T);
+  T of[kSize];
+};
+
+template <typename T>
+bool is_vector_aligned(const T* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+// `count` elements from 16-byte aligned shared memory.
+template <int count, typename A>
+__device__ __forceinline__ void load_aligned(A (&to)[count], const A* from) {
+  constexpr int step = Vector<A>::kSize;
+  static_assert(count % step == 0, "whole vectors");
+#pragma unroll
+  for (int i = 0; i < count; i += step) {
+    const Vector<A> vector = *reinterpret_cast<const Vector<A>*>(from + i);
+#pragma unroll
+    for (int j = 0; j < step; ++j) to[i + j] = vector.of[j];
+  }
+}
+
+// Where a thread stands that walks through rows of `width` items in steps of the block's size: no division per step.
+struct RowCursor {
+  int row, column, step_rows, step_columns, width;
+
+  __device__ __forceinline__ RowCursor(int start, int step, int width_)
+      : row(start / width_),
+        column(start % width_),
+        step_rows(step / width_),
+        step_columns(step % width_),
+        width(width_) {}
+  __device__ __forceinline__ void advance() {
+    row += step_rows;
+    column += step_columns;
+    if (column >= width) {
+      column -= width;
+      ++row;
+    }
+  }
+};
+
+// Sum over a block of at most 1024 threads, whole warps, in an order that depends on nothing but the thread's place.
+// Valid in thread 0.
 __device__ __forceinline__ double block_sum(double value) {
-  __shared__ double of_warp[kThreads / 32];
+  __shared__ double of_warp[32];
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(kFullWarp, value, offset);
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
   __syncthreads();
   if (threadIdx.x == 0) {
     value = 0.0;
-    for (int warp = 0; warp < kThreads / 32; ++warp) value += of_warp[warp];
+    for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) value += of_warp[warp];
   }
   __syncthreads();  // of_warp may be written again by the caller's next round
   return value;

@@ -6,39 +6,201 @@
 namespace fastpose {
 namespace {
 
-// One warp per map: every lane finds the maximum of its pixels, the warp the best of the lanes.
+constexpr int kMapThreads = 128;
+constexpr int kSampleThreads = 512;
+
+// The best peak of a warp, in lane 0.
+template <typename A>
+__device__ __forceinline__ Peak<A> warp_peak(Peak<A> best) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    Peak<A> other;
+    other.value = __shfl_down_sync(kFullWarp, best.value, offset);
+    other.index = __shfl_down_sync(kFullWarp, best.index, offset);
+    if (is_better(other, best)) best = other;
+  }
+  return best;
+}
+
+template <typename A>
+__device__ __forceinline__ void keep_better(Peak<A>& best, A value, int64_t index) {
+  const Peak<A> candidate{value, index};
+  if (is_better(candidate, best)) best = candidate;
+}
+
+// V neighbouring values, the first of which is pixel `index`. Most vectors hold no new maximum: one comparison says so.
+template <int V, typename A>
+__device__ __forceinline__ void keep_better_of(Peak<A>& best, const A (&values)[V], int64_t index) {
+  A highest = values[0];
+#pragma unroll
+  for (int i = 1; i < V; ++i) highest = values[i] > highest || highest != highest ? values[i] : highest;
+  // Only where all values are NaN is the highest NaN, and that beats nothing.
+  if (best.index >= 0 && !(highest > best.value)) return;
+#pragma unroll
+  for (int i = 0; i < V; ++i) keep_better(best, values[i], index + i);
+}
+
+// V neighbouring values of the map that flip test and decoder see, from two 16-byte loads. The mirrored map is read
+// backwards; shifted, it lies one column further, and that one column is a load of its own.
 template <typename T>
-__global__ void decode_heatmaps_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
+__device__ __forceinline__ void merge_flipped(const Vector<T>& plain, const Vector<T>& mirrored, T beyond, bool shifted,
+                                              accumulate_t<T> (&values)[Vector<T>::kSize]) {
+  using A = accumulate_t<T>;
+  constexpr int V = Vector<T>::kSize;
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    const T own = mirrored.of[V - 1 - i];
+    const T before = i == 0 ? beyond : mirrored.of[(V - i) % V];
+    values[i] = (static_cast<A>(plain.of[i]) + static_cast<A>(shifted ? before : own)) * A(0.5);
+  }
+}
+
+// One block per map, rows side by side, 16-byte loads, several in flight. Floor: one read of the maps.
+template <typename T, bool kFlipped>
+__global__ void __launch_bounds__(kMapThreads) decode_planar_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
+  using A = accumulate_t<T>;
+  constexpr int V = Vector<T>::kSize, kUnroll = kFlipped ? 2 : 4;
+  __shared__ Peak<A> of_warp[kMapThreads / 32];
+  const int row_vectors = p.width / V;
+  const int64_t maps = p.batch * p.joints, vectors = static_cast<int64_t>(p.height) * row_vectors;
+  for (int64_t index = blockIdx.x; index < maps; index += gridDim.x) {
+    const int64_t b = index / p.joints;
+    const DecodedMap<T> map = decoded_map<T>(p, b, index - b * p.joints);
+    const auto* plain = reinterpret_cast<const Vector<T>*>(map.map);
+    const auto* mirrored = reinterpret_cast<const Vector<T>*>(map.flipped);
+    Peak<A> best{A(0), -1};
+    RowCursor at(threadIdx.x, kMapThreads, row_vectors);
+    for (int64_t first = threadIdx.x; first < vectors; first += kUnroll * kMapThreads) {
+      Vector<T> loaded[kUnroll], other[kUnroll];
+      T beyond[kUnroll];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (first + u * kMapThreads < vectors) {
+          loaded[u] = plain[first + u * kMapThreads];
+          if constexpr (kFlipped) {
+            const int64_t row = static_cast<int64_t>(at.row) * row_vectors;
+            other[u] = mirrored[row + (row_vectors - 1 - at.column)];
+            // Column x takes the mirrored map's width - x; column 0 has none there and keeps its own, width - 1.
+            const int column = at.column == 0 ? p.width - 1 : p.width - at.column * V;
+            if (p.flip_shift) beyond[u] = map.flipped[row * V + column];
+          }
+        }
+        at.advance();
+      }
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const int64_t vector = first + u * kMapThreads;
+        if (vector >= vectors) continue;
+        A values[V];
+        if constexpr (kFlipped) {
+          merge_flipped(loaded[u], other[u], beyond[u], p.flip_shift, values);
+        } else {
+#pragma unroll
+          for (int i = 0; i < V; ++i) values[i] = static_cast<A>(loaded[u].of[i]);
+        }
+        keep_better_of<V>(best, values, vector * V);
+      }
+    }
+    best = warp_peak(best);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int warp = 1; warp < kMapThreads / 32; ++warp)
+        if (is_better(of_warp[warp], best)) best = of_warp[warp];
+      write_decoded_point(p, index, map, best);
+    }
+    __syncthreads();  // of_warp is free for the next map
+  }
+}
+
+// Maps whose joints lie side by side, as a channels-last network gives them. One block per sample; neighbouring threads
+// read neighbouring joints, and each thread keeps to one joint.
+template <typename T>
+__global__ void __launch_bounds__(kSampleThreads)
+    decode_interleaved_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
+  using A = accumulate_t<T>;
+  constexpr int kUnroll = 8;
+  auto* peaks = dynamic_shared<Peak<A>>();  // [lanes][joints]
+  const int joints = static_cast<int>(p.joints), lanes = kSampleThreads / joints;
+  const int k = threadIdx.x % joints, lane = threadIdx.x / joints;
+  for (int64_t b = blockIdx.x; b < p.batch; b += gridDim.x) {
+    if (lane < lanes) {
+      const DecodedMap<T> map = decoded_map<T>(p, b, k);
+      Peak<A> best{A(0), -1};
+      RowCursor at(lane, lanes, p.width);
+      while (at.row < p.height) {
+        A values[kUnroll];
+        int64_t pixels[kUnroll];
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u) {
+          const bool inside = at.row < p.height;
+          pixels[u] = inside ? static_cast<int64_t>(at.row) * p.width + at.column : -1;
+          values[u] = inside ? map.at(at.row, at.column) : A(0);
+          at.advance();
+        }
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u) keep_better(best, values[u], pixels[u]);
+      }
+      peaks[threadIdx.x] = best;
+    }
+    __syncthreads();
+    for (int joint = threadIdx.x / 32; joint < joints; joint += kSampleThreads / 32) {
+      Peak<A> best{A(0), -1};
+      for (int i = threadIdx.x % 32; i < lanes; i += 32)
+        if (is_better(peaks[i * joints + joint], best)) best = peaks[i * joints + joint];
+      best = warp_peak(best);
+      if (threadIdx.x % 32 == 0) write_decoded_point(p, b * joints + joint, decoded_map<T>(p, b, joint), best);
+    }
+    __syncthreads();  // peaks are free for the next sample
+  }
+}
+
+// Any strides, widths and numbers of joints: one warp per map.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) decode_strided_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
   using A = accumulate_t<T>;
   const int lane = threadIdx.x % 32;
-  const int64_t pixels = static_cast<int64_t>(p.height) * p.width;
   const int64_t maps = p.batch * p.joints;
   for (int64_t index = first_item() / 32; index < maps; index += item_stride() / 32) {
     const int64_t b = index / p.joints;
     const DecodedMap<T> map = decoded_map<T>(p, b, index - b * p.joints);
     Peak<A> best{A(0), -1};
-    for (int64_t i = lane; i < pixels; i += 32) {
-      const int y = static_cast<int>(i / p.width), x = static_cast<int>(i - static_cast<int64_t>(y) * p.width);
-      const Peak<A> candidate{map.at(y, x), i};
-      if (is_better(candidate, best)) best = candidate;
-    }
-    for (int offset = 16; offset > 0; offset /= 2) {
-      Peak<A> other;
-      other.value = __shfl_down_sync(kFullWarp, best.value, offset);
-      other.index = __shfl_down_sync(kFullWarp, best.index, offset);
-      if (is_better(other, best)) best = other;
-    }
+    for (RowCursor at(lane, 32, p.width); at.row < p.height; at.advance())
+      keep_better(best, map.at(at.row, at.column), static_cast<int64_t>(at.row) * p.width + at.column);
+    best = warp_peak(best);
     if (lane == 0) write_decoded_point(p, index, map, best);
   }
+}
+
+// Whether every map is rows of whole, aligned vectors without gaps.
+template <typename T>
+bool is_planar(const DecodeHeatmapsParams& p, const void* maps, const MapStrides& strides) {
+  constexpr int V = Vector<T>::kSize;
+  return strides.x == 1 && strides.y == p.width && p.width % V == 0 && strides.b % V == 0 && strides.k % V == 0 &&
+         is_vector_aligned(static_cast<const T*>(maps));
+}
+
+bool is_interleaved(const DecodeHeatmapsParams& p, const MapStrides& strides) {
+  return p.joints > 1 && p.joints <= kSampleThreads / 4 && strides.k == 1 && strides.x >= p.joints;
 }
 
 }  // namespace
 
 cudaError_t launch_decode_heatmaps(const DecodeHeatmapsParams& params, cudaStream_t stream) {
-  const unsigned grid = grid_for(params.batch * params.joints * 32, kThreads);
-  dispatch_device_floating(
-      params.kind, [&](auto zero) { decode_heatmaps_kernel<decltype(zero)><<<grid, kThreads, 0, stream>>>(params); });
-  return cudaGetLastError();
+  const bool flipped = params.flipped != nullptr;
+  const int64_t maps = params.batch * params.joints;
+  return dispatch_device_floating(params.kind, [&](auto zero) {
+    using T = decltype(zero);
+    if (is_planar<T>(params, params.heatmaps, params.strides) &&
+        (!flipped || is_planar<T>(params, params.flipped, params.flipped_strides))) {
+      return launch(flipped ? decode_planar_kernel<T, true> : decode_planar_kernel<T, false>, grid_for(maps, 1),
+                    kMapThreads, stream, params);
+    }
+    if (is_interleaved(params, params.strides) && (!flipped || is_interleaved(params, params.flipped_strides))) {
+      return launch(decode_interleaved_kernel<T>, grid_for(params.batch, 1), kSampleThreads, stream, params,
+                    kSampleThreads * sizeof(Peak<accumulate_t<T>>));
+    }
+    return launch(decode_strided_kernel<T>, grid_for(maps * 32, kThreads), kThreads, stream, params);
+  });
 }
 
 }  // namespace fastpose

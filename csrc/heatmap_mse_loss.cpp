@@ -11,9 +11,8 @@ namespace {
 constexpr int kLanes = 16;  // independent partial sums: the compiler may not reorder additions, so the source does
 
 template <typename A>
-void fill_factors_x(const JointTarget& t, double sigma, std::vector<A>& factors) {
-  for (int x = 0; x < static_cast<int>(factors.size()); ++x)
-    factors[x] = target_factor<A>(x, t.center_x, t.x_begin, t.x_end, sigma);
+void fill_factors_x(const TargetSpec& spec, const JointTarget& t, std::vector<A>& factors) {
+  for (int x = 0; x < static_cast<int>(factors.size()); ++x) factors[x] = target_factor_x<A>(spec, t, x);
 }
 
 // Squared error of one row, pred[x] against factors_x[x] * factor_y.
@@ -45,21 +44,21 @@ void forward_typed(const HeatmapMseLossParams& p) {
   torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
     std::vector<A> factors_x(width);
     for (int64_t map = begin; map < end; ++map) {
-      const LossOfMap l = loss_of_map(p, map);
-      fill_factors_x(l.target, p.spec.sigma, factors_x);
       const int64_t b = map / p.joints, k = map - b * p.joints;
+      const LossOfMap l = loss_of_map(p, b, k);
+      fill_factors_x(p.spec, l.target, factors_x);
       const T* pred = static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k;
       double sum = 0.0;
       for (int y = 0; y < height; ++y) {
-        const A factor_y = target_factor<A>(y, l.target.center_y, l.target.y_begin, l.target.y_end, p.spec.sigma);
+        const A factor_y = target_factor_y<A>(p.spec, l.target, y);
         sum += row_error(pred + y * p.stride_y, p.stride_x, factors_x.data(), factor_y, width);
       }
-      p.map_losses[map] = sum * l.weight;
+      p.partial_sums[map] = sum * l.weight;
     }
   });
   // In order, whatever the number of threads: the same bits on every run.
   double total = 0.0;
-  for (int64_t map = 0; map < p.batch * p.joints; ++map) total += p.map_losses[map];
+  for (int64_t map = 0; map < p.batch * p.joints; ++map) total += p.partial_sums[map];
   *static_cast<A*>(p.loss) = static_cast<A>(total * loss_scale(p));
 }
 
@@ -71,15 +70,15 @@ void backward_typed(const HeatmapMseLossParams& p) {
   torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
     std::vector<A> factors_x(width);
     for (int64_t map = begin; map < end; ++map) {
-      const LossOfMap l = loss_of_map(p, map);
-      fill_factors_x(l.target, p.spec.sigma, factors_x);
       const int64_t b = map / p.joints, k = map - b * p.joints;
+      const LossOfMap l = loss_of_map(p, b, k);
+      fill_factors_x(p.spec, l.target, factors_x);
       const T* pred = static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k;
       T* grad = static_cast<T*>(p.grad) + b * p.grad_stride_b + k * p.grad_stride_k;
       // grad_output (a loss scaler's 65536, say) goes in before rounding to T: in half precision it could not after.
       const A factor = static_cast<A>(2.0 * loss_scale(p) * grad_output * l.weight);
       for (int y = 0; y < height; ++y) {
-        const A factor_y = target_factor<A>(y, l.target.center_y, l.target.y_begin, l.target.y_end, p.spec.sigma);
+        const A factor_y = target_factor_y<A>(p.spec, l.target, y);
         const T* pred_row = pred + y * p.stride_y;
         T* grad_row = grad + y * p.grad_stride_y;
         for (int x = 0; x < width; ++x) {
@@ -154,9 +153,9 @@ Tensor heatmap_mse_loss(const Tensor& pred, const Tensor& keypoints, const Tenso
                         bool ignore_missing) {
   LossArguments arguments("heatmap_mse_loss", pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing);
   HeatmapMseLossParams& params = arguments.params;
-  const Tensor map_losses = empty_on(pred, {params.batch * params.joints}, ScalarType::Double);
+  const Tensor partial_sums = empty_on(pred, {partial_sum_count(params)}, ScalarType::Double);
   Tensor loss = empty_on(pred, {}, loss_type(pred));
-  params.map_losses = mutable_data<double>(map_losses);
+  params.partial_sums = mutable_data<double>(partial_sums);
   params.loss = loss.mutable_data_ptr();
   FASTPOSE_RUN(heatmap_mse_loss, pred, params, forward_cpu);
   return loss;

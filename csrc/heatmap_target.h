@@ -14,10 +14,15 @@ enum class Encoding : int {
 };
 
 struct TargetSpec {
-  double sigma;  // map pixels
+  double inverse_sigma;  // per map pixel
+  double radius;         // of the window, int(3 sigma) map pixels
   Encoding encoding;
   int height, width;
 };
+
+FASTPOSE_HOST_DEVICE TargetSpec make_target_spec(double sigma, Encoding encoding, int height, int width) {
+  return {1.0 / sigma, trunc(3.0 * sigma), encoding, height, width};
+}
 
 struct JointTarget {
   float center_x, center_y;            // where the Gaussian peaks, map pixels
@@ -36,7 +41,7 @@ FASTPOSE_HOST_DEVICE int clip_to_map(double value, int size) {
 FASTPOSE_HOST_DEVICE JointTarget joint_target(const TargetSpec& spec, float x, float y, float visible) {
   JointTarget target{0.0f, 0.0f, 0, 0, 0, 0, 0.0f};
   if (!is_finite(x) || !is_finite(y)) return target;  // nowhere on the map
-  const double radius = trunc(3.0 * spec.sigma);
+  const double radius = spec.radius;
   const bool rounded = spec.encoding != Encoding::kUnbiased;
   const double cx = rounded ? rounded_center(x) : x;
   const double cy = rounded ? rounded_center(y) : y;
@@ -59,16 +64,20 @@ FASTPOSE_HOST_DEVICE double exp_of(double x) { return exp(x); }
 
 // One factor of the Gaussian: exp(-(i - center)^2 / (2 sigma^2)) inside [begin, end), 0 outside.
 template <typename A>
-FASTPOSE_HOST_DEVICE A target_factor(int i, float center, int begin, int end, double sigma) {
+FASTPOSE_HOST_DEVICE A target_factor(const TargetSpec& spec, int i, float center, int begin, int end) {
   if (i < begin || i >= end) return A(0);
-  const A scaled = (static_cast<A>(i) - static_cast<A>(center)) / static_cast<A>(sigma);
+  const A scaled = (static_cast<A>(i) - static_cast<A>(center)) * static_cast<A>(spec.inverse_sigma);
   return exp_of(A(-0.5) * scaled * scaled);
 }
 
 template <typename A>
-FASTPOSE_HOST_DEVICE A target_value(const JointTarget& t, double sigma, int x, int y) {
-  return target_factor<A>(x, t.center_x, t.x_begin, t.x_end, sigma) *
-         target_factor<A>(y, t.center_y, t.y_begin, t.y_end, sigma);
+FASTPOSE_HOST_DEVICE A target_factor_x(const TargetSpec& spec, const JointTarget& t, int x) {
+  return target_factor<A>(spec, x, t.center_x, t.x_begin, t.x_end);
+}
+
+template <typename A>
+FASTPOSE_HOST_DEVICE A target_factor_y(const TargetSpec& spec, const JointTarget& t, int y) {
+  return target_factor<A>(spec, y, t.center_y, t.y_begin, t.y_end);
 }
 
 }  // namespace fastpose

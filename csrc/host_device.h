@@ -16,6 +16,20 @@ namespace fastpose {
 
 enum class ScalarKind : int { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
 
+FASTPOSE_HOST_DEVICE int bytes_of(ScalarKind kind) {
+  switch (kind) {
+    case ScalarKind::kUInt8:
+      return 1;
+    case ScalarKind::kFloat16:
+    case ScalarKind::kBFloat16:
+      return 2;
+    case ScalarKind::kFloat64:
+      return 8;
+    default:
+      return 4;
+  }
+}
+
 // Half types compute in float, float64 in itself.
 template <typename T>
 struct Accumulate {

@@ -17,10 +17,9 @@ void render_one_map(const RenderHeatmapsParams& p, int64_t map, std::vector<accu
   p.weights[map] = target.weight;
   // All-zero bits are 0 in every dtype; a joint's window is a few dozen pixels of thousands.
   std::memset(static_cast<void*>(out), 0, sizeof(T) * height * width);
-  for (int x = target.x_begin; x < target.x_end; ++x)
-    factors_x[x] = target_factor<A>(x, target.center_x, target.x_begin, target.x_end, p.spec.sigma);
+  for (int x = target.x_begin; x < target.x_end; ++x) factors_x[x] = target_factor_x<A>(p.spec, target, x);
   for (int y = target.y_begin; y < target.y_end; ++y) {
-    const A factor_y = target_factor<A>(y, target.center_y, target.y_begin, target.y_end, p.spec.sigma);
+    const A factor_y = target_factor_y<A>(p.spec, target, y);
     T* row = out + static_cast<int64_t>(y) * width;
     for (int x = target.x_begin; x < target.x_end; ++x) row[x] = static_cast<T>(factors_x[x] * factor_y);
   }

@@ -15,8 +15,7 @@ __global__ void swap_pairs_kernel(const __grid_constant__ SwapPairsParams p) {
 }  // namespace
 
 cudaError_t launch_swap_pairs(const SwapPairsParams& params, cudaStream_t stream) {
-  swap_pairs_kernel<<<grid_for(params.batch * params.joints, kThreads), kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+  return launch(swap_pairs_kernel, grid_for(params.batch * params.joints, kThreads), kThreads, stream, params);
 }
 
 }  // namespace fastpose

@@ -170,12 +170,19 @@ inline TargetSpec target_spec(const char* op, int64_t height, int64_t width, dou
   if (!(sigma >= 1e-30) || !is_finite(static_cast<float>(sigma)))
     fail(op, ": sigma must be a positive number of map pixels, got ", sigma);
   if (encoding < 0 || encoding > static_cast<int64_t>(Encoding::kUdp)) fail(op, ": unknown encoding ", encoding);
-  return {sigma, static_cast<Encoding>(encoding), static_cast<int>(height), static_cast<int>(width)};
+  return make_target_spec(sigma, static_cast<Encoding>(encoding), static_cast<int>(height), static_cast<int>(width));
 }
 
 // ---- running --------------------------------------------------------------------------------------------------------
 
-#ifdef FASTPOSE_WITH_CUDA
+#ifdef FASTPOSE_EMULATE_CUDA
+template <typename Params>
+void run_emulated(const char* op, const Params& params, cudaError_t (*run_kernels)(const Params&, cudaStream_t)) {
+  if (run_kernels(params, nullptr) != cudaSuccess) fail(op, ": the emulated launch failed");
+}
+// The kernels take the place of the CPU function: what tests say of the CPU, they then say of the kernels.
+#define FASTPOSE_RUN(op, on, params, cpu) (static_cast<void>(&cpu), run_emulated(#op, params, &launch_##op))
+#elif defined(FASTPOSE_WITH_CUDA)
 // torch's current stream. Looked up at run time: CPU builds of libtorch lack the symbol, and one library serves both.
 cudaStream_t current_cuda_stream(int32_t device_index);
 

@@ -15,12 +15,9 @@ __global__ void transform_points_kernel(const TransformPointsParams p) {
 
 cudaError_t launch_transform_points(const TransformPointsParams& params, cudaStream_t stream) {
   const unsigned grid = grid_for(params.batch * params.joints, kThreads);
-  if (params.kind == ScalarKind::kFloat64) {
-    transform_points_kernel<double><<<grid, kThreads, 0, stream>>>(params);
-  } else {
-    transform_points_kernel<float><<<grid, kThreads, 0, stream>>>(params);
-  }
-  return cudaGetLastError();
+  const bool wide = params.kind == ScalarKind::kFloat64;
+  return launch(wide ? transform_points_kernel<double> : transform_points_kernel<float>, grid, kThreads, stream,
+                params);
 }
 
 }  // namespace fastpose
