@@ -3,7 +3,9 @@
 # make test    the same set-up, then the whole test suite
 # make real    train on the five real MPII images in REAL_DATA until they are known by heart
 # make bench   each op against its peers, pytest-benchmark; FASTPOSE_BENCH_THREADS=N, one thread unless told
-# make lint | cpp-test | sanitize | cuda-compile   what .ci/run adds to that
+# make gpu-report        everything about speed on a GPU in one run, JSON into bench/results
+# make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck; needs a GPU
+# make lint | cpp-test | sanitize | emulate | cuda-compile   what .ci/run adds to that
 # make clean   forget the environment and every build output
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ BIN := $(abspath $(VENV))/bin
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test real bench lint cpp-test sanitize cuda-compile clean
+.PHONY: train test real bench gpu-report compute-sanitizer lint cpp-test sanitize emulate cuda-compile clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
@@ -27,6 +29,9 @@ real: $(VENV)/.installed
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=mean
+
+gpu-report: $(VENV)/.installed
+	$(BIN)/python -m bench.gpu_report
 
 # torch first and by itself: whichever build of it is there, fastpose builds against that one.
 $(VENV)/.torch:
@@ -54,16 +59,26 @@ cpp-test: $(VENV)/.installed-dev
 	PATH=$(BIN):$$PATH cmake --build build/cpp --target fastpose_cpp_tests
 	PATH=$(BIN):$$PATH ctest --test-dir build/cpp --output-on-failure
 
-# A second copy of the package with AddressSanitizer and UndefinedBehaviorSanitizer in its library, under the op tests.
+# A second copy of the package, built with AddressSanitizer and UndefinedBehaviorSanitizer, under tests.
 # Leaks are not looked for: Python keeps what it has allocated.
-OP_TESTS := $(addprefix tests/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py)
+# $(call under_sanitizers,folder,CMake options,pytest's choice)
+define under_sanitizers
+	rm -rf build/$(1) && mkdir -p build/$(1)
+	PATH=$(BIN):$$PATH FASTPOSE_CUDA=0 CMAKE_ARGS="-DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON $(2)" \
+	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/$(1) .
+	cp -r tests pyproject.toml build/$(1)/
+	cd build/$(1) && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  $(BIN)/python -m pytest -p no:cacheprovider -q -k "not compile $(3)" $(OP_TESTS)
+endef
+OP_TESTS := $(addprefix tests/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py kernel_paths.py)
+
 sanitize: $(VENV)/.installed-dev
-	rm -rf build/sanitize && mkdir -p build/sanitize
-	PATH=$(BIN):$$PATH FASTPOSE_CUDA=0 CMAKE_ARGS="-DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON" \
-	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/sanitize .
-	cp -r tests pyproject.toml build/sanitize/
-	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  $(BIN)/python -m pytest -p no:cacheprovider -k "not compile" $(OP_TESTS)
+	$(call under_sanitizers,sanitize)
+
+# The CUDA kernels on the CPU (tests/cuda_emulation): out are the errors that only the CPU loops can raise, and batches
+# whose size is their point.
+emulate: $(VENV)/.installed-dev
+	$(call under_sanitizers,emulate,-DFASTPOSE_EMULATE_CUDA=ON,and not on_the_cpu and not large and not grid_dimension and not gradcheck)
 
 # Every architecture with every warning an error, against whatever torch is installed; the result must import and run.
 cuda-compile: $(VENV)/.installed-dev

@@ -80,12 +80,13 @@ def _targets(
     keypoints: Tensor, visible: Tensor, size: tuple[int, int], sigma: float, encoding: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The factors of each map in x [B, K, w] and in y [B, K, h], and the weights [B, K]."""
-    extent = torch.tensor([size[1], size[0]], device=keypoints.device)
     radius = int(3 * sigma)
     exact = keypoints.double()
     center = exact if encoding == "unbiased" else (exact + 0.5).trunc()
-    off_map = (center - radius >= extent) | (center + radius + 1 < 0) | ~torch.isfinite(exact)
-    weights = torch.where(off_map.any(-1), 0.0, visible)
+    # Axis by axis: a tensor of both lengths would be copied to the GPU, and that waits.
+    beyond = (center[..., 0] - radius >= size[1]) | (center[..., 1] - radius >= size[0])
+    before = (center + radius + 1 < 0) | ~torch.isfinite(exact)
+    weights = torch.where(beyond | before.any(-1), 0.0, visible)
     drawn = (weights > 0.5) & (visible > 0.5)
     peak = (center if encoding == "msra" else exact).to(dtype)
 
