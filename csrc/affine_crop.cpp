@@ -55,8 +55,10 @@ void set_images(const char* op, AffineCropParams& params, const Tensor& images, 
     params.row_stride = images.stride(1);
     params.image_height = static_cast<int>(images.size(1));
     params.image_width = static_cast<int>(images.size(2));
-    if (params.images > 0 && (params.image_height < 1 || params.image_width < 1))
-      fail(op, ": images must be at least 1 x 1 pixels, got ", describe(images));
+    if (params.images > 0 &&
+        (images.size(1) < 1 || images.size(2) < 1 || images.size(1) > INT32_MAX || images.size(2) > INT32_MAX)) {
+      fail(op, ": images must be 1 to ", INT32_MAX, " pixels high and wide, got ", describe(images));
+    }
     return;
   }
   Argument(op, "images.data", images).shape({-1}, "[bytes]").type({ScalarType::Byte});
@@ -113,9 +115,8 @@ Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, c
       .type({ScalarType::Float})
       .on_device_of(images, "images");
   params.batch = crop_to_image.size(0);
-  // Beyond 2^24 float32 no longer tells one pixel's coordinate from the next.
-  if (height < 1 || width < 1 || height > 1 << 24 || width > 1 << 24)
-    fail(op, ": size must be (h, w) of at least 1 and at most 16777216, got (", height, ", ", width, ")");
+  if (height < 1 || width < 1 || height > kMaxExtent || width > kMaxExtent)
+    fail(op, ": size must be (h, w) of 1 to ", kMaxExtent, ", got (", height, ", ", width, ")");
   if (!is_finite(static_cast<float>(fill))) fail(op, ": fill must be a finite pixel value, got ", fill);
 
   const Tensor matrices = torch::stable::contiguous(crop_to_image);

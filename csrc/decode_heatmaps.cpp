@@ -80,8 +80,7 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
       .type({ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double});
   const int64_t batch = heatmaps.size(0), joints = heatmaps.size(1), height = heatmaps.size(2),
                 width = heatmaps.size(3);
-  if (height < 1 || width < 1 || height > INT32_MAX || width > INT32_MAX)
-    fail(op, ": heatmaps must be at least 1 x 1 pixels, got ", describe(heatmaps));
+  check_map_size(op, height, width);
   if (refine < 0 || refine > static_cast<int64_t>(Refine::kQuarter)) fail(op, ": unknown refine ", refine);
   DecodeHeatmapsParams params{};
   std::optional<Tensor> matrices;

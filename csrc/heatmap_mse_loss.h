@@ -68,7 +68,7 @@ FASTPOSE_HOST_DEVICE LossTiling loss_tiling(const HeatmapMseLossParams& p) {
   };
   for (const bool interleaved : {false, true}) {
     const int64_t row = interleaved ? width * p.joints : width;
-    if (row % vector != 0 || row > 1 << 16) continue;
+    if (row == 0 || row % vector != 0 || row > 1 << 16) continue;
     if (!fits(p.pred, p.stride_b, p.stride_k, p.stride_y, p.stride_x, interleaved)) continue;
     if (p.grad != nullptr &&
         !fits(p.grad, p.grad_stride_b, p.grad_stride_k, p.grad_stride_y, p.grad_stride_x, interleaved)) {

@@ -163,9 +163,17 @@ inline JointPermutation joint_permutation(const char* op, const std::vector<int6
   return permutation;
 }
 
+// Beyond 2^24 float32 no longer tells one pixel's coordinate from the next.
+constexpr int64_t kMaxExtent = 1 << 24;
+
+inline void check_map_size(const char* op, int64_t height, int64_t width) {
+  if (height < 1 || width < 1 || height > kMaxExtent || width > kMaxExtent)
+    fail(op, ": the maps must be at least 1 x 1 pixels and at most ", kMaxExtent, " high or wide, got (h, w) = (",
+         height, ", ", width, ")");
+}
+
 inline TargetSpec target_spec(const char* op, int64_t height, int64_t width, double sigma, int64_t encoding) {
-  if (height < 1 || width < 1 || height > INT32_MAX || width > INT32_MAX)
-    fail(op, ": the maps must be at least 1 x 1 pixels, got (h, w) = (", height, ", ", width, ")");
+  check_map_size(op, height, width);
   // 1e-30: what is left of it in float32 must still be a number to divide by.
   if (!(sigma >= 1e-30) || !is_finite(static_cast<float>(sigma)))
     fail(op, ": sigma must be a positive number of map pixels, got ", sigma);

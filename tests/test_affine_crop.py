@@ -190,11 +190,27 @@ def test_bad_image_index_gives_nan_or_fill_on_cuda(bad: int) -> None:
     assert (out[1] == 9).all()
 
 
-def test_tables_altered_after_validation_do_not_read_outside() -> None:
+def test_tables_altered_after_validation_are_an_error_on_the_cpu() -> None:
     batch = ImageBatch.from_list(random_images(2))
     batch.offsets[1] = batch.data.numel()
     with pytest.raises(RuntimeError, match="does not lie inside the buffer"):
         fastpose.affine_crop(batch, random_matrices(2), (4, 4))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("offset", "rows"), [(-3, 4), (1 << 40, 4), (0, -4), (0, 0), (0, 1 << 30)])
+def test_tables_altered_after_validation_give_nan_or_fill_on_cuda(offset: int, rows: int) -> None:
+    """Where raising would need a synchronisation; the crop of the other image is what it was."""
+    batch = ImageBatch.from_list(random_images(2))
+    matrix = random_matrices(2)
+    expected = fastpose.affine_crop(batch, matrix, (4, 4))
+    batch.offsets[1] = offset
+    batch.sizes[1, 0] = rows
+    out = fastpose.affine_crop(batch.to("cuda"), matrix.cuda(), (4, 4))
+    torch.testing.assert_close(out[0].cpu(), expected[0], rtol=0, atol=0.04)
+    assert torch.isnan(out[1]).all()
+    out = fastpose.affine_crop(batch.to("cuda"), matrix.cuda(), (4, 4), dtype=torch.uint8, fill=9)
+    assert (out[1] == 9).all()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tests of the functions that the CPU loops and the CUDA kernels share, without torch: `ctest` builds them in a second,
 // and the sanitizers reach every line. Expected values are worked out by hand in the comments.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include "affine.h"
@@ -76,7 +78,7 @@ void box_center_falls_on_the_middle_of_the_crop() {
 }
 
 void msra_center_truncates_toward_zero() {
-  const TargetSpec spec{1.0, Encoding::kMsra, 8, 8};
+  const TargetSpec spec = make_target_spec(1.0, Encoding::kMsra, 8, 8);
   EXPECT(joint_target(spec, -0.7f, 3.5f, 1.0f).center_x == 0.0f);        // -0.2 truncates to 0, where floor gives -1
   EXPECT(joint_target(spec, -0.7f, 3.5f, 1.0f).center_y == 4.0f);        // 3.5 + 0.5
   EXPECT(joint_target(spec, 0.49999997f, 3.0f, 1.0f).center_x == 0.0f);  // in float32 the sum would be 1
@@ -145,6 +147,195 @@ void altered_tables_name_no_image() {
   EXPECT(!names_image(0, 2147483647, 2147483647) && !names_image(INT64_MAX, 1, 1));
 }
 
+using Random = std::mt19937;
+
+float uniform(Random& random, float low, float high) {
+  return std::uniform_real_distribution<float>(low, high)(random);
+}
+int pick(Random& random, int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); }
+
+// Matrices of every temper: turned and scaled, nearly singular, huge terms that cancel, entries that are no numbers.
+// Most carry the pixel (x, y) of the crop to somewhere in the image, so that many rectangles are worth a decision.
+void draw_matrix(Random& random, float x, float y, const ImageView& image, float m[6]) {
+  const float angle = uniform(random, -4.0f, 4.0f);
+  const float scale =
+      std::exp2(uniform(random, pick(random, 0, 1) == 0 ? -20.0f : -4.0f, pick(random, 0, 3) == 0 ? 24.0f : 3.0f));
+  m[0] = scale * std::cos(angle);
+  m[1] = -scale * std::sin(angle);
+  m[3] = scale * std::sin(angle) * (pick(random, 0, 1) == 0 ? 1.0f : -1.0f);
+  m[4] = scale * std::cos(angle);
+  switch (pick(random, 0, 5)) {
+    case 0:  // the rows are parallel but for a little
+      m[3] = m[0] * uniform(random, 0.999f, 1.001f);
+      m[4] = m[1];
+      break;
+    case 1:  // a line
+      m[pick(random, 0, 1)] = 0.0f;
+      m[3 + pick(random, 0, 1)] = 0.0f;
+      break;
+    default:
+      break;
+  }
+  // Often just at the first or last row and column that a rectangle may touch, where rounding decides.
+  const auto somewhere = [&](int size) {
+    const int where = pick(random, 0, 3);
+    return where == 0   ? uniform(random, 0.0f, 3.0f)
+           : where == 1 ? static_cast<float>(size) - uniform(random, 2.0f, 5.0f)
+                        : uniform(random, 0.0f, static_cast<float>(size));
+  };
+  m[2] = somewhere(image.width) - m[0] * x - m[1] * y;
+  m[5] = somewhere(image.height) - m[3] * x - m[4] * y;
+  const float strange[] = {kNaN, kInfinity, -kInfinity, 3e38f, -3e38f, 1e30f};
+  if (pick(random, 0, 19) == 0) m[pick(random, 0, 5)] = strange[pick(random, 0, 5)];
+}
+
+// What sample_inside reads: two rows, and of each the pixels x0 and x0 + 1 with up to three bytes on either side.
+bool may_be_read(const ImageView& image, float x, float y) {
+  if (!(x >= 0.0f && y >= 0.0f && x < 2e9f && y < 2e9f)) return false;
+  const int x0 = static_cast<int>(x), y0 = static_cast<int>(y);
+  return 3 * x0 - 3 >= 0 && 3 * x0 + 5 + 3 <= 3 * image.width - 1 && y0 + 1 <= image.height - 1;
+}
+
+void whole_rectangles_inside_are_inside() {
+  Random random(1);
+  int inside = 0, with_large_terms = 0;
+  for (int round = 0; round < 100000; ++round) {
+    const ImageView image{nullptr, 0, pick(random, 1, 3000), pick(random, 1, 3000)};
+    const int width = pick(random, 1, 64), height = pick(random, 1, 16);
+    // Up to 2^24, the largest crop, and half of the time in its far half: float32 is coarse there.
+    const auto far = [&] { return pick(random, 0, (1 << (pick(random, 0, 1) == 0 ? 24 : pick(random, 0, 23))) - 1); };
+    const int x = far(), y = far();
+    float m[6];
+    draw_matrix(random, static_cast<float>(x + pick(random, 0, 1) * (width - 1)),
+                static_cast<float>(y + pick(random, 0, 1) * (height - 1)), image, m);
+    if (!rectangle_lies_inside(image, m, x, x + width - 1, y, y + height - 1)) continue;
+    ++inside;
+    with_large_terms += std::fabs(m[2]) > 100000.0f ? 1 : 0;
+    bool all = true;
+    for (int j = y; j < y + height; ++j) {
+      for (int i = x; i < x + width; ++i) {
+        const float fx = static_cast<float>(i), fy = static_cast<float>(j);
+        float source_x, source_y;
+        source_of_pixel(m, fx, fy, source_x, source_y);
+        all = all && may_be_read(image, source_x, source_y);
+        // The same as a GPU may compute it, with its multiply-adds contracted.
+        all = all && may_be_read(image, std::fma(m[0], fx, std::fma(m[1], fy, m[2])),
+                                 std::fma(m[3], fx, std::fma(m[4], fy, m[5])));
+      }
+    }
+    EXPECT(all);
+  }
+  EXPECT(inside > 10000 && with_large_terms > 1000);  // or the fuzz would say nothing
+  // 64 x 16 crop pixels onto themselves: columns 2 to 65 and rows 1 to 16 leave the margins of a 69 x 19 image.
+  const float shifted[6] = {1, 0, 2, 0, 1, 1};
+  EXPECT(rectangle_lies_inside({nullptr, 0, 19, 69}, shifted, 0, 63, 0, 15));
+  EXPECT(!rectangle_lies_inside({nullptr, 0, 18, 69}, shifted, 0, 63, 0, 15));
+  EXPECT(!rectangle_lies_inside({nullptr, 0, 19, 68}, shifted, 0, 63, 0, 15));
+}
+
+void pixel_pairs_are_read_whole_from_any_byte() {
+  Random random(2);
+  for (int before = 0; before < 4; ++before) {
+    // From the word that the pair begins in to the end of the one it ends in, and not a byte more: on the heap, where
+    // an address sanitizer sees what lies beyond.
+    const int bytes = (before + 6 + 3) / 4 * 4;
+    std::vector<uint8_t> buffer(bytes);
+    for (uint8_t& byte : buffer) byte = static_cast<uint8_t>(pick(random, 0, 255));
+    const uint8_t* pixels = buffer.data() + before;
+    float left[3], right[3];
+    load_pixel_pair(pixels, left, right);
+    for (int c = 0; c < 3; ++c) EXPECT(left[c] == pixels[c] && right[c] == pixels[3 + c]);
+  }
+}
+
+void inside_and_anywhere_sample_the_same_bits() {
+  Random random(3);
+  for (int round = 0; round < 300; ++round) {
+    const int width = pick(random, 6, 40), height = pick(random, 4, 20), first = pick(random, 0, 3);
+    const int row_stride = 3 * width + pick(random, 0, 5);
+    std::vector<uint8_t> buffer(first + row_stride * (height - 1) + 3 * width);
+    for (uint8_t& byte : buffer) byte = static_cast<uint8_t>(pick(random, 0, 255));
+    const ImageView image{buffer.data() + first, row_stride, height, width};
+    bool same = true;
+    for (int sample = 0; sample < 200; ++sample) {
+      float x = uniform(random, 1.0f, static_cast<float>(width - 3));
+      float y = uniform(random, 0.0f, static_cast<float>(height - 1));
+      if (sample % 3 == 0) x = std::floor(x);
+      if (sample % 5 == 0) y = std::floor(y);
+      if (!may_be_read(image, x, y)) continue;  // the draw may round up to its end
+      float one[3], other[3];
+      sample_inside(image, x, y, one);
+      sample_bilinear(image, x, y, 77.0f, other);
+      same = same && std::memcmp(one, other, sizeof(one)) == 0;
+    }
+    EXPECT(same);
+  }
+}
+
+void tiles_cover_the_maps_and_fit_their_sums() {
+  Random random(4);
+  alignas(16) static unsigned char memory[32];
+  int planar = 0, interleaved = 0, strided = 0;
+  for (int round = 0; round < 20000; ++round) {
+    HeatmapMseLossParams p{};
+    const ScalarKind kinds[] = {ScalarKind::kFloat32, ScalarKind::kFloat16, ScalarKind::kBFloat16,
+                                ScalarKind::kFloat64};
+    p.kind = kinds[pick(random, 0, 3)];
+    const int64_t vector = 16 / bytes_of(p.kind);
+    p.batch = pick(random, 0, 5);
+    p.joints = pick(random, 0, 9) == 0 ? 0 : pick(random, 1, 150);
+    const int height = pick(random, 1, 300);
+    const int width = pick(random, 0, 3) == 0 ? pick(random, 1, 30000) : 8 * pick(random, 1, 40);
+    p.spec = make_target_spec(1.0, Encoding::kMsra, height, width);
+    p.pred = memory + (pick(random, 0, 5) == 0 ? bytes_of(p.kind) : 0);
+    const auto lay_out = [&](int64_t& b, int64_t& k, int64_t& y, int64_t& x, bool last) {
+      const int64_t w = width, slack = pick(random, 0, 5) == 0 ? 1 : 0;
+      k = last ? 1 : height * w + slack;
+      x = last ? p.joints : 1;
+      y = w * x;
+      b = p.joints * height * w + slack;
+    };
+    const bool last = pick(random, 0, 1) == 0;
+    lay_out(p.stride_b, p.stride_k, p.stride_y, p.stride_x, last);
+    if (pick(random, 0, 1) == 0) {
+      p.grad = memory;
+      const bool as_pred = pick(random, 0, 5) != 0;
+      lay_out(p.grad_stride_b, p.grad_stride_k, p.grad_stride_y, p.grad_stride_x, as_pred ? last : !last);
+    }
+    const LossTiling tiling = loss_tiling(p);
+    EXPECT(partial_sum_count(p) >= p.batch * p.joints && partial_sum_count(p) >= tiling.groups * tiling.tiles);
+    EXPECT(tiling.groups == (tiling.interleaved ? p.batch : p.batch * p.joints));
+    EXPECT(tiling.rows >= 1 && tiling.tiles >= 1);
+    EXPECT(static_cast<int64_t>(tiling.tiles) * tiling.rows >= height);
+    EXPECT(static_cast<int64_t>(tiling.tiles - 1) * tiling.rows < height);
+    if (!tiling.tiled) {
+      EXPECT(tiling.tiles == 1 && !tiling.interleaved);
+      ++strided;
+      continue;
+    }
+    ++(tiling.interleaved ? interleaved : planar);
+    const int64_t row = width * (tiling.interleaved ? p.joints : 1);
+    EXPECT(row > 0 && row % vector == 0 && row <= 1 << 16);
+    EXPECT(tiling.rows == 1 || tiling.rows * row <= kLossTile);
+    EXPECT(p.pred == memory && p.stride_b % vector == 0 && p.stride_y == row);
+    EXPECT(p.grad == nullptr || (p.grad_stride_b % vector == 0 && p.grad_stride_y == row));
+    EXPECT((tiling.interleaved ? p.stride_k : p.stride_x) == 1);
+  }
+  EXPECT(planar > 100 && interleaved > 100 && strided > 100);
+}
+
+void maps_without_joints_have_no_tiles() {
+  // As torch lays out [2, 0, 8, 7] in channels_last: every stride but the joints' is 0.
+  HeatmapMseLossParams p{};
+  alignas(16) static unsigned char memory[16];
+  p.pred = memory;
+  p.stride_k = 1;
+  p.kind = ScalarKind::kFloat32;
+  p.batch = 2;
+  p.spec = make_target_spec(1.0, Encoding::kMsra, 8, 7);
+  EXPECT(partial_sum_count(p) >= 0 && loss_scale(p) == 0.0);
+}
+
 }  // namespace
 
 int main() {
@@ -155,6 +346,11 @@ int main() {
   maxima_take_the_lowest_index_and_never_nan();
   taps_never_leave_the_image();
   altered_tables_name_no_image();
+  whole_rectangles_inside_are_inside();
+  pixel_pairs_are_read_whole_from_any_byte();
+  inside_and_anywhere_sample_the_same_bits();
+  tiles_cover_the_maps_and_fit_their_sums();
+  maps_without_joints_have_no_tiles();
   if (failures == 0) std::puts("shared_math: all passed");
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
