@@ -302,3 +302,16 @@ def test_within_half_a_grey_level_of_opencv_on_real_images(real_data: Path, devi
             expected = cv2.warpAffine(image, matrix[b].numpy().astype(np.float64), (256, 256), flags=flags)
             worst = max(worst, float((out[b].permute(1, 2, 0) - torch.from_numpy(expected)).abs().max()))
     assert worst <= 0.53
+
+
+def test_offsets_beyond_four_gibibytes(device: torch.device) -> None:
+    """Memory that nobody touches costs nothing on the CPU, so a data set may be large here too."""
+    image = random_images(1, 0)[0]
+    data = torch.empty((5 << 30) + 1, dtype=torch.uint8, device=device)
+    start = data.numel() - image.size
+    data[start:] = torch.from_numpy(image.reshape(-1)).to(device)
+    offsets, sizes = torch.tensor([start], device=device), torch.tensor([image.shape[:2]], dtype=torch.int32)
+    matrix = random_matrices(2, 0)
+    got = fastpose.affine_crop(ImageBatch(data, offsets, sizes.to(device)), matrix.to(device), (40, 70))
+    expected = fastpose.affine_crop(torch.from_numpy(image)[None], matrix, (40, 70))
+    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=0.05)

@@ -38,7 +38,7 @@ class GpuJpegFiles:
     """Image files whose JPEGs nvImageCodec decodes, each once per batch; threads read them.
 
     What it does not decode (other formats, damaged files) OpenCV does, or says what is wrong. An EXIF orientation is
-    ignored. Pixels differ from OpenCV's by a few grey levels: nvJPEG's inverse DCT and chroma filter are others.
+    ignored. Pixels are not OpenCV's to the bit: nvJPEG's inverse DCT and chroma filter are others.
 
     Args:
         paths: one file per image.
