@@ -2,67 +2,130 @@
 #include "torch_glue.h"
 
 #include "decode_heatmaps.h"
+#include "simd.h"
 
 #include <algorithm>
+#include <limits>
+#include <type_traits>
 
 namespace fastpose {
 namespace {
 
-// The rows of a map in order, one running maximum: strides of any kind, mirror test, every dtype.
-template <typename T>
-Peak<accumulate_t<T>> find_peak(const DecodedMap<T>& map, int height, int width) {
-  Peak<accumulate_t<T>> best{0, -1};
-  for (int y = 0; y < height; ++y) {
-    for (int x = 0; x < width; ++x) {
-      const Peak<accumulate_t<T>> candidate{map.at(y, x), static_cast<int64_t>(y) * width + x};
-      if (is_better(candidate, best)) best = candidate;
-    }
-  }
-  return best;
+constexpr int kBlock = 1024;  // pixels that are looked at together; they stay in the L1 cache
+constexpr int kLanes = 64;
+
+// The maximum, lane by lane, which compilers vectorise without reordering anything. NaN compares false and is passed
+// over; -infinity where there is nothing else.
+template <typename A>
+A highest_of(const A* values, int count) {
+  A lanes[kLanes];
+  for (A& lane : lanes) lane = -std::numeric_limits<A>::infinity();
+  const int whole = count - count % kLanes;
+  for (int i = 0; i < whole; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane)
+      lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
+  for (int i = whole; i < count; ++i) lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int lane = 0; lane < half; ++lane)
+      lanes[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
+  return lanes[0];
 }
 
-// A contiguous map without mirror test. Maxima of blocks are taken lane by lane, which the compiler turns into vector
-// code without reordering anything; only a block that beats all before it is searched for the place.
-template <typename T>
-Peak<accumulate_t<T>> find_peak_contiguous(const T* map, int64_t size) {
+// The first place of a value that is there.
+template <typename A>
+int first_place_of(A wanted, const A* values, int count) {
+  int i = 0;
+  for (int found = 0; i + kLanes <= count; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) found |= values[i + lane] == wanted;
+    if (found) break;
+  }
+  while (values[i] != wanted) ++i;
+  return i;
+}
+
+// Takes the pixels from `index` on into account, which follow on all those before.
+template <typename A>
+void keep_best(Peak<A>& best, const A* values, int count, int64_t index) {
+  const A highest = highest_of(values, count);
+  if (best.index >= 0 && !(highest > best.value)) return;
+  if (highest > -std::numeric_limits<A>::infinity()) {
+    const int place = first_place_of(highest, values, count);
+    best = {values[place], index + place};
+    return;
+  }
+  for (int i = 0; i < count; ++i) {  // NaN and -infinity only
+    const Peak<A> candidate{values[i], index + i};
+    if (is_better(candidate, best)) best = candidate;
+  }
+}
+
+// DecodedMap::at of a part of some rows, x to x + columns. With strides of 1 known to the compiler this is vector code.
+template <typename T, typename Stride>
+void copy_rows(const DecodedMap<T>& map, int y, int y_end, int x, int columns, Stride stride_x, Stride flipped_stride_x,
+               accumulate_t<T>* __restrict out) {
   using A = accumulate_t<T>;
-  constexpr int kLanes = 16, kBlock = 64;
-  Peak<A> best{0, -1};
-  int64_t start = 0;
-  for (; start + kBlock <= size; start += kBlock) {
-    A lanes[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = -std::numeric_limits<A>::infinity();
-    for (int i = 0; i < kBlock; i += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const A value = static_cast<A>(map[start + i + lane]);
-        lanes[lane] = value > lanes[lane] ? value : lanes[lane];  // NaN compares false and is passed over
-      }
+  if (map.flipped == nullptr) {
+    for (int row = y; row < y_end; ++row, out += columns) {
+      const T* from = map.map + row * map.stride_y + x * stride_x;
+      for (int i = 0; i < columns; ++i) out[i] = static_cast<A>(from[i * stride_x]);
     }
-    for (int half = kLanes / 2; half > 0; half /= 2)
-      for (int lane = 0; lane < half; ++lane) lanes[lane] = std::max(lanes[lane], lanes[lane + half]);
-    if (best.index >= 0 && !(lanes[0] > best.value)) continue;
-    for (int i = 0; i < kBlock; ++i) {
-      const Peak<A> candidate{static_cast<A>(map[start + i]), start + i};
-      if (is_better(candidate, best)) best = candidate;
+    return;
+  }
+  // First the un-mirrored rows, each with one pixel before it, which the shift moves in: the left neighbour, or for
+  // column 0 its own. Then the means. Whole rows either time, as long as a vector's multiple where the map is.
+  A other[2 * kBlock];
+  A* unmirrored = other;
+  for (int row = y; row < y_end; ++row, unmirrored += columns + 1) {
+    const T* from = map.flipped + row * map.flipped_stride_y + (map.width - 1 - x) * flipped_stride_x;
+    unmirrored[0] = static_cast<A>(x > 0 ? from[flipped_stride_x] : from[0]);
+    for (int i = 0; i < columns; ++i) unmirrored[1 + i] = static_cast<A>(from[-i * flipped_stride_x]);
+  }
+  unmirrored = other + (map.flip_shift ? 0 : 1);
+  for (int row = y; row < y_end; ++row, unmirrored += columns + 1, out += columns) {
+    const T* from = map.map + row * map.stride_y + x * stride_x;
+    for (int i = 0; i < columns; ++i) out[i] = (static_cast<A>(from[i * stride_x]) + unmirrored[i]) * A(0.5);
+  }
+}
+
+template <typename T>
+Peak<accumulate_t<T>> find_peak(const DecodedMap<T>& map, int height, int width) {
+  using A = accumulate_t<T>;
+  Peak<A> best{0, -1};
+  const bool dense = map.stride_x == 1 && (map.flipped == nullptr || map.flipped_stride_x == 1);
+  if constexpr (std::is_same_v<T, A>) {
+    if (dense && map.flipped == nullptr && map.stride_y == width) {
+      const int64_t size = static_cast<int64_t>(height) * width;
+      for (int64_t i = 0; i < size; i += kBlock)
+        keep_best(best, map.map + i, static_cast<int>(std::min<int64_t>(kBlock, size - i)), i);
+      return best;
     }
   }
-  for (; start < size; ++start) {
-    const Peak<A> candidate{static_cast<A>(map[start]), start};
-    if (is_better(candidate, best)) best = candidate;
+  // Other maps are first copied, block by block: whole rows, or parts of one where it is long.
+  A block[kBlock];
+  const int columns = std::min(width, kBlock), rows = kBlock / columns;
+  using One = std::integral_constant<int, 1>;
+  for (int y = 0; y < height; y += rows) {
+    const int y_end = std::min(height, y + rows);
+    for (int x = 0; x < width; x += columns) {
+      const int part = std::min(columns, width - x);
+      dense ? copy_rows(map, y, y_end, x, part, One(), One(), block)
+            : copy_rows(map, y, y_end, x, part, map.stride_x, map.flipped_stride_x, block);
+      keep_best(best, block, (y_end - y) * part, static_cast<int64_t>(y) * width + x);
+    }
   }
   return best;
 }
 
 void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
+  const SimdLevel level = simd_level();
   dispatch_floating(p.kind, [&](auto zero) {
     using T = decltype(zero);
-    const int64_t size = static_cast<int64_t>(p.height) * p.width;
-    const bool contiguous = p.flipped == nullptr && p.strides.x == 1 && p.strides.y == p.width;
     torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
       for (int64_t index = begin; index < end; ++index) {
         const int64_t b = index / p.joints;
         const DecodedMap<T> map = decoded_map<T>(p, b, index - b * p.joints);
-        const auto peak = contiguous ? find_peak_contiguous(map.map, size) : find_peak(map, p.height, p.width);
+        Peak<accumulate_t<T>> peak;
+        with_simd(level, [&] { peak = find_peak(map, p.height, p.width); });
         write_decoded_point(p, index, map, peak);
       }
     });

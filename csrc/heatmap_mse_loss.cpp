@@ -2,58 +2,108 @@
 #include "torch_glue.h"
 
 #include "heatmap_mse_loss.h"
+#include "simd.h"
+#include "target_factors.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace fastpose {
 namespace {
 
-constexpr int kLanes = 16;  // independent partial sums: the compiler may not reorder additions, so the source does
+constexpr int kLanes = 32;  // independent partial sums: the compiler may not reorder additions, so the source does
 
-template <typename A>
-void fill_factors_x(const TargetSpec& spec, const JointTarget& t, std::vector<A>& factors) {
-  for (int x = 0; x < static_cast<int>(factors.size()); ++x) factors[x] = target_factor_x<A>(spec, t, x);
+// One map of the prediction with the factors of its target, 0 outside the window.
+template <typename T>
+struct MapOfLoss {
+  using A = accumulate_t<T>;
+  const HeatmapMseLossParams& p;
+  int64_t b, k;
+  LossOfMap loss;
+  std::vector<A> factors_x, factors_y;
+
+  explicit MapOfLoss(const HeatmapMseLossParams& params)
+      : p(params), factors_x(params.spec.width), factors_y(params.spec.height) {}
+
+  void load(int64_t map, const TargetFactors<A>& factors) {
+    b = map / p.joints;
+    k = map - b * p.joints;
+    loss = loss_of_map(p, b, k);
+    const JointTarget& t = loss.target;
+    std::fill(factors_x.begin(), factors_x.end(), A(0));
+    std::fill(factors_y.begin(), factors_y.end(), A(0));
+    factors.fill(t.center_x, t.x_begin, t.x_end, factors_x.data());
+    factors.fill(t.center_y, t.y_begin, t.y_end, factors_y.data());
+  }
+  const T* pred() const { return static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k; }
+  T* grad() const { return static_cast<T*>(p.grad) + b * p.grad_stride_b + k * p.grad_stride_k; }
+};
+
+// Asks for the row that lies a memory page further on: the processor's own prefetching stops at the end of each.
+template <typename T>
+void prefetch_ahead(const T* row, int width) {
+  constexpr int kAhead = 4096, kLine = 64 / sizeof(T);
+  for (int x = 0; x < width; x += kLine) __builtin_prefetch(reinterpret_cast<const char*>(row + x) + kAhead);
 }
 
-// Squared error of one row, pred[x] against factors_x[x] * factor_y.
-template <typename T, typename A>
-double row_error(const T* row, int64_t stride_x, const A* factors_x, A factor_y, int width) {
-  A partial[kLanes] = {};
-  int x = 0;
-  if (stride_x == 1) {
-    for (; x + kLanes <= width; x += kLanes) {
+// Squared error of one map: float lanes along a row, double ones down the rows.
+template <typename T>
+double map_error(const MapOfLoss<T>& map) {
+  using A = accumulate_t<T>;
+  const HeatmapMseLossParams& p = map.p;
+  const int height = p.spec.height, width = p.spec.width, whole = p.stride_x == 1 ? width - width % kLanes : 0;
+  const A* factors_x = map.factors_x.data();
+  double sums[kLanes] = {};
+  for (int y = 0; y < height; ++y) {
+    const T* row = map.pred() + y * p.stride_y;
+    const A factor_y = map.factors_y[y];
+    if (p.stride_x == 1) prefetch_ahead(row, width);
+    A partial[kLanes] = {};
+    for (int x = 0; x < whole; x += kLanes) {
       for (int lane = 0; lane < kLanes; ++lane) {
         const A difference = static_cast<A>(row[x + lane]) - factors_x[x + lane] * factor_y;
         partial[lane] += difference * difference;
       }
     }
-  }
-  for (; x < width; ++x) {
-    const A difference = static_cast<A>(row[x * stride_x]) - factors_x[x] * factor_y;
-    partial[x % kLanes] += difference * difference;
+    for (int x = whole; x < width; ++x) {
+      const A difference = static_cast<A>(row[x * p.stride_x]) - factors_x[x] * factor_y;
+      partial[x % kLanes] += difference * difference;
+    }
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(partial[lane]);
   }
   double sum = 0.0;
-  for (const A value : partial) sum += value;
+  for (const double value : sums) sum += value;
   return sum;
+}
+
+template <typename T, typename Stride>
+void write_gradient(const MapOfLoss<T>& map, accumulate_t<T> factor, Stride stride_x, Stride grad_stride_x) {
+  using A = accumulate_t<T>;
+  const HeatmapMseLossParams& p = map.p;
+  const int height = p.spec.height, width = p.spec.width;
+  const A* factors_x = map.factors_x.data();
+  for (int y = 0; y < height; ++y) {
+    const T* row = map.pred() + y * p.stride_y;
+    T* __restrict grad_row = map.grad() + y * p.grad_stride_y;
+    const A factor_y = map.factors_y[y];
+    if (stride_x == 1) prefetch_ahead(row, width);
+    for (int x = 0; x < width; ++x) {
+      const A difference = static_cast<A>(row[x * stride_x]) - factors_x[x] * factor_y;
+      grad_row[x * grad_stride_x] = static_cast<T>(factor * difference);
+    }
+  }
 }
 
 template <typename T>
 void forward_typed(const HeatmapMseLossParams& p) {
   using A = accumulate_t<T>;
-  const int height = p.spec.height, width = p.spec.width;
+  const SimdLevel level = simd_level();
+  const TargetFactors<A> factors(p.spec);
   torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
-    std::vector<A> factors_x(width);
-    for (int64_t map = begin; map < end; ++map) {
-      const int64_t b = map / p.joints, k = map - b * p.joints;
-      const LossOfMap l = loss_of_map(p, b, k);
-      fill_factors_x(p.spec, l.target, factors_x);
-      const T* pred = static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k;
-      double sum = 0.0;
-      for (int y = 0; y < height; ++y) {
-        const A factor_y = target_factor_y<A>(p.spec, l.target, y);
-        sum += row_error(pred + y * p.stride_y, p.stride_x, factors_x.data(), factor_y, width);
-      }
-      p.partial_sums[map] = sum * l.weight;
+    MapOfLoss<T> map(p);
+    for (int64_t i = begin; i < end; ++i) {
+      map.load(i, factors);
+      with_simd(level, [&] { p.partial_sums[i] = map_error(map) * map.loss.weight; });
     }
   });
   // In order, whatever the number of threads: the same bits on every run.
@@ -65,27 +115,20 @@ void forward_typed(const HeatmapMseLossParams& p) {
 template <typename T>
 void backward_typed(const HeatmapMseLossParams& p) {
   using A = accumulate_t<T>;
-  const int height = p.spec.height, width = p.spec.width;
+  const SimdLevel level = simd_level();
+  const TargetFactors<A> factors(p.spec);
   const double grad_output = *static_cast<const A*>(p.grad_output);
   torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
-    std::vector<A> factors_x(width);
-    for (int64_t map = begin; map < end; ++map) {
-      const int64_t b = map / p.joints, k = map - b * p.joints;
-      const LossOfMap l = loss_of_map(p, b, k);
-      fill_factors_x(p.spec, l.target, factors_x);
-      const T* pred = static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k;
-      T* grad = static_cast<T*>(p.grad) + b * p.grad_stride_b + k * p.grad_stride_k;
+    MapOfLoss<T> map(p);
+    for (int64_t i = begin; i < end; ++i) {
+      map.load(i, factors);
       // grad_output (a loss scaler's 65536, say) goes in before rounding to T: in half precision it could not after.
-      const A factor = static_cast<A>(2.0 * loss_scale(p) * grad_output * l.weight);
-      for (int y = 0; y < height; ++y) {
-        const A factor_y = target_factor_y<A>(p.spec, l.target, y);
-        const T* pred_row = pred + y * p.stride_y;
-        T* grad_row = grad + y * p.grad_stride_y;
-        for (int x = 0; x < width; ++x) {
-          const A difference = static_cast<A>(pred_row[x * p.stride_x]) - factors_x[x] * factor_y;
-          grad_row[x * p.grad_stride_x] = static_cast<T>(factor * difference);
-        }
-      }
+      const A factor = static_cast<A>(2.0 * loss_scale(p) * grad_output * map.loss.weight);
+      using One = std::integral_constant<int, 1>;  // known to the compiler, which then vectorises
+      const bool dense = p.stride_x == 1 && p.grad_stride_x == 1;
+      with_simd(level, [&] {
+        dense ? write_gradient(map, factor, One(), One()) : write_gradient(map, factor, p.stride_x, p.grad_stride_x);
+      });
     }
   });
 }

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "build_info.h"
+#include "simd.h"
 
 namespace py = pybind11;
 
@@ -17,7 +18,9 @@ PYBIND11_MODULE(_C, m) {
         info["cuda_architectures"] = FASTPOSE_BUILD_ARCHITECTURES;
         info["no_cuda_reason"] = FASTPOSE_BUILD_NO_CUDA_REASON;
         info["compiler"] = FASTPOSE_BUILD_COMPILER;
+        info["simd"] = fastpose::simd_name(fastpose::simd_level());
         return info;
       },
-      "What this library was built from: versions as text, empty where CUDA was left out");
+      "What this library was built from, versions as text, empty where CUDA was left out; and `simd`, the level the CPU"
+      " loops run at");
 }

@@ -74,7 +74,7 @@ def _advice(info: dict[str, str] | None) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the report; returns 1 where the native library cannot be loaded, else 0."""
+    """Prints the report; returns 1 where the native library cannot be loaded or FASTPOSE_SIMD is wrong, else 0."""
     parser = argparse.ArgumentParser(prog="fastpose doctor", description=__doc__)
     parser.parse_args(argv)
     try:
@@ -83,7 +83,11 @@ def main(argv: list[str] | None = None) -> int:
         opencv = cv2.__version__
     except ImportError as error:
         opencv = f"cannot be imported: {error}"
-    info = _library.build_info() if _library.load_error is None else None
+    info, wrong_simd = None, ""
+    try:
+        info = _library.build_info() if _library.load_error is None else None
+    except RuntimeError as error:  # FASTPOSE_SIMD names a level that does not exist, or not here
+        wrong_simd = str(error)
     rows = [
         ("fastpose", f"{fastpose.__version__} in {Path(fastpose.__file__).parent}"),
         ("Python", f"{platform.python_version()}, {platform.platform()}"),
@@ -93,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         ("CPU cores", str(os.cpu_count())),
         *_gpu_rows(),
         ("nvcc", shutil.which("nvcc") or "not on the PATH"),
-        ("native library", "loaded" if info else "NOT LOADED"),
+        ("native library", "NOT LOADED" if _library.load_error else "loaded"),
     ]
     if info:
         rows += [
@@ -104,8 +108,11 @@ def main(argv: list[str] | None = None) -> int:
                 if info["cuda"]
                 else f"none: {info['no_cuda_reason']}",
             ),
+            ("SIMD", f"{info['simd']} on the CPU (FASTPOSE_SIMD=plain, avx2 or avx512 chooses)"),
         ]
-    lines = [f"{name:>15}  {value}" for name, value in rows] + [f"\n  ! {line}" for line in _advice(info)]
+    lines = [f"{name:>15}  {value}" for name, value in rows] + [
+        f"\n  ! {line}" for line in ([wrong_simd] if wrong_simd else _advice(info))
+    ]
     try:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:  # a reader such as `head` has seen enough; nor may the flush at exit complain

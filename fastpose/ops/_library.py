@@ -28,7 +28,11 @@ Likely causes, and what mends them:
 
 
 def build_info() -> dict[str, str]:
-    """Versions that the native library was built from; `no_cuda_reason` is empty where CUDA kernels are in it."""
+    """Versions that the native library was built from, and `simd`, what its CPU loops run with: plain, avx2 or avx512.
+
+    `no_cuda_reason` is empty where CUDA kernels are in it. RuntimeError where the environment variable FASTPOSE_SIMD
+    names no such level, or one that this machine has not.
+    """
     require_native()
     return _C.build_info()
 
