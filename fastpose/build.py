@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,23 +14,27 @@ import torch
 from torch import nn
 
 from fastpose.checkpoint import CheckpointError, load_checkpoint
-from fastpose.config import TrainOptions, from_plain
+from fastpose.config import BEFORE, TrainOptions, from_plain
 from fastpose.data import synthetic
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.gpu_jpeg import GpuJpegFiles
 from fastpose.data.loader import PoseLoader
 from fastpose.data.mpii import read_mpii
+from fastpose.data.packed import PackedImages, is_pack, pack_of, read_index, read_packed_persons
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages
+from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages, reductions
 from fastpose.engine import require_cuda, uses_bfloat16
 from fastpose.models import load_imagenet_backbone, pose_resnet
 from fastpose.skeletons import MPII, Skeleton
 from fastpose.synthetic import progress_printer
 
+# The options that name files below the data root.
+DATA_OPTIONS = ("train_annotations", "valid_annotations", "head_boxes", "split_list", "images")
+
 
 def generate_missing_data(options: TrainOptions) -> None:
-    """Draws the synthetic data set that the options ask for, unless just that is in the data root already."""
-    if options.synthetic_persons:
+    """Draws the synthetic data set that the options ask for, unless just that, or a pack, is in the data root."""
+    if options.synthetic_persons and not is_pack(options.resolved_data_root()):
         root, persons = options.resolved_data_root(), options.synthetic_persons
         found = synthetic.generate(root, persons=persons, seed=options.synthetic_seed, progress=progress_printer(root))
         if not found.created:
@@ -38,12 +42,19 @@ def generate_missing_data(options: TrainOptions) -> None:
 
 
 def read_split(options: TrainOptions, split: Literal["train", "valid"]) -> Persons:
-    """Reads the training or validation annotations that the options name.
+    """Reads the training or validation annotations that the options name, or that are in the pack.
 
     Raises:
         FileNotFoundError: a file or folder is missing; names the option and the path.
-        ValueError: see read_mpii.
+        ValueError: see read_mpii; or the data root is a pack of other data than the options name.
+        PackError: the data root is a pack that is unfinished or damaged.
     """
+    if is_pack(root := options.resolved_data_root()):
+        packed = read_index(root)["options"]
+        for name in DATA_OPTIONS:
+            if (given := getattr(options, name)) not in (packed[name], getattr(TrainOptions, name)):
+                raise ValueError(f"{name}: the pack {root} holds the data of {packed[name]!r}, got {given!r}")
+        return read_packed_persons(root, split)
     annotations = options.data_path(f"{split}_annotations")
     official = annotations.suffix == ".mat"
     with_heads = bool(options.head_boxes) and split == "valid" and not official
@@ -93,7 +104,7 @@ def make_loader(persons: Persons, options: TrainOptions, device: torch.device, *
     augmentation = Augmentation(options.rotation, (options.scale_min, options.scale_max), options.flip)
     return PoseLoader(
         persons,
-        make_source(persons.image_paths, options, device),
+        make_source(persons, options, device, training=training),
         options.size,
         options.batch_size if training else options.eval_batch_size,
         augmentation=augmentation if training else None,
@@ -107,21 +118,42 @@ def make_loader(persons: Persons, options: TrainOptions, device: torch.device, *
     )
 
 
-def make_source(paths: Sequence[Path], options: TrainOptions, device: torch.device) -> PixelSource:
-    """Where the pixels of the files `paths` come from.
+def make_source(
+    persons: Persons, options: TrainOptions, device: torch.device, *, training: bool = False
+) -> PixelSource:
+    """Where the pixels of the persons' images come from: files or a pack, as they are used or all at once beforehand.
 
     Raises:
-        ValueError: the GPU is to decode, and there is none or nvImageCodec is missing; too little memory for them all.
+        ValueError: the GPU is to decode, and there is none or nvImageCodec is missing; too little memory for them all;
+            the options need more of the images than a pack holds.
         BadImageError: the images are to be resident, one is bad, and `on_bad_image` is "error".
+        PackError: see PackedImages.
     """
     threads = options.decode_threads or (available_cores() if device.type == "cuda" else 2)
     if options.decoder == "gpu":
         require_cuda("decoder gpu", device)
-    source = ImageFiles(paths, threads) if options.decoder == "cpu" else GpuJpegFiles(paths, device, threads)
+    paths = persons.image_paths
+    show = decoding_printer(device)
+    if found := pack_of(paths):
+        if options.decoder == "gpu":
+            raise ValueError(f"decoder: the GPU decodes files, and {found[0]} is a pack: leave --decoder out")
+        packed = PackedImages(paths, threads)
+        rotation, low, high = (options.rotation, options.scale_min, options.scale_max) if training else (0.0, 1.0, 1.0)
+        packed.margins.check(found[0], options.size, rotation, low, high)
+        if not options.resident:
+            return packed
+        names = [str(path) for path in paths]
+        return ResidentImages.from_source(
+            packed, packed.sizes, device, names, on_bad_image=options.on_bad_image, progress=show
+        )
+    reduction = None
+    if options.reduced_decode and options.decoder == "cpu":
+        reduction = reductions(persons, options.size, options.scale_min if training else 1.0)
+    files = ImageFiles(paths, threads, reduction) if options.decoder == "cpu" else GpuJpegFiles(paths, device, threads)
     if not options.resident:
-        return source
+        return files
     return ResidentImages.from_files(
-        paths, device, threads, decoder=source, on_bad_image=options.on_bad_image, progress=decoding_printer(device)
+        paths, device, threads, decoder=files, reduction=reduction, on_bad_image=options.on_bad_image, progress=show
     )
 
 
@@ -169,7 +201,9 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, TrainOption
     if contents["skeleton"] != MPII.name:
         raise CheckpointError(f"{path}: expected joints of skeleton {MPII.name!r}, got {contents['skeleton']!r}")
     try:
-        options = from_plain(TrainOptions, contents["config"])
+        options = from_plain(TrainOptions, BEFORE | contents["config"])
+        if options.decoder == "gpu":  # which reduces nothing; what evaluates now may
+            options = dataclasses.replace(options, reduced_decode=False)
         model = make_model(dataclasses.replace(options, backbone_weights=""), MPII, device)
         model.load_state_dict(contents["model"])
     except (TypeError, RuntimeError) as error:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # the engine needs options, but neither a command line nor YA
 PACKAGE = Path(__file__).resolve().parent
 DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"
 
+# What options were, in effect, before they existed: for the checkpoints and config.yaml files of older runs.
+BEFORE = {"reduced_decode": False}
+
 Options = TypeVar("Options")
 
 
@@ -34,7 +37,8 @@ class TrainOptions:
 
     data_root: str = option(
         "",
-        "directory the data paths are relative to; empty: the environment variable FASTPOSE_DATA_ROOT, else data/mpii",
+        "directory the data paths are relative to, or a pack (see fastpose pack), which holds all of the data; empty: "
+        "the environment variable FASTPOSE_DATA_ROOT, else data/mpii",
     )
     train_annotations: str = option(
         "annot/train.json", "training annotations: MPII .json (community) or .mat (official)"
@@ -97,11 +101,15 @@ class TrainOptions:
     device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto: cuda where there is one, else cpu")
     amp: Literal["auto", "off", "bfloat16"] = option(
         "auto",
-        "type that convolutions run in: float32 (off) or bfloat16 under autocast; "
-        "auto: bfloat16 on GPUs of compute capability 8.0 or more, else off",
+        "type that convolutions run in: float32 (off; TF32 where torch.backends.cudnn.allow_tf32 has it so) or "
+        "bfloat16 under autocast; auto: bfloat16 on GPUs of compute capability 8.0 or more, else off",
     )
     channels_last: Literal["auto", "on", "off"] | bool = option(
         "auto", "keep the network's tensors in channels-last order: on, off; auto: on for a GPU, off for the CPU"
+    )
+    foreach: Literal["auto", "on", "off"] = option(
+        "auto",
+        "let RMSprop update all weights with a few launches instead of one by one; auto: on for a GPU, off for the CPU",
     )
     compile: bool = option(
         False, "compile the network with torch.compile, which takes about a minute when the training begins"
@@ -115,6 +123,11 @@ class TrainOptions:
         "cpu",
         "what decodes JPEG files: threads on the CPU, or nvImageCodec on the GPU (pip install 'fastpose[gpu]'), whose "
         "pixels differ from the CPU's by a few grey levels",
+    )
+    reduced_decode: bool = option(
+        True,
+        "decode images at 1/2, 1/4 or 1/8 of their size where every crop shrinks them at least that much: quicker, and "
+        "crops are less aliased; done by the CPU's decoder only; evaluation does as training did",
     )
     decode_threads: int = option(
         0, "threads that read and decode image files, count; 0: one per core for a GPU, 2 for the CPU, which trains too"

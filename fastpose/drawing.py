@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 import fastpose
-from fastpose.data.images import read_image
+from fastpose.data.packed import open_images
 from fastpose.data.persons import Persons
 from fastpose.skeletons import Skeleton
 
@@ -167,8 +167,14 @@ def box_matrix(persons: Persons, row: int, size: tuple[int, int]) -> Tensor:
 
 def crop_person(persons: Persons, row: int, crop_to_image: Tensor, size: tuple[int, int]) -> np.ndarray:
     """The person's box as uint8 [h, w, 3]."""
-    image = fastpose.ImageBatch.from_list([read_image(persons.image_paths[persons.image_index[row]])])
-    crop = fastpose.affine_crop(image, crop_to_image, size)[0]
+    path = persons.image_paths[persons.image_index[row]]
+    pixels = open_images([path], threads=1).load(torch.zeros(1, dtype=torch.int64), torch.device("cpu"))
+    if pixels.errors:
+        raise pixels.errors[0]
+    if pixels.frame is not None:
+        origin = torch.cat([torch.zeros(2, 2), pixels.frame[0, 1:, None]], dim=1)
+        crop_to_image = (crop_to_image - origin) / pixels.frame[0, 0]
+    crop = fastpose.affine_crop(pixels.images, crop_to_image, size)[0]
     return crop.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 

@@ -147,9 +147,10 @@ class TrainStep:
         self._inputs: tuple[Tensor, ...] = ()
         self._loss = torch.empty(0)
         for group in optimizer.param_groups:
-            # torch has no fused RMSprop; foreach updates all parameters with a handful of launches. On the CPU it pays
-            # nothing. A graph keeps the numbers it was captured with, so there the rate is a tensor that steps fill.
-            group["foreach"], group["capturable"] = on_gpu, options.cuda_graph
+            # torch has no fused RMSprop. A graph keeps the numbers it was captured with, so there the rate is a tensor
+            # that steps fill.
+            group["foreach"] = options.foreach == "on" or (options.foreach == "auto" and on_gpu)
+            group["capturable"] = options.cuda_graph
             group["lr"] = torch.tensor(float(group["lr"]), device=device) if options.cuda_graph else float(group["lr"])
         for state in optimizer.state.values():
             state["step"] = state["step"].to(device if options.cuda_graph else "cpu")

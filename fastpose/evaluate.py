@@ -30,7 +30,7 @@ class EvaluateOptions:
 
     checkpoint: str = option(dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt")
     out: str = option("", "folder to write pred.mat and scores.json to; empty: the checkpoint's, on its own data only")
-    data_root: str | None = option(None, "directory the data paths are relative to")
+    data_root: str | None = option(None, "directory the data paths are relative to, or a pack (see fastpose pack)")
     annotations: str | None = option(None, "annotations: MPII .json (community) or .mat (official)")
     head_boxes: str | None = option(
         None, "head boxes (gt_valid.mat) of the .json for PCKh; empty: none, predictions only"
@@ -48,6 +48,9 @@ class EvaluateOptions:
     eval_batch_size: int | None = option(None, "persons in a batch, count")
     flip_test: bool | None = option(None, "evaluate the picture and its mirror image and average their heatmaps")
     decoder: Literal["cpu", "gpu"] = option("cpu", "what decodes JPEG files, whatever it was in training")
+    reduced_decode: bool | None = option(
+        None, "decode images at 1/2, 1/4 or 1/8 of their size where the crop shrinks them at least that much"
+    )
     decode_threads: int | None = option(
         None, "threads that read and decode image files, count; 0: one per core for a GPU, 2 for the CPU"
     )

@@ -19,6 +19,7 @@ from fastpose import drawing
 from fastpose.build import check_batches, describe, generate_missing_data, make_loader, make_model, read_split
 from fastpose.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
 from fastpose.config import (
+    BEFORE,
     DEFAULT_RECIPE,
     TrainOptions,
     find_recipe,
@@ -29,6 +30,7 @@ from fastpose.config import (
     write_yaml,
 )
 from fastpose.data.images import BadImageError
+from fastpose.data.packed import PackError
 from fastpose.engine import (
     Evaluation,
     LearningRate,
@@ -111,7 +113,9 @@ def with_recipe(argv: Sequence[str]) -> tuple[list[str], str, str]:
         recipe = resume / "config.yaml"
         if not recipe.is_file():
             raise ValueError(f"--resume {known.resume}: no run to go on with, {recipe} is missing")
-    return ["--recipe", str(recipe), *rest], recipe.stem, str(resume or "")
+    # First, so that config.yaml, where it has them, and the command line override them.
+    before = [f"--{name}={str(value).lower()}" for name, value in BEFORE.items()] if resume else []
+    return [*before, "--recipe", str(recipe), *rest], recipe.stem, str(resume or "")
 
 
 class Run:
@@ -157,7 +161,7 @@ class Run:
         with StopSignals() as stop:
             try:
                 evaluation = self.train_epochs(report, stop)
-            except (BadImageError, OSError, NotFiniteError) as error:
+            except (BadImageError, PackError, OSError, NotFiniteError) as error:
                 self.failed(error)
                 raise
             if evaluation is None:

@@ -165,6 +165,102 @@ def test_a_run_from_before_channels_last_had_an_auto_can_be_resumed(recipe, fini
     assert yaml.safe_load((run / "config.yaml").read_text())["channels_last"] == "off"
 
 
+def test_an_older_run_goes_on_without_reducing_its_images(recipe, tmp_path):
+    run = tmp_path / "run"
+    start_and_stop(recipe, run, 1)
+    assert yaml.safe_load((run / "config.yaml").read_text())["reduced_decode"] is True
+    for name in ("last.pt", "config.yaml"):
+        is_yaml = name.endswith("yaml")
+        contents = yaml.safe_load((run / name).read_text()) if is_yaml else torch.load(run / name, weights_only=True)
+        del (contents if is_yaml else contents["config"])["reduced_decode"]
+        (run / name).write_text(yaml.safe_dump(contents)) if is_yaml else torch.save(contents, run / name)
+    assert train.main(["--resume", str(run)]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["reduced_decode"] is False
+    # Another value, once given, stays the run's.
+    for given in (["--reduced_decode", "true"], []):
+        assert train.main(["--resume", str(run), *given]) == 0
+        assert yaml.safe_load((run / "config.yaml").read_text())["reduced_decode"] is True
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "expected"),
+    [
+        ({}, [], [2]),
+        ({"reduced_decode": False}, [], None),
+        ({"reduced_decode": None}, [], None),  # a checkpoint from before there was such a thing
+        ({"decoder": "gpu"}, [], None),  # which does not reduce
+        ({}, ["--reduced_decode", "false"], None),
+        ({"reduced_decode": False}, ["--reduced_decode", "true"], [2]),
+    ],
+)
+def test_evaluation_reduces_images_where_training_did(finished, tmp_path, monkeypatch, trained, given, expected):
+    contents = torch.load(finished / "best.pt", weights_only=True)
+    contents["config"] |= trained
+    contents["config"] = {name: value for name, value in contents["config"].items() if value is not None}
+    # Crops of 32 px: the boxes of 96 px shrink by 3.
+    contents["config"]["size"] = [32, 32]
+    torch.save(contents, tmp_path / "best.pt")
+    used = []
+    files = build.ImageFiles
+
+    def note(paths, threads, reduction):
+        used.append(reduction)
+        return files(paths, threads, reduction)
+
+    monkeypatch.setattr(build, "ImageFiles", note)
+    assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt"), *given]) == 0
+    assert (used[0] if used[0] is None else sorted(set(used[0].tolist()))) == expected
+
+
+def test_training_reduces_as_its_smallest_crops_allow_and_evaluation_as_its_own(recipe):
+    options = TrainOptions(data_root=yaml.safe_load(recipe.read_text())["data_root"], size=(32, 32))
+    persons = build.read_split(options, "valid")  # boxes of 96 px
+    for changes, training, evaluating in [({}, 2, 2), ({"scale_min": 0.5}, 1, 2), ({"reduced_decode": False}, 0, 0)]:
+        changed = dataclasses.replace(options, **changes)
+        for is_training, expected in ((True, training), (False, evaluating)):
+            source = build.make_source(persons, changed, torch.device("cpu"), training=is_training)
+            assert set([0] if source.reduction is None else source.reduction.tolist()) == {expected}
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+def test_a_pack_trains_and_evaluates_as_its_files_do(recipe, finished, tmp_path, monkeypatch, kind):
+    monkeypatch.undo()  # with the pictures
+    monkeypatch.setattr(build, "pose_resnet", small_network)
+    root, run = tmp_path / "pack", tmp_path / "run"
+    data = yaml.safe_load(recipe.read_text())["data_root"]
+    whole = ["--reduced_decode", str(kind == "jpeg").lower()]
+    assert cli.main(["pack", data, str(root), "--recipe", str(recipe), "--format", kind, *whole]) == 0
+    assert train.main(["--recipe", str(recipe), "--run", str(run), "--data_root", str(root)]) == 0
+    assert {path.name for path in run.iterdir()} == RUN_FILES
+    for name in ("predictions", "heatmaps"):
+        assert cv2.imread(str(run / f"{name}.png")).std() > 10
+    if kind == "raw":  # the files are not reduced either: boxes of 96 px for crops of 64
+        assert losses(run) == pytest.approx(losses(finished), rel=1e-3)
+    # Either's checkpoint on either's data.
+    for checkpoint, other in ((run, data), (finished, root)):
+        arguments = ["--checkpoint", str(checkpoint), "--data_root", str(other)]
+        assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+        assert json.loads((tmp_path / "out/scores.json").read_text())["persons"] == 10
+    again = ["--recipe", str(recipe), "--data_root", str(root), "--rotation", "31"]
+    assert train.main([*again, "--run", str(tmp_path / "wide")]) == 1
+    # The recipe that draws persons finds a pack in their place.
+    build.generate_missing_data(TrainOptions(data_root=str(root), synthetic_persons=2))
+    assert not (root / "images").exists()
+
+
+def test_an_altered_shard_ends_a_run_with_its_name(recipe, tmp_path, capsys):
+    root = tmp_path / "pack"
+    data = yaml.safe_load(recipe.read_text())["data_root"]
+    assert cli.main(["pack", data, str(root), "--recipe", str(recipe)]) == 0
+    shard = root / "train-00000.shard"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    arguments = ["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--data_root", str(root)]
+    assert train.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert f"error: {shard}: altered" in captured.err
+    assert "--resume" in captured.out
+
+
 @pytest.mark.parametrize(
     ("given", "cpu", "cuda"),
     [

@@ -272,7 +272,17 @@ def test_crops_are_made_in_the_type_that_the_network_runs_in(persons):
     assert torch.equal(off.to(torch.bfloat16), bfloat16)
 
 
+@pytest.fixture
+def no_tf32():
+    """Convolutions in real float32, as the CPU's are."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
 @pytest.mark.cuda
+@pytest.mark.usefixtures("no_tf32")
 @pytest.mark.parametrize("changes", [{"amp": "off"}, {"amp": "bfloat16", "channels_last": "on"}, {"compile": True}])
 def test_a_replayed_step_trains_like_an_eager_one(persons, changes):
     """Two full batches an epoch, one smaller one and an evaluation: three warm-up steps, a capture, four replays."""
@@ -287,6 +297,7 @@ def test_a_replayed_step_trains_like_an_eager_one(persons, changes):
 
 
 @pytest.mark.cuda
+@pytest.mark.usefixtures("no_tf32")
 def test_a_step_on_the_gpu_trains_like_one_on_the_cpu(persons):
     sums, _, _ = train_small_network(persons, "cpu", 2, amp="off")
     gpu_sums, _, _ = train_small_network(persons, "cuda", 2, amp="off")

@@ -7,12 +7,14 @@ import contextlib
 import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,18 +25,21 @@ from torch import Tensor
 
 import fastpose
 from bench import gpu_report, kernels, op_cases, peers, pipeline, user_loader
-from bench.timing import Timer
+from bench.timing import Timer, Timing
 from fastpose import ImageBatch
 from fastpose.data.persons import Persons
+from fastpose.ops import _library
 from fastpose.skeletons import MPII
 from tests import upstream
 from tests.test_affine_crop import random_images, random_matrices
 from tests.test_render_heatmaps import random_points
 
 CPU = torch.device("cpu")
-KEYS = ["device", "driver", "torch", "cuda", "commit", "date", "copy_gb_s", "ops", "pipeline", "step", "extra"]
+KEYS = ["device", "driver", "torch", "cuda", "commit", "date", "seconds", "copy_gb_s"]
+KEYS += ["ops", "pipeline", "step", "extra", "errors", "notes"]
 OP_KEYS = ["op", "dtype", "layout", "batch", "bytes", "median_s", "iqr_s", "floor_s", "floor_ratio", "gb_s", "peers"]
 FEED_KEYS = ["source", "threads", "batch", "samples_per_s", "input_wait_fraction"]
+FED_KEYS = ["mode", *FEED_KEYS, "wait_median_s", "wait_max_s", "of_fixed", "of_fixed_iqr", "pairs"]
 PEERS = {
     "affine_crop": {"torch", "grid_sample", "grid_sample_bare"},
     "render_heatmaps": {"torch", "zeros"},
@@ -62,9 +67,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_writes_every_section_without_an_error(run: Run) -> None:
     assert run.figures["errors"] == []
     assert run.code == 0
-    assert list(run.figures) == [*KEYS, "errors", "notes"]
-    assert re.fullmatch(r"gpu_\d{8}T\d{4}_([0-9a-f]{7,}(-dirty)?|unknown)\.json", run.path.name)
+    assert list(run.figures) == KEYS
+    assert re.fullmatch(r"gpu_\d{8}T\d{4}_[\w.-]+\.json", run.path.name)
     assert run.path.stem.endswith(run.figures["commit"])
+    assert run.figures["seconds"] > 0
     assert run.figures["copy_gb_s"] > 0
 
 
@@ -96,7 +102,13 @@ def test_pipeline_and_step_are_told_by_source(run: Run) -> None:
         assert set(FEED_KEYS) <= row.keys()
         assert row["samples_per_s"] > 0
         assert 0 <= row["input_wait_fraction"] <= 1
-    assert any(row["what"] == "decoder limit" and row["images_per_s"] > 0 for row in run.figures["extra"])
+    (limit,) = [row for row in run.figures["extra"] if row["what"] == "decoder limit"]
+    for row in step["fed"]:
+        keys = [*FED_KEYS, "limit_s"] if row["source"] in ("files", "cv2+DataLoader") else FED_KEYS
+        assert list(row) == keys
+        assert 0 <= row["wait_median_s"] <= row["wait_max_s"]
+        assert row["pairs"] >= 2
+        assert row.get("limit_s", 2 / limit["images_per_s"]) == pytest.approx(2 / limit["images_per_s"])
     # Whatever GPU JPEG decoding lacks here, it is told.
     assert any("gpu_jpeg" in text for text in [*(row["source"] for row in pipeline_rows), *run.figures["notes"]])
 
@@ -106,6 +118,42 @@ def test_the_table_is_made_from_the_file_again(run: Run, capsys: pytest.CaptureF
     table = capsys.readouterr().out
     assert table.strip() in run.printed
     assert table.count("\n| `") == len(run.figures["ops"])
+
+
+def test_what_training_needs_to_know_comes_first_in_extra(run: Run) -> None:
+    rows = [row for row in run.figures["extra"] if row["what"] == "op"]
+    assert [row["detail"] for row in rows[:6]] == ["forward alone", "backward alone"] * 3
+    assert {row["op"] for row in rows[:6]} == {"heatmap_mse_loss"}
+    ops, dtypes = ("decode_heatmaps", "heatmap_mse_loss"), ("float32", "bfloat16")
+    assert {(row["op"], row["dtype"]) for row in rows[6:10]} == {(op, dtype) for op in ops for dtype in dtypes}
+    assert {row["layout"] for row in rows[6:10]} == {"channels_last"}
+
+
+def test_tables_show_all_that_was_measured(run: Run) -> None:
+    figures = json.loads(json.dumps(run.figures))
+    kernel = {"what": "kernel", "registers": 40, "shared_bytes": 0, "stack_bytes": 16, "local_bytes": 0}
+    figures["extra"] += [kernel | {"kernel": "k<float>"}, kernel | {"kernel": "k<double>", "registers": 72}]
+    peak = {"what": "peak memory of the loss", "loss": "fused", "dtype": "float32", "bytes": 67_200_000}
+    figures["extra"].append(peak)
+    figures["step"]["peak_bytes"] = {"fused": 5_000_000_000}
+    figures["errors"] = ["decode_heatmaps: it was wrong"]
+    figures["copy_gb_s"] = 4321.4
+    shown = gpu_report.tables(figures)
+    assert "copy 4321 GB/s" in shown
+    assert f"{figures['seconds']:.0f} s;" in shown
+    for row in figures["pipeline"]:
+        assert f"| {row['source']} | {row['threads']} | {row['samples_per_s']:.0f} |" in shown
+    (fixed,) = figures["step"]["fixed"]
+    assert f"| eager | a fixed batch | {fixed['samples_per_s']:.0f} |" in shown
+    for row in figures["step"]["fed"]:
+        ratio = f"{100 * row['of_fixed']:.2f} ({100 * row['of_fixed_iqr']:.2f})"
+        waits = f"{1e3 * row['wait_median_s']:.2f} | {1e3 * row['wait_max_s']:.2f}"
+        assert f"| eager | {row['source']} | {row['samples_per_s']:.0f} | {ratio} | {waits} |" in shown
+    assert "| loss, float32, fused | 67.2 |" in shown
+    assert "| training step, fused | 5000 |" in shown
+    assert "| k | 2 | 72 | 0 | 16 | 0 |" in shown
+    assert f"{len(figures['notes'])} notes, 1 errors" in shown
+    assert "* error: decode_heatmaps: it was wrong" in shown
 
 
 def small_cases(timer: Timer, images: ImageBatch) -> list[partial[op_cases.Case]]:
@@ -179,6 +227,132 @@ def test_a_section_that_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("only_small_cases")
+def test_a_report_that_is_stopped_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stopped(report: gpu_report.Report) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_to_figures(tmp_path)
+    (path,) = tmp_path.iterdir()
+    figures = json.loads(path.read_text())
+    assert list(figures) == KEYS
+    assert len(figures["ops"]) == 3
+    assert figures["errors"] == [gpu_report.UNFINISHED]
+
+
+@pytest.mark.usefixtures("only_small_cases")
+def test_the_file_is_written_after_each_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = []
+    op_row = gpu_report.op_row
+
+    def watched(*arguments: Any) -> dict[str, Any]:
+        (path,) = tmp_path.iterdir()
+        rows.append(len(json.loads(path.read_text())["ops"]))
+        return op_row(*arguments)
+
+    monkeypatch.setattr(gpu_report, "op_row", watched)
+    run_to_figures(tmp_path)
+    assert rows == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("only_small_cases")
+def test_what_is_not_finite_is_null_and_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Timer, "time", lambda *_: Timing(math.nan, math.inf))
+    code, figures = run_to_figures(tmp_path)
+    assert code == 1
+    assert figures["copy_gb_s"] is None
+    assert [row["median_s"] for row in figures["ops"]] == [None] * 3
+    assert figures["ops"][0]["peers"]["zeros"] is None
+    assert "figures.ops.1.iqr_s is inf, written as null" in figures["errors"]
+    assert len(figures["errors"]) == len(set(figures["errors"]))  # told once, however often the file was written
+    assert "NaN" not in next(tmp_path.iterdir()).read_text()
+    assert gpu_report.tables(figures).count("? (?)") == 3
+
+
+@pytest.mark.usefixtures("only_small_cases")
+def test_a_report_that_took_too_long_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_report, "LIMIT", 0.0)
+    code, figures = run_to_figures(tmp_path)
+    assert code == 1
+    assert re.fullmatch(r"took \d+ s: expected less than 0", figures["errors"][0])
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The native library is missing; what a new process would be begun with."""
+    begun: list[list[str]] = []
+    monkeypatch.setattr(_library, "load_error", ImportError("No module named 'fastpose._C'"))
+    monkeypatch.setattr(os, "execv", lambda path, arguments: begun.append([path, *arguments]))
+    monkeypatch.setenv(gpu_report.BUILD_SECONDS, "")
+    monkeypatch.delenv(gpu_report.BUILD_SECONDS)
+    return begun
+
+
+def test_a_missing_library_is_built_and_the_report_begun_again(
+    no_library: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built = []
+    monkeypatch.setattr(gpu_report, "build_library", lambda: built.append(True))
+    arguments = ["--device", "cpu", "--out", str(tmp_path)]
+    gpu_report.main(arguments)
+    assert built == [True]
+    assert no_library == [[sys.executable, sys.executable, "-m", "bench.gpu_report", *arguments]]
+    assert os.environ[gpu_report.BUILD_SECONDS] == "0"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_fails_ends_the_report(
+    no_library: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "setup.py").write_text("raise SystemExit('no compiler')")
+    monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
+    assert gpu_report.main(["--device", "cpu"]) == 1
+    assert no_library == []
+    said = capfd.readouterr().err
+    assert "no compiler" in said
+    assert "error: the native library could not be built" in said
+
+
+def test_a_library_that_does_not_load_once_built_ends_the_report(
+    no_library: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(gpu_report.BUILD_SECONDS, "41")
+    assert gpu_report.main(["--device", "cpu"]) == 1
+    assert no_library == []
+    assert "was built, but does not load: No module named 'fastpose._C'" in capsys.readouterr().err
+
+
+def test_a_library_without_cuda_kernels_is_no_use_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fastpose, "build_info", lambda: {"no_cuda_reason": "no nvcc"})
+    assert gpu_report.main(["--device", "cuda", "--out", str(tmp_path)]) == 1
+    assert "built without CUDA kernels: no nvcc" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("only_small_cases")
+def test_the_time_of_the_build_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(gpu_report.BUILD_SECONDS, "41")
+    code, figures = run_to_figures(tmp_path)
+    assert code == 0
+    assert "the native library was missing; building it took 41 s, not counted here" in figures["notes"]
+
+
+@pytest.mark.parametrize(("told", "commit"), [("60455b7", "60455b7"), ("../a b", ".._a_b"), (None, "unknown")])
+def test_outside_git_the_environment_names_the_commit(
+    told: str | None, commit: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
+    monkeypatch.delenv("FASTPOSE_COMMIT", raising=False)
+    if told is not None:
+        monkeypatch.setenv("FASTPOSE_COMMIT", told)
+    assert gpu_report.commit() == commit
+
+
+@pytest.mark.usefixtures("only_small_cases")
 def test_peers_that_are_missing_or_wrong_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kornia", None)  # so that importing it fails
     wrong = dict.fromkeys(["torch"], lambda: lambda n: torch.zeros(2, 3, 256, 256))
@@ -196,7 +370,9 @@ def test_peers_that_are_missing_or_wrong_are_notes(monkeypatch: pytest.MonkeyPat
 def test_a_section_out_of_time_leaves_compiled_peers_out() -> None:
     timer, report = Timer(CPU), gpu_report.Report(CPU)
     report.begin("ops")
-    assert not report.late("anything")
+    assert not report.late("anything", needs=gpu_report.SHARES["ops"] - 10)
+    assert report.late("something long", needs=gpu_report.SHARES["ops"])
+    assert report.figures["notes"].pop() == "left out for want of time: something long"
     report.section_end = report.started
     row = gpu_report.op_row(report, timer, op_cases.render_case(timer, 2, torch.float32))
     assert sorted(row["peers"]) == ["torch", "zeros"]
@@ -248,12 +424,159 @@ def test_the_bytes_of_an_op_are_counted_from_its_sizes() -> None:
 
 
 def test_floor_is_a_copy_of_as_many_bytes() -> None:
+    """To the next 1024: 1,000,448 are 977 of them."""
     timer = Timer(CPU)
     assert timer.copy_seconds(1000) > 0
     seconds = timer.copy_seconds(1_000_000)
-    assert timer.copy_seconds(1_000_000) == seconds
-    assert list(timer.copies()) == [1000, 1_000_000]
-    assert timer.copies()[1_000_000] == pytest.approx(1e-3 / seconds)
+    assert timer.copy_seconds(1_000_448) == seconds
+    assert list(timer.copies()) == [1024, 1_000_448]
+    assert timer.copies()[1_000_448] == pytest.approx(1.000448e-3 / seconds)
+
+
+@pytest.mark.parametrize("moved", [1, 1025, 311_427_073 // 100])
+def test_copies_begin_and_end_at_multiples_of_512_bytes(moved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = []
+    copy = Tensor.copy_
+
+    def watched(target: Tensor, source: Tensor) -> Tensor:
+        copied.append((target, source))
+        return copy(target, source)
+
+    monkeypatch.setattr(Tensor, "copy_", watched)
+    Timer(CPU).copy_seconds(moved)
+    assert {2 * target.numel() for target, _ in copied} == {1024 * -(-moved // 1024)}
+    for tensors in zip(*copied, strict=True):
+        begins = {tensor.storage_offset() for tensor in tensors}
+        assert len(begins) == 2
+        assert all(begin % 512 == 0 for begin in begins)
+
+
+def test_noise_leaves_the_default_generator_alone() -> None:
+    """On CUDA a failed capture can make that one useless."""
+    before, timer = torch.get_rng_state(), Timer(CPU)
+    images = op_cases.random_images(2, CPU)
+    op_cases.crop_case(timer, images, 2, torch.float32, "contiguous", size=(32, 32))
+    op_cases.decode_case(timer, 2, torch.float32, flipped=True)
+    op_cases.loss_case(timer, 2, torch.float32)
+    pipeline.noise_batch(pipeline.Scale.of(CPU), CPU)
+    timer.copy_seconds(1000)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_channels_last_rows_have_such_maps(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts = []
+    for op in ("decode_heatmaps", "heatmap_mse_loss"):
+        right = getattr(fastpose, op)
+
+        def watched(maps: Tensor, *rest: Any, right: Any = right, **options: Any) -> Any:
+            layouts.append(maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous())
+            return right(maps, *rest, **options)
+
+        monkeypatch.setattr(fastpose, op, watched)
+    for make in (op_cases.decode_case, op_cases.loss_case):
+        case = make(Timer(CPU), 2, dtype, layout="channels_last")
+        outputs = case.own(0)
+        case.check(outputs)
+        assert case.layout == "channels_last"
+    assert outputs[1].is_contiguous(memory_format=torch.channels_last)
+    assert layouts == [True, True]
+
+
+class FakeClock:
+    """In the place of the time: steps and waiting for batches move it on by what they are said to take."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.slower = 0.0, 1.0
+        monkeypatch.setattr(pipeline, "mark", lambda device: self.now)
+
+    def step(self, batch: object) -> None:
+        self.slower *= 1.01  # the device heats up
+        self.now += self.slower
+
+    def batches(self, late: float) -> Iterator[None]:
+        while True:
+            self.now += late * self.slower
+            yield
+
+
+def test_fed_and_fixed_steps_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that waits a quarter of its time for input is at 80 %, also where a device that gets slower hides it."""
+    clock = FakeClock(monkeypatch)
+    scale = pipeline.Scale(1, (8, 8), 4, (32, 32), 18, seconds=1, steps=1, repeats=5)
+    fixed = pipeline.noise_batch(scale, CPU)
+    row = pipeline.fed_row(clock.step, fixed, pipeline.Feed("files", 1, lambda: clock.batches(0.25)), scale)
+    assert row["pairs"] == 5
+    # The fed step comes one step later, so it is 1 % slower for that.
+    assert row["of_fixed"] == pytest.approx(1 / (1.25 * 1.01), rel=0.01)
+    assert row["of_fixed_iqr"] == pytest.approx(0, abs=1e-9)
+    assert row["input_wait_fraction"] == pytest.approx(0.2, rel=0.01)
+    assert 0.25 < row["wait_median_s"] < row["wait_max_s"] < 0.3
+
+
+@pytest.mark.parametrize(("burst", "steps", "pairs"), [(1, 20, 5), (2, 20, 2), (16, 32, 2)])
+def test_windows_hold_whole_bursts_after_the_warm_up(
+    burst: int, steps: int, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, given = FakeClock(monkeypatch), []
+    scale = pipeline.Scale(1, (8, 8), 4, (32, 32), 18, seconds=1, steps=20, repeats=5)
+
+    def batches() -> Iterator[int]:
+        for n in range(1000):
+            given.append(n)
+            yield n
+
+    feed = pipeline.Feed("cv2+DataLoader", burst, batches, burst=burst, warm=2 * burst)
+    row = pipeline.fed_row(clock.step, pipeline.noise_batch(scale, CPU), feed, scale)
+    assert row["pairs"] == pairs
+    assert len(given) == pairs * (steps + 2 * burst)
+
+
+def feeds_of(**made: Any) -> dict[str, pipeline.Feed]:
+    return {source: pipeline.Feed(source, 1, make) for source, make in made.items()}
+
+
+def test_steps_need_no_particular_source() -> None:
+    report, scale = gpu_report.Report(CPU), pipeline.Scale.of(CPU)
+    batch = pipeline.noise_batch(scale, CPU)
+
+    def fails() -> Iterator[Any]:
+        raise OSError("gone")
+        yield
+
+    feeds = feeds_of(resident=fails, files=lambda: (batch for _ in range(3)))
+    assert pipeline.fixed_batch(report, feeds, scale) is batch
+    assert report.figures["notes"] == ["step: a batch of resident: OSError: gone"]
+    # The user's source gives no batch of fastpose's.
+    only_user = {pipeline.USER: pipeline.Feed(pipeline.USER, 1, lambda: (None for _ in range(3)))}
+    noise = pipeline.fixed_batch(report, only_user, scale)
+    assert noise.images.shape == (scale.batch, 3, *scale.crop)
+    assert report.figures["notes"][1:] == ["step: the fixed batch is noise, for want of a source"]
+    pipeline.Step(scale, CPU)(noise)
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"), [(100, (16, 2)), (34, (16, 2)), (33, (16, 1)), (18, (16, 1)), (17, (15, 1)), (3, (1, 1))]
+)
+def test_the_users_workers_fit_into_shared_memory(room: int, expected: tuple[int, int]) -> None:
+    assert user_loader.fit_into(room * 1000 + 999, 1000, 16) == expected
+
+
+def test_no_room_for_the_users_workers_is_an_error() -> None:
+    with pytest.raises(OSError, match="expected room for 3 batches of 1,000 bytes, got 2,999 bytes"):
+        user_loader.fit_into(2999, 1000, 16)
+
+
+def test_fewer_workers_for_want_of_shared_memory_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A batch of 2 crops of 32 x 32 and 16 maps of 8 x 8, with weights, takes 32,896 bytes."""
+    monkeypatch.setattr(pipeline, "SHARED_MEMORY", tmp_path)
+    report, scale = gpu_report.Report(CPU), pipeline.Scale.of(CPU)
+    for batches, expected in ((4, (2, 1)), (10, (4, 2))):
+        free = SimpleNamespace(free=batches * 32_896)
+        monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda folder, free=free: free)
+        assert pipeline.user_workers(report, scale, 4) == expected
+    (note,) = report.figures["notes"]
+    assert "2 workers that prefetch 1, for want of shared memory" in note
 
 
 def test_reads_the_resource_use_of_kernels() -> None:
@@ -379,7 +702,7 @@ class FakeGpu:
             return 0
 
         fakes = {"Event": Event, "CUDAGraph": Graph, "graph": capture, "Stream": Stream, "current_stream": Stream}
-        fakes |= dict.fromkeys(("synchronize", "set_sync_debug_mode", "get_sync_debug_mode"), nothing)
+        fakes |= dict.fromkeys(("synchronize", "set_sync_debug_mode", "get_sync_debug_mode", "set_stream"), nothing)
         for name, fake in (fakes | {"stream": lambda stream: contextlib.nullcontext()}).items():
             monkeypatch.setattr(torch.cuda, name, fake)
 
@@ -402,6 +725,37 @@ def test_a_launch_is_its_share_of_a_replay(
     assert timing.iqr == pytest.approx(0, abs=1e-9)
 
 
+def test_a_capture_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, errors = FakeGpu(monkeypatch, 1e-5), []
+
+    @contextlib.contextmanager
+    def capture(graph: object) -> Iterator[None]:
+        yield
+        raise RuntimeError("CUDA error: operation failed\nmore of it")
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    timing = Timer(torch.device("cuda"), errors).time(gpu.launch, 3, "render_heatmaps")
+    assert timing.median == pytest.approx(1e-5)
+    assert "timed without a graph" in timing.note
+    assert errors == [
+        "figures after this may be wrong: capture of render_heatmaps failed: CUDA error: operation failed"
+    ]
+
+
+def test_work_that_waits_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, errors = FakeGpu(monkeypatch, 1e-5), []
+
+    def refuse(mode: object) -> None:
+        if mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", refuse)
+    timing = Timer(torch.device("cuda"), errors).time(gpu.launch, 3)
+    assert "called a synchronizing CUDA operation" in timing.note
+    assert errors == []
+    assert gpu.captured == []
+
+
 @pytest.mark.cuda
 def test_on_cuda_a_launch_is_timed_in_a_graph() -> None:
     timer = Timer(torch.device("cuda"))
@@ -411,6 +765,7 @@ def test_on_cuda_a_launch_is_timed_in_a_graph() -> None:
     target = torch.zeros_like(source)
     timing = timer.time(lambda n: target[n].copy_(source[n]), len(source))
     assert timing.note == ""
+    assert timer.errors == []
     assert timing.median > 0
     assert torch.equal(target, source)  # every set had its turn
 
@@ -418,7 +773,9 @@ def test_on_cuda_a_launch_is_timed_in_a_graph() -> None:
 @pytest.mark.cuda
 def test_on_cuda_work_that_waits_is_timed_without_a_graph() -> None:
     values = torch.rand(1000, device="cuda")
-    timing = Timer(torch.device("cuda")).time(lambda n: values.sum().item(), 2)
+    timer = Timer(torch.device("cuda"))
+    timing = timer.time(lambda n: values.sum().item(), 2)
+    assert timer.errors == []
     assert timing.median > 0
     assert "without a graph" in timing.note
     assert torch.cuda.get_sync_debug_mode() == 0
@@ -467,5 +824,6 @@ def test_on_cuda_pipeline_and_step_run(monkeypatch: pytest.MonkeyPatch) -> None:
     step = report.figures["step"]
     assert {"eager", "cuda_graph"} <= {row["mode"] for row in step["fixed"]}
     assert {"resident", "files"} <= {row["source"] for row in step["fed"]}
+    assert all(row["pairs"] == 2 for row in step["fed"])
     assert step["peak_bytes"]["fused"] > 0
     assert step["peak_bytes"]["render+mse_loss"] > 0

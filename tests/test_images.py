@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpose.data.images import BadImageError, read_image
+from fastpose.data.images import BadImageError, average, read_image
+from tests.shift import shift_between
 
 REAL_DATA = Path(os.environ.get("FASTPOSE_REAL_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
 ORANGE = (200, 60, 30)
@@ -146,3 +147,63 @@ def test_the_real_images_read():
             assert image.shape[:2] == (pillow.height, pillow.width)
             # Two JPEG decoders differ by rounding only; swapped channels would differ by tens of grey levels.
             assert np.abs(image.astype(int) - np.asarray(pillow.convert("RGB"))).mean() < 1
+
+
+def waves(height: int, width: int) -> np.ndarray:
+    """Colours that rise and fall over some 90 to 200 px."""
+    y, x = np.mgrid[:height, :width]
+    bands = [np.sin(x / 17 + y / 29), np.sin(y / 14 - x / 31), np.cos((x + 2 * y) / 67)]
+    return np.round(128 + 100 * np.stack(bands, axis=2)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("size", [(480, 640), (477, 643)])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_reduced_image_lies_where_it_should(tmp_path, suffix, size, reduction):
+    path = tmp_path / f"a.{suffix}"
+    save(path, Image.fromarray(waves(*size)), **({"quality": 98} if suffix == "jpg" else {}))
+    reduced = read_image(path, reduction)
+    assert_is_rgb(reduced, tuple(-(-side // reduction) for side in size))
+    whole = read_image(path)
+    # x_whole = reduction * x + (reduction - 1) / 2: what stands there, between the pixels of the whole image.
+    y, x = (reduction * np.arange(side, dtype=np.float32) + (reduction - 1) / 2 for side in reduced.shape[:2])
+    expected = cv2.remap(whole, *np.meshgrid(x, y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    inside = np.s_[2:-2, 2:-2]
+    assert np.abs(shift_between(reduced[inside], expected[inside]) * reduction).max() < 0.01
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data")
+def test_real_photographs_are_not_shifted_by_reducing_them(reduction):
+    shifts = []
+    for path in sorted(REAL_DATA.glob("mpii/images/*.jpg")):
+        reduced, expected = read_image(path, reduction), average(read_image(path), reduction, 1)
+        assert reduced.shape == expected.shape
+        # Means over areas and the smaller inverse DCT are not the same filter, but near.
+        assert np.abs(reduced.astype(int) - expected).mean() < 1
+        shifts.append(shift_between(reduced[:-1, :-1], expected[:-1, :-1]) * reduction)
+    assert np.abs(np.mean(shifts, axis=0)).max() < 0.01
+    assert np.abs(shifts).max() < 0.02
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("side", [1, 7, 8, 9])
+def test_the_smallest_images_can_be_reduced(tmp_path, suffix, side):
+    save(tmp_path / f"a.{suffix}", Image.new("RGB", (side, 16), (90, 90, 90)))
+    reduced = read_image(tmp_path / f"a.{suffix}", 8)
+    assert_is_rgb(reduced, (2, -(-side // 8)))
+    assert np.abs(reduced[:, 0].astype(int) - 90 * (min(side, 8) / 8 if suffix == "png" else 1)).max() <= 1
+
+
+def test_an_average_by_a_fraction_weighs_the_parts_of_pixels():
+    # 12/8 of a pixel each: 0 and half of 60; the other half of 60 and 90. Then 30 of which half is beyond the border.
+    row = np.repeat(np.array([0, 60, 90, 30], np.uint8)[None, :, None], 3, axis=2)
+    image = np.repeat(row, 3, axis=0)
+    assert average(image, 12, 8)[:, :, 0].tolist() == [[20, 80, 20], [20, 80, 20]]
+    np.testing.assert_array_equal(average(image, 8, 8), image)
+
+
+def test_a_reduction_that_no_decoder_has_is_refused(tmp_path):
+    save(tmp_path / "a.png", Image.new("RGB", (4, 4)))
+    with pytest.raises(ValueError, match=r"reduction: expected one of \(1, 2, 4, 8\), got 3"):
+        read_image(tmp_path / "a.png", 3)

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,8 +18,9 @@ from fastpose.data.images import BadImageError
 from fastpose.data.loader import DeviceWait, PoseLoader, prepare_ahead, seeded_generator
 from fastpose.data.mpii import read_mpii
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import ImageFiles, Pixels, ResidentImages
+from fastpose.data.pixel_sources import ImageFiles, Pixels, ResidentImages, reductions
 from fastpose.skeletons import MPII
+from tests.shift import shift_between
 from tests.tiny_mpii import write_tiny_mpii
 
 
@@ -32,7 +38,7 @@ class ArraySource:
 
     def load(self, images, device):
         self.asked.append(images.tolist())
-        batch = fastpose.ImageBatch.from_list([self.images[i] for i in self.asked[-1]])
+        batch = fastpose.ImageBatch.from_list([self.images[i] for i in images.tolist()])
         return Pixels(batch.to(device), torch.arange(len(images), device=device), {})
 
 
@@ -164,6 +170,65 @@ def test_resident_images_give_the_batches_that_files_give(persons, device, augme
             assert_equal(first, second)
             assert second.images.device.type == device.type
     assert sorted(feeds[0].bad_images) == sorted(feeds[1].bad_images) == ([2] if spoilt else [])
+
+
+def smooth_picture(height: int, width: int) -> np.ndarray:
+    """Colours that rise and fall over some 80 px."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 13 + y / 29), np.sin(y / 11 - x / 31), np.cos((x + 2 * y) / 37)]
+    return np.round(128 + 100 * np.stack(waves, axis=2)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("step", "reduction"), [(2.7, 2), (5.5, 4), (10.7, 8)])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_crops_of_reduced_images_lie_where_those_of_whole_images_do(tmp_path, step, reduction, suffix):
+    path = tmp_path / f"a.{suffix}"
+    side = round(step * 64 * 1.5) + 3
+    picture = cv2.GaussianBlur(smooth_picture(side, side), (0, 0), 3)
+    cv2.imwrite(str(path), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])
+    persons = dataclasses.replace(
+        one_person(np.zeros((16, 2)), side), image_paths=(path,), scale=np.full((1, 2), step * 64 / 200, np.float32)
+    )
+    options = {"augmentation": Augmentation(rotation=30, scale=(0.75, 1.25), flip=0.5)}
+    assert reductions(persons, (64, 64), 0.75).tolist() == [reduction]
+    sources = ImageFiles((path,)), ImageFiles((path,), reduction=np.array([reduction]))
+    mirrored = []
+    for seed in range(4):
+        whole, reduced = (next(PoseLoader(persons, s, (64, 64), 1, seed=seed, **options).epoch()) for s in sources)
+        assert whole.step == reduced.step == 0
+        for name in ("keypoints", "heatmap_to_image"):
+            assert torch.equal(getattr(whole, name), getattr(reduced, name))
+        first, second = (batch.images[0].permute(1, 2, 0).numpy() for batch in (reduced, whole))
+        zoom = (
+            float(reduced.heatmap_to_image[0, :, 0].norm()) / 4
+        )  # image pixels from one pixel of the crop to the next
+        assert np.abs(shift_between(first, second) * zoom).max() < 0.01 * reduction
+        mirrored.append(bool(reduced.heatmap_to_image[0, :, :2].det() < 0))
+    assert any(mirrored)
+    assert not all(mirrored)
+
+
+def test_a_person_s_crop_does_not_depend_on_who_else_is_in_the_batch(persons):
+    reduction = reductions(dataclasses.replace(persons, scale=persons.scale * 8), (64, 64), 1.0)
+    assert reduction.tolist() == [8] * 4
+    source = ImageFiles(persons.image_paths, 2, reduction)
+    alone, together = (PoseLoader(persons, source, (64, 64), n) for n in (1, 10))
+    assert torch.equal(torch.cat([batch.images for batch in alone.epoch()]), next(together.epoch()).images)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell its memory")
+def test_memory_stays_flat(persons):
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    feed = PoseLoader(persons, ImageFiles(persons.image_paths, 2), (64, 64), 10, augmentation=Augmentation())
+    for epoch in range(100):
+        list(feed.epoch(epoch))
+    before = resident_bytes()
+    for epoch in range(400):
+        list(feed.epoch(epoch))
+    # 400 batches are 197 MB of crops: one in fifty kept would be seen.
+    assert resident_bytes() - before < 4 << 20
 
 
 def test_crops_in_bfloat16_are_the_float32_ones_rounded(persons):
@@ -390,6 +455,20 @@ def test_jobs_run_in_order_and_not_further_ahead_than_asked():
         assert [next(results), next(results)] == [0, 1]
     assert begun == list(range(len(begun)))
     assert 2 <= len(begun) <= 2 + 3
+
+
+def test_several_threads_keep_the_order():
+    barrier = threading.Barrier(2)
+
+    def job(n: int) -> tuple[int, int]:
+        if n < 2:  # the first two run at the same time, the first for longer
+            barrier.wait(10)
+            time.sleep(0.05 * (1 - n))
+        return n, torch.get_num_threads()
+
+    jobs = ((lambda n=n: job(n)) for n in range(6))
+    assert list(prepare_ahead(jobs, 2, threads=2)) == [(n, 1) for n in range(6)]
+    assert background_threads() == []
 
 
 def test_a_job_s_error_arrives_in_its_place():

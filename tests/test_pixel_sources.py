@@ -11,7 +11,9 @@ import torch
 from fastpose import ImageBatch
 from fastpose.data import pixel_sources
 from fastpose.data.images import BadImageError, image_size, read_image
-from fastpose.data.pixel_sources import ImageFiles, Pixels, ResidentImages, to_device
+from fastpose.data.persons import Persons
+from fastpose.data.pixel_sources import ImageFiles, Pixels, ResidentImages, reductions, to_device
+from fastpose.skeletons import MPII
 
 CPU = torch.device("cpu")
 ASKED = torch.tensor([3, 0, 3, 2, 0])
@@ -85,6 +87,41 @@ def test_a_bad_image_is_black_and_told_with_its_number(paths, device):
         ]
         assert pictures_of(pixels)[0].tolist() == [[[0, 0, 0]]]
         assert source.load(torch.tensor([0, 1]), device).errors == {}
+
+
+def test_reduced_files_say_where_their_pixels_lie(paths, device):
+    reduction = np.array([2, 1, 8, 4])
+    sources = (
+        ImageFiles(paths, 2, reduction),
+        ResidentImages.from_files(paths, device, reduction=reduction),
+    )
+    for source in sources:
+        pixels = source.load(ASKED, device)
+        assert pixels.errors == {}
+        assert pixels.frame.device.type == device.type
+        for got, frame, image in zip(pictures_of(pixels), pixels.frame[pixels.index].tolist(), ASKED, strict=True):
+            np.testing.assert_array_equal(got, read_image(paths[image], int(reduction[image])))
+            assert frame == [reduction[image], (reduction[image] - 1) / 2, (reduction[image] - 1) / 2]
+
+
+def test_an_image_is_reduced_as_its_most_demanding_person_allows():
+    # Boxes of 513, 511, 300; 1100; 5000; 255 and none px, for crops 128 px wide.
+    width = np.array([513, 511, 300, 1100, 5000, 255]) / 200
+    image_index = np.array([0, 1, 1, 2, 3, 4])
+    count = len(width)
+    persons = Persons(
+        image_paths=tuple(Path(str(n)) for n in range(6)),
+        image_index=image_index,
+        center=np.zeros((count, 2), np.float32),
+        scale=np.stack([width, width * 0.1], axis=1).astype(np.float32),
+        keypoints=np.zeros((count, 16, 2), np.float32),
+        visible=np.zeros((count, 16), np.float32),
+        head_size=None,
+        source_row=np.arange(count),
+        skeleton=MPII,
+    )
+    assert reductions(persons, (256, 128), 1.0).tolist() == [4, 2, 8, 8, 1, 8]  # of the last there is no person
+    assert reductions(persons, (256, 128), 0.75).tolist() == [2, 1, 4, 8, 1, 8]
 
 
 @pytest.mark.parametrize("contents", [b"", b"\xff\xd8\xff\xe0 and no more"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,6 +54,7 @@ class GpuJpegFiles:
         self.paths = paths
         self.device = torch.device(device)
         self._codec = codec = import_nvimgcodec()
+        self._one_at_a_time = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastpose-decode")
         if self.device.type == "cuda":
             number = torch.cuda.current_device() if self.device.index is None else self.device.index
@@ -73,6 +75,10 @@ class GpuJpegFiles:
         distinct, index = torch.unique(images, return_inverse=True)
         numbers = distinct.tolist()
         streams = list(self._pool.map(self._open, numbers))
+        with self._one_at_a_time:  # nvImageCodec does not say that a decoder may be used by two threads
+            return self._load(numbers, streams, index, device)
+
+    def _load(self, numbers: list[int], streams: list[Any], index: Tensor, device: torch.device) -> Pixels:
         decoded = iter(self._decode([stream for stream in streams if stream is not None]))
         pictures = [None if stream is None else next(decoded) for stream in streams]
         left = [n for n, picture in zip(numbers, pictures, strict=True) if picture is None]

@@ -13,6 +13,10 @@ import numpy as np
 
 # SimpleBaselines and its descendants read pixels as stored, so the annotations are for the unrotated image.
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+# The "grayscale" of these names is the absence of a colour flag; with IMREAD_REDUCED_COLOR_*, which stand for BGR,
+# OpenCV 5 refuses RGB.
+_REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
+REDUCTIONS = (1, *_REDUCED)
 
 _JPEG_START, _JPEG_END_OF_IMAGE = b"\xff\xd8\xff", 0xD9
 _PNG_START, _PNG_END_CHUNK = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -25,8 +29,8 @@ class BadImageError(ValueError):
     """An image file cannot be read or decoded. The message holds its path and why."""
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads an image file.
+def read_image(path: str | os.PathLike[str], reduction: int = 1) -> np.ndarray:
+    """Reads an image file, whole or reduced.
 
     Whatever OpenCV decodes (JPEG, PNG, BMP, WebP, ...) becomes 8-bit RGB: grey is repeated, CMYK converted, 16 bits
     lose their lower 8, alpha is dropped without blending, of an animation the first frame is taken. An EXIF orientation
@@ -35,11 +39,16 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     A truncated file is an error, also where a decoder would fill the rest with grey. Damage in the middle of a JPEG
     whose end is there cannot be told from pixels.
 
+    Reduced, a pixel is a mean over those it covers: pixel i is centred on `reduction * i + (reduction - 1) / 2` of the
+    whole image. Of a JPEG the decoder computes no more than that (a smaller inverse DCT); other images are decoded and
+    then averaged, with black beyond the right and the lower border.
+
     Args:
         path: the image file.
+        reduction: 1, 2, 4 or 8, by how much to reduce each side.
 
     Returns:
-        uint8 [H, W, 3], RGB, contiguous.
+        uint8 [H, W, 3], RGB, contiguous; reduced, [ceil(H / reduction), ceil(W / reduction), 3].
 
     Raises:
         BadImageError: missing, not readable, empty, truncated, or no image.
@@ -52,13 +61,32 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise BadImageError(f"{path}: the file is empty")
     if not _reaches_its_end(data):
         raise BadImageError(f"{path}: truncated after {len(data)} bytes, the end of the image is not in the file")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction}")
+    # OpenCV reduces other formats only after decoding, to a size that is rounded down.
+    by_decoder = reduction > 1 and data.startswith(_JPEG_START)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS | (_REDUCED[reduction] if by_decoder else 0))
     except cv2.error as error:
         raise BadImageError(f"{path}: OpenCV cannot decode it: {error}") from error
     if image is None:
         raise BadImageError(f"{path}: OpenCV cannot decode its {len(data)} bytes (damaged, or no image)")
-    return image
+    return image if by_decoder or reduction == 1 else average(image, reduction, 1)
+
+
+def average(image: np.ndarray, pixels: int, into: int) -> np.ndarray:
+    """Reduces each side of a uint8 image [H, W, 3] by the factor `pixels / into`, at least 1: means over areas.
+
+    Pixel i of the result is centred on `f * i + (f - 1) / 2` of the image, f being the factor. Beyond the right and the
+    lower border of the image lies black. Returns uint8 [ceil(H / f), ceil(W / f), 3].
+    """
+    height, width = (-(-side // pixels) for side in image.shape[:2])
+    # Padded to whole groups of `pixels`: OpenCV takes the factor from the two sizes, and rounded sizes would change it.
+    padded = np.zeros((height * pixels, width * pixels, 3), np.uint8)
+    padded[: image.shape[0], : image.shape[1]] = image
+    small = cv2.resize(padded, (width * into, height * into), interpolation=cv2.INTER_AREA)
+    rows, columns = (-(-side * into // pixels) for side in image.shape[:2])
+    return np.ascontiguousarray(small[:rows, :columns])
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

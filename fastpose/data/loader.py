@@ -7,6 +7,7 @@ on CUDA nothing in it waits for the GPU.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -50,7 +51,7 @@ class Batch:
 
 
 class PoseLoader:
-    """Batches of persons, the next ones prepared by a background thread while the current one is used.
+    """Batches of persons, the next ones prepared in the background while the current one is used.
 
     Randomness depends on (seed, epoch, step) alone, so any batch can be made again without those before it.
 
@@ -136,7 +137,8 @@ class PoseLoader:
         with self._side_stream():
             on_device = to_device(order, self.device)
         jobs = (lambda step=step: self._prepare(order, on_device, epoch, step) for step in range(first_step, len(self)))
-        prepared = prepare_ahead(jobs, self.prefetch)
+        # Two threads: one waits for its pixels while the other crops or, for a GPU, fills and copies pinned memory.
+        prepared = prepare_ahead(jobs, self.prefetch, threads=2)
         empty = True
         try:
             while True:
@@ -178,7 +180,7 @@ class PoseLoader:
     def _prepare(
         self, order: Tensor, on_device: Tensor, epoch: int, step: int
     ) -> tuple[Batch, torch.cuda.Event | None]:
-        """Makes one batch, in the background thread; on CUDA in the side stream, with an event for when it is done."""
+        """Makes one batch, in a background thread; on CUDA in the side stream, with an event for when it is done."""
         part = slice(step * self.batch_size, (step + 1) * self.batch_size)
         with self._side_stream():
             batch = self._make(order[part], on_device[part], epoch, step)
@@ -210,13 +212,22 @@ class PoseLoader:
         draws = self._draw(len(rows), epoch, step)
         center = self._center[on_device]
         scale = self._scale[on_device] * draws.scale[:, None]
-        crop_to_image = fastpose.crop_to_image_matrix(center, scale, draws.rotation, self.size, flip=draws.flip)
+        if pixels.frame is None:
+            center_on_pixels, scale_on_pixels = center, scale
+        else:
+            # Moving and shrinking the box gives the matrix of the pixels that there are: rotation and mirroring are
+            # about the box's centre.
+            pixel, origin = pixels.frame[image_index].split((1, 2), dim=1)
+            center_on_pixels, scale_on_pixels = (center - origin) / pixel, scale / pixel
+        crop_to_pixels = fastpose.crop_to_image_matrix(
+            center_on_pixels, scale_on_pixels, draws.rotation, self.size, flip=draws.flip
+        )
         heatmap_to_image = fastpose.crop_to_image_matrix(
             center, scale, draws.rotation, self.heatmap_size, flip=draws.flip
         )
         crops = fastpose.affine_crop(
             images,
-            crop_to_image,
+            crop_to_pixels,
             self.size,
             image_index=image_index,
             color=self._color,
@@ -303,19 +314,22 @@ class DeviceWait:
         self._seconds += begin.elapsed_time(end) / 1000
 
 
-def prepare_ahead(jobs: Iterator[Callable[[], T]], depth: int) -> Generator[T, None, None]:
-    """Runs `jobs` in order in one background thread and yields their results, at most `depth` of them waiting.
+def prepare_ahead(jobs: Iterator[Callable[[], T]], depth: int, threads: int = 1) -> Generator[T, None, None]:
+    """Begins `jobs` in order in background threads and yields their results in order, at most `depth` of them waiting.
 
     A job's exception is raised here, where its result would have been. Closing the generator drops the jobs not begun,
-    waits for the one that runs and ends the thread. torch's number of threads stays what it is here and is 1 there.
+    waits for those that run and ends the threads. torch's number of threads stays what it is here and is 1 there.
     """
-    threads = torch.get_num_threads()
-    worker = ThreadPoolExecutor(1, thread_name_prefix="fastpose-prepare")
+    cores = torch.get_num_threads()
+    started = threading.Barrier(threads)
+    worker = ThreadPoolExecutor(threads, thread_name_prefix="fastpose-prepare")
     pending: deque[Future[T]] = deque()
     try:
-        worker.submit(use_one_core).result()
+        # The barrier makes each thread take one of these.
+        for begun in [worker.submit(use_one_core, started) for _ in range(threads)]:
+            begun.result()
         # torch gives the number set last, in whichever thread, to every thread that asks for the first time.
-        torch.set_num_threads(threads)
+        torch.set_num_threads(cores)
         for job in jobs:
             pending.append(worker.submit(job))
             if len(pending) > depth:
@@ -326,8 +340,9 @@ def prepare_ahead(jobs: Iterator[Callable[[], T]], depth: int) -> Generator[T, N
         worker.shutdown(wait=True, cancel_futures=True)
 
 
-def use_one_core() -> None:
+def use_one_core(started: threading.Barrier) -> None:
     """Lets torch run this thread's ops on one core: more would fight with those that train for the others."""
+    started.wait()
     torch.get_num_threads()  # Otherwise the thread's first op would ask, and take what others have set meanwhile.
     torch.set_num_threads(1)
 

@@ -1,0 +1,565 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data set packed for training: the region of each person, cut out and reduced beforehand, in a few large files.
+
+::
+
+    OUT/pack.json               format, what the margins are for, size and checksum of every other file
+    OUT/train-persons.npz       the annotations
+    OUT/train-00000.shard       records, one after the other: RGB pixels row by row, or JPEGs
+    OUT/train-00000.npy         table of contents of that shard, one row of RECORD per person
+    OUT/train-00001.shard ...   and the same for valid
+
+A file is written beside its place and renamed into it; a shard's table comes after the shard, and pack.json last. So a
+shard with a table is whole, and a folder with a pack.json is a complete pack.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import math
+import mmap
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastpose.data.images import BadImageError, average, read_image
+from fastpose.data.persons import Persons
+from fastpose.data.pixel_sources import ImageFiles, Pixels, PixelSource, largest_reduction, pixel_step, to_device
+from fastpose.image_batch import ImageBatch
+from fastpose.skeletons import MPII
+
+FORMAT = "fastpose-pack-1"
+INDEX, UNFINISHED = "pack.json", "unfinished.json"
+# Offset in the shard and length, bytes; checksum of those bytes; size, pixels; where they lie in the image (see
+# Pixels.frame). A person whose image could not be read has a record of 0 bytes.
+RECORD = np.dtype(
+    [
+        *(("offset", "<i8"), ("length", "<i8"), ("crc", "<u4"), ("height", "<i4"), ("width", "<i4")),
+        *(("step", "<f4"), ("x", "<f4"), ("y", "<f4")),
+    ]
+)
+SPLITS = ("train", "valid")
+MAP_FIXED = 0x10  # on Linux and macOS
+
+
+class PackError(ValueError):
+    """A pack is incomplete, damaged, or not ours; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What the regions of a split are large and fine enough for.
+
+    Attributes:
+        size: (h, w) of the largest crops, pixels.
+        rotation: largest rotation either way, degrees.
+        scale_min: smallest factor on a person's box; together with `size` it says how fine the pixels must be.
+        scale_max: largest factor on a person's box.
+        reduce: whether pixels finer than that are averaged; else regions have the pixels of their images.
+    """
+
+    size: tuple[int, int]
+    rotation: float
+    scale_min: float
+    scale_max: float
+    reduce: bool
+
+    def half_extents(self, scale: float) -> tuple[float, float]:
+        """(x, y) from the box's centre to the farthest place that any allowed crop samples, image pixels."""
+        width = 100.0 * scale * self.scale_max
+        height = width * self.size[0] / self.size[1]
+        # A corner of the box is farthest out in x when turned by atan(height / width), and in y by the rest to 90.
+        limit = math.radians(self.rotation)
+        turn_x, turn_y = min(limit, math.atan2(height, width)), min(limit, math.atan2(width, height))
+        return (
+            width * math.cos(turn_x) + height * math.sin(turn_x),
+            height * math.cos(turn_y) + width * math.sin(turn_y),
+        )
+
+    def check(self, root: Path, size: tuple[int, int], rotation: float, scale_min: float, scale_max: float) -> None:
+        """Raises ValueError, naming the option, where crops would need more than the regions have."""
+        (height, width), most = size, 1 + 1e-6
+        had = f"the pack {root} was made for size {self.size[0]} {self.size[1]}"
+        finest = width / scale_min > most * self.size[1] / self.scale_min
+        if rotation > self.rotation:
+            raise ValueError(
+                f"rotation: the pack {root} was made for at most {self.rotation:g} degrees, got {rotation:g}"
+            )
+        if scale_max > self.scale_max:
+            raise ValueError(f"scale_max: the pack {root} was made for at most {self.scale_max:g}, got {scale_max:g}")
+        if height / width > most * self.size[0] / self.size[1]:
+            raise ValueError(f"size: {had}, whose regions are too low for crops of {height} x {width} pixels")
+        if self.reduce and finest:
+            name = "scale_min" if scale_min < self.scale_min else "size"
+            raise ValueError(
+                f"{name}: {had} and boxes of at least {self.scale_min:g} times their size, whose pixels are too coarse "
+                f"for {height} x {width} pixels and {scale_min:g} times"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a data set is packed. Equal plans on equal data give equal packs.
+
+    Attributes:
+        pixels: "raw" RGB or "jpeg".
+        quality: of the JPEGs, 1 to 100.
+        shard_bytes: a shard ends with the record that reaches this size.
+        margins: of each split.
+        persons: what tells each split's annotations from others.
+        options: the data options that named them, as plain values.
+    """
+
+    pixels: Literal["raw", "jpeg"]
+    quality: int
+    shard_bytes: int
+    margins: dict[str, Margins]
+    persons: dict[str, str]
+    options: dict[str, str]
+
+    def as_plain(self) -> dict[str, Any]:
+        """Values as they come back from JSON."""
+        return json.loads(json.dumps({"format": FORMAT} | asdict(self)))
+
+
+# ---------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class Region:
+    """Pixels uint8 [h, w, 3] of a part of an image; pixel p is centred on `step * p + (x, y)` of the image."""
+
+    pixels: NDArray[np.uint8]
+    step: float
+    x: float
+    y: float
+
+
+def cut_region(path: Path, center: NDArray[np.float32], scale: NDArray[np.float32], margins: Margins) -> Region:
+    """The part of an image that crops of a person within `margins` sample.
+
+    It ends where the image ends, so what is outside it is outside the image, or sampled by no such crop.
+
+    Args:
+        path: the image file.
+        center: [2], the middle of the person's box in image pixels.
+        scale: [2], times 200 px is the box.
+        margins: what crops may ask for.
+
+    Raises:
+        BadImageError: the image cannot be read.
+    """
+    step = float(pixel_step(scale[None], margins.size)[0]) * margins.scale_min if margins.reduce else 1.0
+    reduction = int(largest_reduction(np.array([step]))[0])
+    image = read_image(path, reduction)
+    # What the decoder's powers of two leave is averaged, by a factor in eighths: sizes and places stay exact. The
+    # scale is a rounded float32, which must not make two pixels 1.875.
+    eighths = max(8, int(8 * step / reduction * (1 + 1e-6)))
+    first, last = [], []
+    for middle, reach, side in zip(center, margins.half_extents(float(scale[0])), image.shape[1::-1], strict=True):
+        low, high = ((float(middle) + sign * reach - (reduction - 1) / 2) / reduction for sign in (-1, 1))
+        # One pixel of the region for the bilinear neighbour, one for rounding.
+        spare = 2 * math.ceil(eighths / 8)
+        begin = min(max(0, math.floor(low) - spare), side - 1)
+        first.append(begin)
+        last.append(max(begin + 1, min(side, math.ceil(high) + 1 + spare)))
+    # Whole groups of pixels where the image has them: the last average must not take in black from inside the image.
+    part = image[
+        first[1] : whole_groups(first[1], last[1], eighths), first[0] : whole_groups(first[0], last[0], eighths)
+    ]
+    factor = eighths / 8
+    pixels = np.ascontiguousarray(part) if eighths == 8 else average(part, eighths, 8)
+    x, y = (reduction * (begin + (factor - 1) / 2) + (reduction - 1) / 2 for begin in first)
+    return Region(pixels, reduction * factor, x, y)
+
+
+def whole_groups(first: int, last: int, group: int) -> int:
+    """`last` moved on until `last - first` is a multiple of `group`."""
+    return first + -(-(last - first) // group) * group
+
+
+def write_pack(
+    out: Path,
+    plan: Plan,
+    splits: dict[str, Persons],
+    *,
+    threads: int = 2,
+    on_bad_image: Literal["error", "skip"] = "error",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> bool:
+    """Packs persons into the folder `out`, or goes on where an earlier call with the same plan was stopped.
+
+    Args:
+        out: the folder.
+        plan: how.
+        splits: the persons of "train" and "valid".
+        threads: threads that decode and encode.
+        on_bad_image: "error" raises, "skip" notes it in the pack: loading that record is then the same error.
+        progress: called with a split, its persons done and all of them.
+
+    Returns:
+        False where the complete pack was there already.
+
+    Raises:
+        PackError: `out` holds something else.
+        BadImageError: an image cannot be read and `on_bad_image` is "error".
+    """
+    wanted = plan.as_plain()
+    if (out / INDEX).exists():
+        found = _read_json(out / INDEX)
+        if {name: found.get(name) for name in wanted} != wanted:
+            raise PackError(f"{out}: holds a pack of other data or made with other options; choose another folder")
+        return False
+    if (out / UNFINISHED).exists():
+        if _read_json(out / UNFINISHED) != wanted:
+            raise PackError(
+                f"{out}: holds an unfinished pack of other data or made with other options; go on with those, or "
+                "remove the folder"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PackError(f"{out}: exists and is neither empty nor an unfinished pack")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / UNFINISHED, json.dumps(wanted, indent=1).encode())
+    files: dict[str, Any] = {}
+    for split, persons in splits.items():
+        annotations = _write(out / f"{split}-persons.npz", _persons_to_npz(persons))
+        shards = _write_shards(out, split, persons, plan, threads, on_bad_image, progress)
+        files[split] = {"persons": len(persons), "annotations": annotations, "shards": shards}
+    _write(out / INDEX, json.dumps(wanted | {"files": files}, indent=1).encode())
+    (out / UNFINISHED).unlink()
+    return True
+
+
+def _write_shards(
+    out: Path,
+    split: str,
+    persons: Persons,
+    plan: Plan,
+    threads: int,
+    on_bad_image: Literal["error", "skip"],
+    progress: Callable[[str, int, int], None] | None,
+) -> list[dict[str, int]]:
+    shards: list[dict[str, int]] = []
+    done = 0
+
+    def record(row: int) -> tuple[bytes, Region | None]:
+        try:
+            path = persons.image_paths[persons.image_index[row]]
+            region = cut_region(path, persons.center[row], persons.scale[row], plan.margins[split])
+        except BadImageError:
+            if on_bad_image == "error":
+                raise
+            return b"", None
+        return _encode(region.pixels, plan), region
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="fastpose-pack") as pool:
+        while done < len(persons):
+            name = f"{split}-{len(shards):05d}"
+            table = _finished_table(out / f"{name}.npy", out / f"{name}.shard")
+            if table is None:
+                rows: list[tuple[float, ...]] = []
+                offset = 0
+                beside = out / f"{name}.shard.part"
+                with open(beside, "wb") as file:
+                    while done + len(rows) < len(persons) and offset < plan.shard_bytes:
+                        begin = done + len(rows)
+                        # A few at a time: what comes after the shard's last record is made again for the next.
+                        for data, region in pool.map(record, range(begin, min(begin + 2 * threads, len(persons)))):
+                            file.write(data)
+                            rows.append(_row(offset, data, region))
+                            offset += len(data)
+                            if offset >= plan.shard_bytes:
+                                break
+                        if progress is not None:
+                            progress(split, done + len(rows), len(persons))
+                    _flush(file)
+                os.replace(beside, out / f"{name}.shard")
+                table = np.array(rows, RECORD)
+                buffer = io.BytesIO()
+                np.save(buffer, table)
+                _write(out / f"{name}.npy", buffer.getvalue())
+            elif progress is not None:
+                progress(split, done + len(table), len(persons))
+            done += len(table)
+            crc = zlib.crc32((out / f"{name}.npy").read_bytes())
+            shards.append({"records": len(table), "bytes": int(table["length"].sum()), "table_crc": crc})
+    return shards
+
+
+def _finished_table(table: Path, shard: Path) -> NDArray[np.void] | None:
+    """The table of a shard that an earlier run has finished."""
+    if not table.is_file() or not shard.is_file():
+        return None
+    rows = _load_table(table, table.read_bytes())
+    return rows if shard.stat().st_size == rows["length"].sum() else None
+
+
+def _row(offset: int, data: bytes, region: Region | None) -> tuple[float, ...]:
+    if region is None:
+        return (offset, 0, 0, 1, 1, 1.0, 0.0, 0.0)
+    height, width, _ = region.pixels.shape
+    return (offset, len(data), zlib.crc32(data), height, width, region.step, region.x, region.y)
+
+
+def _encode(pixels: NDArray[np.uint8], plan: Plan) -> bytes:
+    if plan.pixels == "raw":
+        return pixels.tobytes()
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, plan.quality])[1].tobytes()
+
+
+def _persons_to_npz(persons: Persons) -> bytes:
+    arrays = {name: getattr(persons, name) for name in ("center", "scale", "keypoints", "visible", "source_row")}
+    if persons.head_size is not None:
+        arrays["head_size"] = persons.head_size
+    names = np.array([persons.image_paths[image].name for image in persons.image_index], np.str_)
+    buffer = io.BytesIO()
+    np.savez(buffer, skeleton=np.array(persons.skeleton.name), image=names, **arrays)
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> dict[str, int]:
+    """Writes a file beside its place and renames it; returns its size and checksum."""
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "wb") as file:
+        file.write(data)
+        _flush(file)
+    os.replace(beside, path)
+    return {"bytes": len(data), "crc": zlib.crc32(data)}
+
+
+def _flush(file: io.BufferedWriter) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+# ---------------------------------------------------------------- reading
+
+
+def is_pack(root: Path) -> bool:
+    """Whether the folder `root` is a pack, whole or not."""
+    return (root / INDEX).exists() or (root / UNFINISHED).exists()
+
+
+def read_packed_persons(root: Path, split: str) -> Persons:
+    """The annotations of one split of a pack: each person on an "image" of its own, a path that `PackedImages` knows.
+
+    Coordinates are those of the images that were packed.
+
+    Raises:
+        PackError: the pack is not whole, or a file of it is missing or damaged.
+    """
+    files = _split_files(root, split)
+    path = root / f"{split}-persons.npz"
+    data = _read_checked(path, files["annotations"]["crc"])
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        if str(arrays["skeleton"]) != MPII.name:
+            raise PackError(f"{path}: expected joints of skeleton {MPII.name!r}, got {str(arrays['skeleton'])!r}")
+        names = arrays["image"].tolist()
+        return Persons(
+            image_paths=tuple(root / split / str(row) / name for row, name in enumerate(names)),
+            image_index=np.arange(len(names)),
+            **{name: arrays[name] for name in ("center", "scale", "keypoints", "visible", "source_row")},
+            head_size=arrays.get("head_size"),
+            skeleton=MPII,
+        )
+
+
+def pack_of(paths: Sequence[Path]) -> tuple[Path, str] | None:
+    """The pack and the split that these images of `Persons` belong to; None where they are files."""
+    if not paths or len(paths[0].parents) < 3:
+        return None
+    record, split, root = list(paths[0].parents)[:3]
+    if split.name not in SPLITS or not record.name.isdecimal() or not is_pack(root):
+        return None
+    return root, split.name
+
+
+def open_images(paths: Sequence[Path], threads: int = 2) -> PixelSource:
+    """The source that has the images of `Persons.image_paths`: files in full resolution, or a pack."""
+    return PackedImages(paths, threads) if pack_of(paths) else ImageFiles(paths, threads)
+
+
+class PackedImages:
+    """The regions of a pack, memory-mapped: raw ones are used where they lie, JPEGs decoded by a pool of threads.
+
+    Sizes of all files and the checksums of all tables are compared here, which reads no pixels. A record's checksum is
+    compared when it is first asked for: at about 1 to 3 GB/s and thread, in the first epoch. A shard must not be
+    shortened while it is in use; the system would end the process.
+
+    Args:
+        paths: `image_paths` of `read_packed_persons`, or some of them.
+        threads: threads that check and decode, and for a GPU copy into page-locked memory.
+
+    Attributes:
+        margins: what the regions are made for.
+        sizes: (h, w) of each region, int64 [M, 2].
+
+    Raises:
+        PackError: the pack is not whole, or a file is missing, truncated or damaged. `load` raises it, too.
+    """
+
+    def __init__(self, paths: Sequence[Path], threads: int = 2) -> None:
+        found = pack_of(paths)
+        if found is None:
+            raise PackError(f"{paths[0] if paths else 'no path'}: is not in a pack")
+        root, split = found
+        cv2.setNumThreads(0)  # as ImageFiles does
+        self.paths = paths
+        self.margins = margins_of(root, split)
+        self._raw = read_index(root)["pixels"] == "raw"
+        self._shards: list[Path] = []
+        tables: list[NDArray[np.void]] = []
+        for number, shard in enumerate(_split_files(root, split)["shards"]):
+            path = root / f"{split}-{number:05d}.shard"
+            table = path.with_suffix(".npy")
+            tables.append(_load_table(table, _read_checked(table, shard["table_crc"])))
+            size = path.stat().st_size if path.is_file() else 0
+            if size != shard["bytes"]:
+                raise PackError(f"{path}: truncated or altered: expected {shard['bytes']} bytes, got {size}")
+            if size != tables[-1]["length"].sum() or len(tables[-1]) != shard["records"]:
+                raise PackError(f"{table}: does not fit {path}")
+            self._shards.append(path)
+        data, starts = map_side_by_side(self._shards)
+        rows = np.array([int(path.parent.name) for path in paths])
+        table_rows = np.concatenate(tables)[rows]
+        self._shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])[rows]
+        self._missing = table_rows["length"] == 0
+        # Behind the last shard there is black for those that could not be read.
+        self._begin = np.where(self._missing, starts[-1], starts[self._shard] + table_rows["offset"])
+        self._end = self._begin + table_rows["length"]
+        self._crc = table_rows["crc"]
+        self._checked = self._missing.copy()
+        self._data = data
+        self.sizes = np.stack([table_rows["height"], table_rows["width"]], axis=1).astype(np.int64)
+        self._frame = torch.from_numpy(np.stack([table_rows["step"], table_rows["x"], table_rows["y"]], axis=1))
+        if self._raw:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes into it
+                flat = torch.from_numpy(data)
+            self._mapped = ImageBatch(
+                flat, torch.from_numpy(self._begin), torch.from_numpy(self.sizes.astype(np.int32))
+            )
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastpose-decode")
+
+    def load(self, images: Tensor, device: torch.device) -> Pixels:
+        numbers = images.numpy()
+        for _ in self._pool.map(self._check, numbers[~self._checked[numbers]].tolist()):
+            pass
+        bad = numbers[self._missing[numbers]].tolist()
+        errors = {n: BadImageError(f"{self.paths[n]}: could not be read when it was packed") for n in bad}
+        if self._raw and device.type == "cpu":
+            return Pixels(self._mapped, images, errors, self._frame)
+        regions = list((map if self._raw else self._pool.map)(self._region, numbers.tolist()))
+        batch = ImageBatch.from_list(regions, pin_memory=device.type == "cuda", executor=self._pool)
+        index, frame = torch.arange(len(numbers)), self._frame[images]
+        return Pixels(batch.to(device, non_blocking=True), to_device(index, device), errors, to_device(frame, device))
+
+    def _check(self, image: int) -> None:
+        if zlib.crc32(self._data[self._begin[image] : self._end[image]].data) != self._crc[image]:
+            shard, name = self._shards[self._shard[image]], self.paths[image].name
+            raise PackError(f"{shard}: altered: the record of {name} has another checksum than in its table")
+        self._checked[image] = True
+
+    def _region(self, image: int) -> NDArray[np.uint8]:
+        height, width = self.sizes[image].tolist()
+        if self._missing[image]:
+            return np.zeros((1, 1, 3), np.uint8)
+        record = self._data[self._begin[image] : self._end[image]]
+        if self._raw:
+            return record.reshape(height, width, 3)
+        pixels = np.asarray(cv2.imdecode(record, cv2.IMREAD_COLOR_RGB), np.uint8)
+        if pixels.shape[:2] != (height, width):
+            shard, name = self._shards[self._shard[image]], self.paths[image].name
+            raise PackError(f"{shard}: the record of {name} does not decode to {height} x {width} pixels")
+        return pixels
+
+
+def map_side_by_side(files: Sequence[Path]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Maps files into one range of memory, so that one buffer and one table of offsets reach all of them.
+
+    Returns the memory, read-only, and where each file begins in it, [files + 1]; at the last begins a page of zeros.
+    """
+    page = mmap.ALLOCATIONGRANULARITY
+    sizes = [path.stat().st_size for path in files]
+    starts = np.cumsum([0, *(-(-size // page) * page for size in sizes)], dtype=np.int64)
+    # Address space only; the files' mappings take its place, and go when it goes.
+    memory = mmap.mmap(-1, int(starts[-1]) + page, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    data = np.frombuffer(memory, np.uint8)
+    system = ctypes.CDLL(None, use_errno=True)
+    system.mmap.restype = ctypes.c_void_p
+    system.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    for path, size, start in zip(files, sizes, starts.tolist(), strict=False):
+        if size:
+            with open(path, "rb") as file:
+                place = data.ctypes.data + start
+                got = system.mmap(place, size, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, file.fileno(), 0)
+            if got != place:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    return data, starts
+
+
+def margins_of(root: Path, split: str) -> Margins:
+    """What the regions of a pack's split are made for."""
+    values = read_index(root)["margins"][split]
+    return Margins(**values | {"size": tuple(values["size"])})
+
+
+def read_index(root: Path) -> dict[str, Any]:
+    """The contents of pack.json.
+
+    Raises:
+        PackError: the pack is unfinished, or the file is damaged or of another version.
+    """
+    if not (root / INDEX).exists():
+        raise PackError(f"{root}: the pack is unfinished; go on with the same `fastpose pack` command")
+    contents = _read_json(root / INDEX)
+    if contents.get("format") != FORMAT:
+        raise PackError(f"{root / INDEX}: expected format {FORMAT!r}, got {contents.get('format')!r}")
+    return contents
+
+
+def _split_files(root: Path, split: str) -> dict[str, Any]:
+    return read_index(root)["files"][split]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise PackError(f"{path}: damaged: {error}") from error
+    if not isinstance(contents, dict):
+        raise PackError(f"{path}: expected a JSON object, got {type(contents).__name__}")
+    return contents
+
+
+def _read_checked(path: Path, crc: int) -> bytes:
+    if not path.is_file():
+        raise PackError(f"{path}: missing")
+    data = path.read_bytes()
+    if zlib.crc32(data) != crc:
+        raise PackError(f"{path}: truncated or altered: its checksum is not the one in {INDEX}")
+    return data
+
+
+def _load_table(path: Path, data: bytes) -> NDArray[np.void]:
+    try:
+        table = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise PackError(f"{path}: damaged: {error}") from error
+    if table.dtype != RECORD:
+        raise PackError(f"{path}: expected rows of {RECORD.names}, got {table.dtype}")
+    return table
