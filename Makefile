@@ -2,7 +2,9 @@
 # make train   a trained network from nothing: environment, kernels, synthetic persons, training, evaluation
 # make test    the same set-up, then the whole test suite
 # make real    train on the five real MPII images in REAL_DATA until they are known by heart
-# make bench   each op against its peers, pytest-benchmark; FASTPOSE_BENCH_THREADS=N, one thread unless told
+# make bench   each op and the pipeline against their peers on 1 and on 2 threads, into bench/results; then
+#              python -m bench.tables puts them into docs/benchmarks.md
+# make bench-compare   the same on 1 thread against the last results in bench/results
 # make gpu-report        everything about speed on a GPU in one run, JSON into bench/results
 # make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck; needs a GPU
 # make lint | cpp-test | sanitize | emulate | cuda-compile   what .ci/run adds to that
@@ -16,7 +18,7 @@ BIN := $(abspath $(VENV))/bin
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test real bench gpu-report compute-sanitizer lint cpp-test sanitize emulate cuda-compile clean
+.PHONY: train test real bench bench-compare gpu-report compute-sanitizer lint cpp-test sanitize emulate cuda-compile clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
@@ -27,11 +29,30 @@ test: $(VENV)/.installed-test
 real: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train --recipe mpii_real5_resnet18_fcn_128 --data_root $(REAL_DATA)/mpii
 
+BENCH := -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=mean \
+  --benchmark-storage=file://bench/results
 bench: $(VENV)/.installed-test
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=mean
+	FASTPOSE_BENCH_THREADS=1 $(BIN)/python $(BENCH) --benchmark-save=1_thread
+	FASTPOSE_BENCH_THREADS=2 $(BIN)/python $(BENCH) --benchmark-save=2_threads
 
-gpu-report: $(VENV)/.installed
-	$(BIN)/python -m bench.gpu_report
+bench-compare: $(VENV)/.installed-test
+	FASTPOSE_BENCH_THREADS=1 $(BIN)/python $(BENCH) --benchmark-compare="*_1_thread" --benchmark-compare-fail=median:25%
+
+# Machines with a GPU may be offline: these two take the environment if it is there, else the Python at hand with
+# fastpose installed in it (`pip install -e . --no-deps --no-build-isolation`).
+ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu-report:
+	$(ANY_PYTHON) -m bench.gpu_report
+
+# Without torch's caching every tensor is an allocation of its own, so that reads beyond one are seen. initcheck takes
+# other tests: those of the paths initialise all memory.
+SANITIZER = FASTPOSE_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \
+  --target-processes all --tool $(1) $(ANY_PYTHON) -m pytest -q -p no:cacheprovider -m cuda
+PATHS := tests/test_kernel_paths.py -k "crops or ties or number_of_joints or layouts"
+compute-sanitizer:
+	$(call SANITIZER,memcheck) $(PATHS)
+	$(call SANITIZER,racecheck) $(PATHS)
+	$(call SANITIZER,initcheck) tests/test_cuda.py -k "gives_what_the_cpu_gives or two_runs"
 
 # torch first and by itself: whichever build of it is there, fastpose builds against that one.
 $(VENV)/.torch:
@@ -81,9 +102,10 @@ emulate: $(VENV)/.installed-dev
 	$(call under_sanitizers,emulate,-DFASTPOSE_EMULATE_CUDA=ON,and not on_the_cpu and not large and not grid_dimension and not gradcheck)
 
 # Every architecture with every warning an error, against whatever torch is installed; the result must import and run.
+ARCHITECTURES := 7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX
 cuda-compile: $(VENV)/.installed-dev
 	rm -rf build/cuda && mkdir -p build/cuda
-	PATH=$(BIN):$$PATH FASTPOSE_CUDA=1 CMAKE_ARGS="-DFASTPOSE_WERROR=ON" \
+	PATH=$(BIN):$$PATH FASTPOSE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(ARCHITECTURES)" CMAKE_ARGS="-DFASTPOSE_WERROR=ON" \
 	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/cuda .
 	cp -r tests pyproject.toml build/cuda/
 	cd build/cuda && $(BIN)/python -m fastpose.doctor && $(BIN)/python -m pytest -p no:cacheprovider -q tests/test_geometry.py

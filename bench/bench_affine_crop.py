@@ -10,8 +10,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastpose
-from bench import vectorized
+from bench import numba_peers, vectorized
 from bench.conftest import CROP, Crops
+from bench.peers import compiled
 from fastpose import reference
 
 pytestmark = pytest.mark.benchmark(group="affine_crop")
@@ -51,6 +52,24 @@ def test_plain_torch(benchmark: BenchmarkFixture, crops: Crops) -> None:
     b = crops.batch
     options = {"image_index": crops.image_index, "color": crops.color}
     benchmark(vectorized.affine_crop, b.data, b.offsets, b.sizes, crops.crop_to_image, CROP, **options)
+
+
+def test_torch_compile(benchmark: BenchmarkFixture, crops: Crops) -> None:
+    b = crops.batch
+    options = {"image_index": crops.image_index, "color": crops.color}
+    run = compiled(vectorized.affine_crop)
+    run(b.data, b.offsets, b.sizes, crops.crop_to_image, CROP, **options)
+    benchmark(run, b.data, b.offsets, b.sizes, crops.crop_to_image, CROP, **options)
+
+
+def test_numba(benchmark: BenchmarkFixture, crops: Crops) -> None:
+    b, out = crops.batch, np.empty((len(crops.crop_to_image), 3, *CROP), np.float32)
+    tables = (b.data, b.offsets, b.sizes, crops.crop_to_image, crops.image_index, crops.color)
+    arguments = (*(table.numpy() for table in tables), out)
+    numba_peers.affine_crop(*arguments)
+    expected = fastpose.affine_crop(b, crops.crop_to_image, CROP, image_index=crops.image_index, color=crops.color)
+    np.testing.assert_allclose(out, expected.numpy(), atol=1e-3)
+    benchmark(numba_peers.affine_crop, *arguments)
 
 
 def test_numpy_reference(benchmark: BenchmarkFixture, crops: Crops) -> None:

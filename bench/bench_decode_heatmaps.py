@@ -8,8 +8,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastpose
-from bench import vectorized
+from bench import numba_peers, vectorized
 from bench.conftest import Maps
+from bench.peers import compiled
 from fastpose import reference
 from tests import upstream
 
@@ -37,6 +38,22 @@ def test_simple_baselines(benchmark: BenchmarkFixture, maps: Maps) -> None:
 
 def test_plain_torch(benchmark: BenchmarkFixture, maps: Maps) -> None:
     benchmark(vectorized.decode_heatmaps, maps.pred, heatmap_to_image=maps.matrix)
+
+
+def test_torch_compile(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    run = compiled(vectorized.decode_heatmaps)
+    run(maps.pred, heatmap_to_image=maps.matrix)
+    benchmark(run, maps.pred, heatmap_to_image=maps.matrix)
+
+
+def test_numba(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    points, scores = np.empty((*maps.visible.shape, 2), np.float32), np.empty(maps.visible.shape, np.float32)
+    arguments = (maps.pred.numpy(), maps.matrix.numpy(), points, scores)
+    numba_peers.decode_heatmaps(*arguments)
+    expected = fastpose.decode_heatmaps(maps.pred, heatmap_to_image=maps.matrix)
+    np.testing.assert_allclose(points, expected[0].numpy(), atol=1e-3)
+    np.testing.assert_array_equal(scores, expected[1].numpy())
+    benchmark(numba_peers.decode_heatmaps, *arguments)
 
 
 def test_numpy_reference(benchmark: BenchmarkFixture, maps: Maps) -> None:

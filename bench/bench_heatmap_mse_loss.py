@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import fastpose
-from bench import vectorized
+from bench import numba_peers, vectorized
 from bench.conftest import HEATMAP, Maps
+from bench.peers import compiled
 from fastpose import reference
 
 pytestmark = pytest.mark.benchmark(group="heatmap_mse_loss forward + backward")
@@ -44,6 +46,26 @@ def test_our_render_and_mse_loss(benchmark: BenchmarkFixture, maps: Maps) -> Non
 def test_plain_torch(benchmark: BenchmarkFixture, maps: Maps) -> None:
     pred = maps.pred.clone().requires_grad_()
     benchmark(forward_and_backward, lambda p: vectorized.heatmap_mse_loss(p, maps.keypoints, maps.visible), pred)
+
+
+def test_torch_compile(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    pred, run = maps.pred.clone().requires_grad_(), compiled(vectorized.heatmap_mse_loss)
+
+    def loss(p: Tensor) -> Tensor:
+        return run(p, maps.keypoints, maps.visible)
+
+    forward_and_backward(loss, pred)
+    benchmark(forward_and_backward, loss, pred)
+
+
+def test_numba(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    grad = np.empty(maps.pred.shape, np.float32)
+    arguments = (maps.pred.numpy(), maps.keypoints.numpy(), maps.visible.numpy(), 1.0, grad)
+    value, pred = numba_peers.heatmap_mse_loss(*arguments), maps.pred.clone().requires_grad_()
+    expected = forward_and_backward(lambda p: fastpose.heatmap_mse_loss(p, maps.keypoints, maps.visible), pred)
+    assert value == pytest.approx(expected.item(), rel=1e-5)
+    np.testing.assert_allclose(grad, pred.grad.numpy(), atol=1e-10)
+    benchmark(numba_peers.heatmap_mse_loss, *arguments)
 
 
 def test_numpy_reference_forward_only(benchmark: BenchmarkFixture, maps: Maps) -> None:

@@ -9,8 +9,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastpose
-from bench import vectorized
+from bench import numba_peers, vectorized
 from bench.conftest import BATCH, HEATMAP, JOINTS, Maps
+from bench.peers import compiled
 from fastpose import reference
 from tests import upstream
 
@@ -34,6 +35,22 @@ def test_simple_baselines(benchmark: BenchmarkFixture, maps: Maps) -> None:
 
 def test_plain_torch(benchmark: BenchmarkFixture, maps: Maps) -> None:
     benchmark(vectorized.render_heatmaps, maps.keypoints, maps.visible, HEATMAP)
+
+
+def test_torch_compile(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    run = compiled(vectorized.render_heatmaps)
+    run(maps.keypoints, maps.visible, HEATMAP)
+    benchmark(run, maps.keypoints, maps.visible, HEATMAP)
+
+
+def test_numba(benchmark: BenchmarkFixture, maps: Maps) -> None:
+    out, weights = np.empty(maps.pred.shape, np.float32), np.empty(maps.visible.shape, np.float32)
+    arguments = (maps.keypoints.numpy(), maps.visible.numpy(), 1.0, out, weights)
+    numba_peers.render_heatmaps(*arguments)
+    expected = fastpose.render_heatmaps(maps.keypoints, maps.visible, HEATMAP)
+    np.testing.assert_allclose(out, expected[0].numpy(), atol=1e-6)
+    np.testing.assert_array_equal(weights, expected[1].numpy())
+    benchmark(numba_peers.render_heatmaps, *arguments)
 
 
 def test_numpy_reference(benchmark: BenchmarkFixture, maps: Maps) -> None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
+import numba
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,21 @@ from fastpose.data.images import read_image
 
 BATCH, JOINTS = 32, 16
 CROP, HEATMAP = (256, 256), (64, 64)
+BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+REAL_MPII = Path(os.environ.get("FASTPOSE_REAL_DATA", BESIDE)) / "mpii"
 THREADS = int(os.environ.get("FASTPOSE_BENCH_THREADS", "1"))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """What a reader of the results must know of the machine; its name is nobody's business."""
+    del machine_info["node"]
+    machine_info |= {
+        "threads": THREADS,
+        "simd": fastpose.build_info()["simd"],
+        "torch": torch.__version__,
+        "opencv": cv2.__version__,
+        "numba": numba.__version__,
+    }
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,6 +43,7 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     cv2.setNumThreads(THREADS)
+    numba.set_num_threads(THREADS)
     yield
     torch.set_num_threads(before)
 
@@ -43,9 +59,7 @@ class Crops(NamedTuple):
 @pytest.fixture(scope="session")
 def crops() -> Crops:
     """32 boxes of 150 to 600 px on five images: MPII's where they are at hand (FASTPOSE_REAL_DATA), else noise."""
-    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("FASTPOSE_REAL_DATA", beside)) / "mpii" / "images"
-    images = [read_image(path) for path in sorted(folder.glob("*.jpg"))[:5]]
+    images = [read_image(path) for path in sorted(REAL_MPII.glob("images/*.jpg"))[:5]]
     if not images:
         images = [np.random.default_rng(n).integers(0, 256, (720, 1280, 3), dtype=np.uint8) for n in range(5)]
     generator = torch.Generator().manual_seed(0)

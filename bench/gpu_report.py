@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that is claimed about speed on a GPU, measured in one run: ops, input pipeline, training step.
 
-    python -m bench.gpu_report                       # about 7 minutes on an H200; writes bench/results/gpu_….json
+    python -m bench.gpu_report                       # is meant to take under 8 minutes; bench/results/gpu_….json
     python -m bench.gpu_report --device cpu          # the same code on tiny sizes, to see that it works
-    python -m bench.gpu_report --table FILE.json     # the table of the ops of an earlier run, as Markdown
+    python -m bench.gpu_report --table FILE.json     # the tables of an earlier run, as Markdown
 
-Needs torch, NumPy and OpenCV. Times of ops are device time per launch (bench/timing.py), the floor of an op is the time
-that a device-to-device copy needs to read and write as many bytes. A peer that is not there is a note; an op with a
-wrong result is an error, has no row, and makes the exit code 1.
+Needs torch, NumPy and OpenCV, and builds the native library first where it is missing. Times of ops are device time per
+launch (bench/timing.py), the floor of an op is the time that a device-to-device copy needs to read and write as many
+bytes. A peer that is not there is a note; an op with a wrong result is an error, has no row, and makes the exit code 1.
+The JSON file is written after each row: what is stopped keeps what it has, with an error that says so. For a copy
+without .git the environment variable FASTPOSE_COMMIT names the commit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -35,20 +40,26 @@ from bench.timing import Timer, Timing, first_line
 from fastpose.ops import _library
 
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds. The whole must end within 8 minutes: when a section's share is used up, or LAST reached, what can be left out
-# is: compiled peers, extra sizes, variants of the step. What has begun by then is finished.
-SHARES = {"ops": 190.0, "extra": 40.0, "pipeline": 80.0, "step": 90.0}
-LAST = 380.0
+# Seconds. What can be left out (compiled peers, extra sizes, sources, variants of the step) begins only if the time it
+# needs, by a guess, is left of its section's share and before LAST. After LAST come at most 40 s of what is never left
+# out, and what a guess was wrong by: 110 s if a DataLoader hangs (30 s until it says so, 5 s for each of 16 workers).
+# 330 + 40 + 110 is LIMIT.
+SHARES = {"ops": 140.0, "extra": 35.0, "pipeline": 70.0, "step": 330.0}
+LAST = 330.0
+LIMIT = 480.0
+UNFINISHED = "unfinished: the report was stopped, or still runs"
+BUILD_SECONDS = "FASTPOSE_REPORT_BUILD_SECONDS"  # how a report learns that it was begun again after a build
 
 
 class Report:
-    """The figures so far, what failed, and what a reader must know about them."""
+    """The figures so far, what failed, and what a reader must know about them; also in a file, if given a folder."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, folder: Path | None = None) -> None:
         self.device = device
         self.started = self.section_end = time.perf_counter()
         self.figures: dict[str, Any] = {
             **environment(device),
+            "seconds": 0.0,
             "copy_gb_s": None,
             "ops": [],
             "pipeline": [],
@@ -57,6 +68,12 @@ class Report:
             "errors": [],
             "notes": [],
         }
+        self.path: Path | None = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            moment = datetime.fromisoformat(self.figures["date"]).strftime("%Y%m%dT%H%M")
+            self.path = folder / f"gpu_{moment}_{self.figures['commit']}.json"
+        self.save(UNFINISHED)
 
     def say(self, text: str) -> None:
         print(f"{time.perf_counter() - self.started:5.0f} s  {text}", flush=True)
@@ -67,13 +84,35 @@ class Report:
             self.figures["notes"].append(text)
             self.say(f"note: {text}")
 
+    def save(self, *more_errors: str) -> None:
+        """Writes gpu_<YYYYMMDDTHHMM>_<commit>.json, beside and renamed. What is not finite is null there, and an error.
+
+        `more_errors` are in the file alone.
+        """
+        self.figures["seconds"] = round(time.perf_counter() - self.started, 1)
+        self.figures["errors"] += list(nulls_for_nan(self.figures))
+        if self.path is None:
+            return
+        figures = self.figures | {"errors": [*self.figures["errors"], *more_errors]}
+        beside = self.path.with_name(self.path.name + ".part")
+        beside.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(beside, self.path)
+
+    def finish(self) -> None:
+        """Writes the file for the last time."""
+        seconds = time.perf_counter() - self.started
+        if seconds > LIMIT:
+            self.figures["errors"].append(f"took {seconds:.0f} s: expected less than {LIMIT:.0f}")
+        self.save()
+        self.say("done")
+
     def begin(self, section: str) -> None:
         self.section_end = min(time.perf_counter() + SHARES[section], self.started + LAST)
         self.say(section)
 
-    def late(self, what: str) -> bool:
-        """Whether the section's share of the time is used up; `what` is then noted as left out."""
-        if time.perf_counter() < self.section_end:
+    def late(self, what: str, needs: float = 0.0) -> bool:
+        """Whether too little of the section's time is left for `needs` seconds; `what` is then noted as left out."""
+        if time.perf_counter() + needs < self.section_end:
             return False
         self.note(f"left out for want of time: {what}")
         return True
@@ -86,6 +125,8 @@ class Report:
         except Exception as error:
             self.figures["errors"].append(f"{what}: {type(error).__name__}: {first_line(error)}")
             self.say(f"ERROR in {self.figures['errors'][-1]}")
+        finally:
+            self.save(UNFINISHED)
 
     @contextmanager
     def optional(self, what: str) -> Iterator[None]:
@@ -94,6 +135,19 @@ class Report:
             yield
         except Exception as error:
             self.note(f"{what}: {type(error).__name__}: {first_line(error)}")
+        finally:
+            self.save(UNFINISHED)
+
+
+def nulls_for_nan(value: Any, place: str = "figures") -> Iterator[str]:
+    """Puts None for NaN and infinities inside dicts and lists, and tells where they were."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        at = f"{place}.{key}"
+        if isinstance(inner, dict | list):
+            yield from nulls_for_nan(inner, at)
+        elif isinstance(inner, float) and not math.isfinite(inner):
+            value[key] = None
+            yield f"{at} is {inner}, written as null"
 
 
 def environment(device: torch.device) -> dict[str, str | None]:
@@ -115,10 +169,14 @@ def environment(device: torch.device) -> dict[str, str | None]:
 
 
 def commit() -> str:
-    """Short commit of this checkout, "-dirty" if a tracked file was changed; "unknown" outside git."""
-    head = _answer("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    """Short commit of this checkout, "-dirty" if a tracked file was changed.
+
+    Of a copy without .git it is what FASTPOSE_COMMIT says, or "unknown".
+    """
+    # Asked for by name: git itself would go on to look in the folders above.
+    head = _answer("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") if (ROOT / ".git").exists() else None
     if head is None:
-        return "unknown"
+        return re.sub(r"[^\w.-]", "_", os.environ.get("FASTPOSE_COMMIT", "")) or "unknown"
     changed = _answer("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     return f"{head}-dirty" if changed else head
 
@@ -138,15 +196,15 @@ def measure_ops(report: Report, timer: Timer, batch: int) -> None:
         report.begin(section)
         for make in makers(timer, images):
             what = f"{section}: {op_cases.describe(make)}"
-            if section == "extra" and report.late(what):
+            if section == "extra" and report.late(what, needs=5):
                 continue
             with report.part(what):
                 row = op_row(report, timer, make())
                 report.figures[section].append(row)
                 report.say(f"{row['op']} {row['dtype']} {row['layout']} {row.get('detail', '')}: {brief(row)}")
-    copies = timer.copies()
-    report.figures["extra"] += [{"what": "copy", "bytes": size, "gb_s": speed} for size, speed in copies.items()]
-    report.figures["copy_gb_s"] = copies[max(copies)] if copies else None
+    report.figures["extra"] += [
+        {"what": "copy", "bytes": size, "gb_s": speed} for size, speed in timer.copies().items()
+    ]
 
 
 def op_row(report: Report, timer: Timer, case: Case) -> dict[str, Any]:
@@ -158,7 +216,7 @@ def op_row(report: Report, timer: Timer, case: Case) -> dict[str, Any]:
     outputs = case.own(0)
     case.check(outputs)
     name = f"{case.op} {dtype_name(case.dtype)} {case.layout}"
-    timing = timer.time(case.own, case.sets)
+    timing = timer.time(case.own, case.sets, name)
     if timing.note:
         report.note(f"{name}: {timing.note}")
     floor = timer.copy_seconds(case.bytes)
@@ -185,13 +243,13 @@ def peer_medians(report: Report, timer: Timer, case: Case, name: str, outputs: A
         if peer.endswith("_compile") and not timer.cuda and (case.op, case.dtype) != ("render_heatmaps", torch.float32):
             report.note("torch.compile on the CPU: timed for render_heatmaps float32 alone, compiling takes long")
             continue
-        if peer.endswith("_compile") and report.late(f"{name}: peer {peer}"):
+        if peer.endswith("_compile") and report.late(f"{name}: peer {peer}", needs=25):
             continue
         with report.optional(f"{case.op}: peer {peer}"):
             run = make()
             if peer not in peers.HINTS and differs(run(0), outputs):
                 report.note(f"{name}: peer {peer} gives another result")
-            timing: Timing = timer.time(run, case.sets)
+            timing: Timing = timer.time(run, case.sets, f"{name}: peer {peer}")
             medians[peer] = timing.median
             if timing.note:
                 report.note(f"{case.op}: peer {peer}: {timing.note}")
@@ -237,46 +295,94 @@ def brief(row: dict[str, Any]) -> str:
     return f"{own}; {others}" if others else own
 
 
-def table(figures: dict[str, Any]) -> str:
-    """The ops of a report as Markdown, and where they were measured."""
-    copy = figures["copy_gb_s"] or 0.0
-    lines = [
+def tables(figures: dict[str, Any]) -> str:
+    """A report as Markdown: where it was measured, ops, pipeline, step, memory, kernels, and what went wrong."""
+    head = (
         f"{figures['device']}, driver {figures['driver']}, torch {figures['torch']}, commit {figures['commit']}, "
-        f"{figures['date']}; copy {copy:.0f} GB/s",
-        "",
-        "| op | dtype | layout | median µs (IQR) | × floor | GB/s | best peer | faster |",
-        "|---|---|---|---|---|---|---|---|",
+        f"{figures['date']}; {shown(figures['seconds'], '.0f')} s; copy {shown(figures['copy_gb_s'], '.0f')} GB/s"
+    )
+    step, extra = figures["step"], figures["extra"]
+    sections = [
+        head,
+        table(
+            "op | dtype | layout | median µs (IQR) | × floor | GB/s | best peer | faster", map(op_cells, figures["ops"])
+        ),
+        table(
+            "source | threads | samples/s",
+            ((row["source"], row["threads"], shown(row["samples_per_s"], ".0f")) for row in figures["pipeline"]),
+        ),
+        table(
+            "decoder limit, threads | images/s",
+            ((row["threads"], shown(row["images_per_s"], ".0f")) for row in extra if row["what"] == "decoder limit"),
+        ),
+        table(
+            "step | fed by | samples/s | % of fixed (IQR) | wait ms, median | longest | decoder's limit",
+            map(step_cells, [*step.get("fixed", []), *step.get("fed", [])]),
+        ),
+        table("peak memory | MB", peak_cells(figures)),
+        table(
+            "kernel | variants | registers | shared B | stack and spills B | local B",
+            (row.values() for row in kernels.by_name(row for row in extra if row["what"] == "kernel")),
+        ),
+        f"{len(figures['notes'])} notes, {len(figures['errors'])} errors",
+        "\n".join(f"* error: {error}" for error in figures["errors"]),
     ]
-    for row in figures["ops"]:
-        equal = {name: seconds for name, seconds in row["peers"].items() if name not in peers.HINTS}
-        best = min(equal, key=equal.__getitem__, default="")
-        faster = f"{equal[best] / row['median_s']:.1f}×" if best else ""
-        time_us = f"{row['median_s'] * 1e6:.1f} ({row['iqr_s'] * 1e6:.1f})"
-        lines.append(
-            f"| `{row['op']}` | {row['dtype']} | {row['layout']} | {time_us} | {row['floor_ratio']:.2f} "
-            f"| {row['gb_s']:.0f} | {best} | {faster} |"
-        )
-    return "\n".join(lines)
+    return "\n\n".join(section for section in sections if section)
 
 
-def write(figures: dict[str, Any], folder: Path) -> Path:
-    """Writes gpu_<YYYYMMDDTHHMM>_<commit>.json, beside and renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    moment = datetime.fromisoformat(figures["date"]).strftime("%Y%m%dT%H%M")
-    path = folder / f"gpu_{moment}_{figures['commit']}.json"
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-    return path
+def table(columns: str, rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table; nothing where there are no rows."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join([f"| {columns} |", "|---" * (columns.count("|") + 1) + "|", *lines]) if lines else ""
 
 
-def measure(device: torch.device) -> dict[str, Any]:
+def shown(value: float | None, pattern: str, factor: float = 1.0) -> str:
+    return "?" if value is None else format(factor * value, pattern)
+
+
+def op_cells(row: dict[str, Any]) -> list[str]:
+    equal = {name: seconds for name, seconds in row["peers"].items() if name not in peers.HINTS and seconds is not None}
+    best = min(equal, key=equal.__getitem__, default="")
+    return [
+        f"`{row['op']}`",
+        row["dtype"],
+        row["layout"],
+        f"{shown(row['median_s'], '.1f', 1e6)} ({shown(row['iqr_s'], '.1f', 1e6)})",
+        shown(row["floor_ratio"], ".2f"),
+        shown(row["gb_s"], ".0f"),
+        best,
+        f"{equal[best] / row['median_s']:.1f}×" if best and row["median_s"] else "",
+    ]
+
+
+def step_cells(row: dict[str, Any]) -> list[str]:
+    """Of a row of `fed`, or of `fixed`, which has no source."""
+    ratio = (
+        f"{shown(row['of_fixed'], '.2f', 100)} ({shown(row['of_fixed_iqr'], '.2f', 100)})" if "source" in row else ""
+    )
+    waits = [shown(row[key], ".2f", 1e3) if key in row else "" for key in ("wait_median_s", "wait_max_s", "limit_s")]
+    return [row["mode"], row.get("source", "a fixed batch"), shown(row["samples_per_s"], ".0f"), ratio, *waits]
+
+
+def peak_cells(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for row in figures["extra"]:
+        if row["what"] == "peak memory of the loss":
+            yield f"loss, {row['dtype']}, {row['loss']}", shown(row["bytes"], ".1f", 1e-6)
+    for name, peak in figures["step"].get("peak_bytes", {}).items():
+        yield f"training step, {name}", shown(peak, ".0f", 1e-6)
+
+
+def measure(report: Report) -> None:
     """All sections; never raises for one that fails."""
-    report, timer = Report(device), Timer(device)
+    device = report.device
+    timer = Timer(device, report.figures["errors"])
     batch = 256 if timer.cuda else 2
     report.say(f"{report.figures['device']}, torch {torch.__version__}, commit {report.figures['commit']}")
-    with report.part("native library"):
-        fastpose.build_info()
+    if BUILD_SECONDS in os.environ:
+        report.note(f"the native library was missing; building it took {os.environ[BUILD_SECONDS]} s, not counted here")
+    with report.part("copy"):
+        moved = 1 << (30 if timer.cuda else 24)
+        report.figures["copy_gb_s"] = moved / timer.copy_seconds(moved) / 1e9
     with report.part("ops"):
         measure_ops(report, timer, batch)
     with report.part("peak memory"):
@@ -287,8 +393,36 @@ def measure(device: torch.device) -> dict[str, Any]:
         torch.cuda.empty_cache()
     with report.part("pipeline and step"):
         pipeline.measure(report)
-    report.say("done")
-    return report.figures
+    report.finish()
+
+
+def build_library() -> None:
+    """Builds the native library in place, with this interpreter and the torch it has.
+
+    Raises:
+        subprocess.CalledProcessError: the build failed; what it said is printed already.
+    """
+    # The interpreter's own cmake and ninja, also where its environment is not activated.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"PATH": path}, check=True)
+
+
+def build_and_begin_again(arguments: Sequence[str]) -> int:
+    """Builds the missing native library and puts a new process in the place of this one; returns 1 where it cannot."""
+    if BUILD_SECONDS in os.environ:
+        print(f"error: the native library was built, but does not load: {_library.load_error}", file=sys.stderr)
+        return 1
+    print(f"the native library does not load ({_library.load_error}): building it", flush=True)
+    start = time.perf_counter()
+    try:
+        build_library()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"error: the native library could not be built: {error}", file=sys.stderr)
+        return 1
+    os.environ[BUILD_SECONDS] = f"{time.perf_counter() - start:.0f}"
+    # fastpose was imported without its ops, and so was every module that uses them.
+    os.execv(sys.executable, [sys.executable, "-m", "bench.gpu_report", *arguments])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -297,20 +431,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cuda", "cpu"), default=default, help=f"here by default {default}")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the JSON (bench/results)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of this JSON file and end")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of this JSON file and end")
     options = parser.parse_args(arguments)
     if options.table:
-        print(table(json.loads(options.table.read_text(encoding="utf-8"))))
+        print(tables(json.loads(options.table.read_text(encoding="utf-8"))))
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda: torch finds no CUDA device", file=sys.stderr)
         return 1
-    figures = measure(torch.device(options.device))
-    path = write(figures, options.out)
-    print(f"\n{table(figures)}\n\n{path}", flush=True)
-    for error in figures["errors"]:
-        print(f"error: {error}", file=sys.stderr)
-    return 1 if figures["errors"] else 0
+    if _library.load_error is not None:
+        return build_and_begin_again(sys.argv[1:] if arguments is None else arguments)
+    if options.device == "cuda" and (reason := fastpose.build_info()["no_cuda_reason"]):
+        print(f"error: --device cuda: the native library was built without CUDA kernels: {reason}", file=sys.stderr)
+        return 1
+    report = Report(torch.device(options.device), options.out)
+    measure(report)
+    print(f"\n{tables(report.figures)}\n\n{report.path}", flush=True)
+    return 1 if report.figures["errors"] else 0
 
 
 if __name__ == "__main__":

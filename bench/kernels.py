@@ -7,7 +7,9 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _ARCHITECTURE = re.compile(r"^arch = (\w+)")
 _FUNCTION = re.compile(r"^\s*Function (\S+?):?\s*$")
@@ -57,6 +59,18 @@ def parse(text: str) -> list[dict[str, str | int]]:
             )
             function = ""
     return rows
+
+
+def by_name(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per kernel template: how many `variants` of it there are, and the most that one of them takes."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(re.split(r"[<(]", row["kernel"])[0], []).append(row)
+    most = ("registers", "shared_bytes", "stack_bytes", "local_bytes")
+    return [
+        {"kernel": name, "variants": len(group), **{key: max(row[key] for row in group) for key in most}}
+        for name, group in groups.items()
+    ]
 
 
 def _find_cuobjdump() -> str:

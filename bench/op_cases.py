@@ -64,22 +64,26 @@ def goal_cases(timer: Timer, images: ImageBatch) -> list[partial[Case]]:
 
 
 def extra_cases(timer: Timer, images: ImageBatch) -> list[partial[Case]]:
-    """Other sizes, types and halves of the same ops."""
+    """Halves of the loss, the layout of maps in training on a GPU, other sizes and types: the most telling first."""
     batch, single = len(images), torch.float32
-    cases = [
+    cases = []
+    for dtype in DTYPES:
+        for half in ("forward", "backward"):
+            cases.append(partial(loss_case, timer, batch, dtype, half=half, detail=f"{half} alone"))
+    for dtype in (torch.float32, torch.bfloat16):
+        for maps_in in (decode_case, loss_case):
+            cases.append(partial(maps_in, timer, batch, dtype, layout="channels_last", detail="channels-last maps"))
+    cases += [
         partial(crop_case, timer, images, batch, torch.uint8, "contiguous", detail="uint8 out, no colour map"),
         partial(crop_case, timer, images, batch, single, "contiguous", size=(384, 288), detail="384 x 288 crops"),
         partial(decode_case, timer, batch, single, flipped=True, detail="with the maps of the mirrored image"),
         partial(decode_case, timer, batch, single, size=(96, 72), detail="96 x 72 maps"),
     ]
-    for dtype in DTYPES:
-        for half in ("forward", "backward"):
-            cases.append(partial(loss_case, timer, batch, dtype, half=half, detail=f"{half} alone"))
-    for make in (render_case, loss_case):
+    for drawn in (render_case, loss_case):
         cases += [
-            partial(make, timer, batch, single, encoding="unbiased", detail="unbiased: drawn over the whole map"),
-            partial(make, timer, batch, single, sigma=2.0, detail="sigma 2"),
-            partial(make, timer, batch, single, size=(96, 72), sigma=3.0, detail="96 x 72 maps, sigma 3"),
+            partial(drawn, timer, batch, single, encoding="unbiased", detail="unbiased: drawn over the whole map"),
+            partial(drawn, timer, batch, single, sigma=2.0, detail="sigma 2"),
+            partial(drawn, timer, batch, single, size=(96, 72), sigma=3.0, detail="96 x 72 maps, sigma 3"),
         ]
     for few in sorted({1, max(1, batch // 8)}):
         detail = f"batch of {few}"
@@ -108,8 +112,16 @@ def random_images(count: int, device: torch.device) -> ImageBatch:
     width = torch.randint(1180, 1381, (count,), generator=generator)
     ends = (3 * height * width).cumsum(0)
     offsets = torch.cat([ends.new_zeros(1), ends[:-1]])
-    data = torch.randint(0, 256, (int(ends[-1]),), dtype=torch.uint8, device=device)
+    noise = torch.Generator(device).manual_seed(0)
+    data = torch.randint(0, 256, (int(ends[-1]),), generator=noise, dtype=torch.uint8, device=device)
     return ImageBatch(data, offsets.to(device), torch.stack([height, width], 1).to(torch.int32).to(device))
+
+
+def noisy(values: Tensor, seed: int) -> Tensor:
+    """`values` under noise of 0.05 from a generator of its own: torch's default one may be lost to a failed capture."""
+    generator = torch.Generator(values.device).manual_seed(seed)
+    noise = torch.randn(values.shape, generator=generator, device=values.device)
+    return (values + 0.05 * noise).to(values.dtype)
 
 
 def random_boxes(sizes: Tensor, size: tuple[int, int], seed: int) -> Tensor:
@@ -215,10 +227,12 @@ class Maps:
         visible = (torch.rand(batch, JOINTS, generator=generator, device=device) < 0.9).float()
         return cls(keypoints, visible)
 
-    def predicted(self, size: tuple[int, int], dtype: torch.dtype, sigma: float = 1.0) -> Tensor:
+    def predicted(
+        self, size: tuple[int, int], dtype: torch.dtype, seed: int, *, sigma: float = 1.0, layout: str = "contiguous"
+    ) -> Tensor:
         """Maps as a half-trained network gives them: the target under noise."""
         target, _ = vectorized.render_heatmaps(self.keypoints, self.visible, size, sigma=sigma)
-        return (target + 0.05 * torch.randn_like(target)).to(dtype)
+        return noisy(target, seed).to(dtype).contiguous(memory_format=LAYOUTS[layout])
 
 
 def render_case(
@@ -266,17 +280,18 @@ def decode_case(
     *,
     size: tuple[int, int] = (64, 64),
     flipped: bool = False,
+    layout: str = "contiguous",
     detail: str = "",
 ) -> Case:
     # Besides the maps: a matrix of 24 bytes per sample, a point and a score per joint.
     moved = batch * (24 + JOINTS * (size[0] * size[1] * dtype.itemsize * (2 if flipped else 1) + 12))
     sets = timer.sets(moved)
     inputs = [Maps.random(timer.device, batch, size, n) for n in range(sets)]
-    maps = [one.predicted(size, dtype) for one in inputs]
+    maps = [one.predicted(size, dtype, n, layout=layout) for n, one in enumerate(inputs)]
     image_sizes = torch.tensor([[720, 1280]]).expand(batch, 2)
     matrix = [random_boxes(image_sizes, size, n).to(timer.device) for n in range(sets)]
     mirror: dict[str, Any] = {"flip_pairs": MPII.mirror_pairs, "flip_shift": True} if flipped else {}
-    mirrored = [one.flip(3) + 0.05 * torch.randn_like(one) for one in maps] if flipped else [None] * sets
+    mirrored = [noisy(one.flip(3), sets + n) if flipped else None for n, one in enumerate(maps)]
 
     def call(function: Callable[..., Any]) -> Run:
         return lambda n: function(maps[n], heatmap_to_image=matrix[n], flipped=mirrored[n], **mirror)
@@ -296,7 +311,7 @@ def decode_case(
         "amax": lambda: lambda n: maps[n].amax((2, 3)),
     }
     own = call(lambda *a, **k: fastpose.decode_heatmaps(*a, **k))
-    return Case("decode_heatmaps", dtype, batch, moved, sets, own, check, {} if detail else made, detail=detail)
+    return Case("decode_heatmaps", dtype, batch, moved, sets, own, check, {} if detail else made, layout, detail)
 
 
 def loss_case(
@@ -308,6 +323,7 @@ def loss_case(
     sigma: float = 1.0,
     encoding: str = "msra",
     half: str = "both",
+    layout: str = "contiguous",
     detail: str = "",
 ) -> Case:
     """Loss and gradient. float16 has the loss scale of a training run, without which its gradient would be 0."""
@@ -315,7 +331,7 @@ def loss_case(
     moved = {"both": 3, "forward": 1, "backward": 2}[half] * values * dtype.itemsize
     sets = timer.sets(values * dtype.itemsize)
     inputs = [Maps.random(timer.device, batch, size, n) for n in range(sets)]
-    pred = [one.predicted(size, dtype, sigma).requires_grad_() for one in inputs]
+    pred = [one.predicted(size, dtype, n, sigma=sigma, layout=layout).requires_grad_() for n, one in enumerate(inputs)]
     scale = torch.tensor(65536.0 if dtype == torch.float16 else 1.0, device=timer.device)
     options: dict[str, Any] = {"sigma": sigma, "encoding": encoding}
 
@@ -357,7 +373,7 @@ def loss_case(
         "render+mse_loss_compile": lambda: both(peers.compiled(rendered)),
     }
     name = "heatmap_mse_loss"
-    return Case(name, dtype, batch, moved, sets, own[half], check, {} if detail else made, detail=detail)
+    return Case(name, dtype, batch, moved, sets, own[half], check, {} if detail else made, layout, detail)
 
 
 def _some(batch: int) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+COPY_ALIGNMENT = 512  # bytes, that of torch's CUDA allocations
 Run = Callable[[int], Any]  # does the work once, on input set number n, and returns its outputs
 
 
@@ -28,10 +29,16 @@ class Timer:
 
     CUDA: launches over several sets of inputs and outputs are captured in one graph, each set with memory of its own,
     all sets together at least four times the L2. The graph is replayed between two events. CPU: a plain clock.
+
+    Args:
+        device: where the launches run.
+        errors: takes a line for each capture that fails. Such a capture leaves torch's allocator and default generator
+            as they are within one, so whatever is measured after it may be wrong.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, errors: list[str] | None = None) -> None:
         self.device = device
+        self.errors = [] if errors is None else errors
         self._copies: dict[int, float] = {}
 
     @property
@@ -46,31 +53,40 @@ class Timer:
         """How many sets of `launch_bytes` together exceed four times the L2; at least two."""
         return max(2, math.ceil(4 * self.cache_bytes / launch_bytes) + 1 if self.cuda else 2)
 
-    def time(self, run: Run, sets: int) -> Timing:
-        """Seconds per launch of `run`, called with 0 … sets − 1 in rotation.
+    def time(self, run: Run, sets: int, what: str = "a launch") -> Timing:
+        """Seconds per launch of `run`, called with 0 … sets − 1 in rotation; `what` names it in errors.
 
-        Work that waits for the device cannot be captured; it is timed between events without a graph, and `note` says
-        so.
+        Work that waits for the device is not captured; it is timed between events without a graph, and `note` says so.
         """
         if not self.cuda:
             run(0)
             return _spread([_clock(run, n % sets) for n in range(3)])
-        before = torch.cuda.current_stream()
         try:
             _refuse_to_wait(run, sets)
+        except RuntimeError as error:
+            return self._time_without_graph(run, sets, first_line(error))
+        before = torch.cuda.current_stream()
+        try:
             return self._time_graph(run, sets)
         except RuntimeError as error:
+            self.errors.append(f"figures after this may be wrong: capture of {what} failed: {first_line(error)}")
             torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind as the current one
             return self._time_without_graph(run, sets, first_line(error))
 
     def copy_seconds(self, moved_bytes: int) -> float:
-        """Seconds that `Tensor.copy_` takes on the device to read and write `moved_bytes` altogether."""
-        if moved_bytes not in self._copies:
-            half, sets = max(1, moved_bytes // 2), self.sets(moved_bytes)
-            source = torch.randint(0, 256, (sets, half), dtype=torch.uint8, device=self.device)
+        """Seconds that `Tensor.copy_` takes on the device to read and write `moved_bytes` altogether.
+
+        Rounded up to a multiple of 1024 bytes, so that each row, half of that, is aligned as an allocation would be.
+        """
+        half = COPY_ALIGNMENT * max(1, math.ceil(moved_bytes / 2 / COPY_ALIGNMENT))
+        if 2 * half not in self._copies:
+            sets = self.sets(2 * half)
+            generator = torch.Generator(self.device).manual_seed(0)
+            source = torch.randint(0, 256, (sets, half), generator=generator, dtype=torch.uint8, device=self.device)
             target = torch.empty_like(source)
-            self._copies[moved_bytes] = self.time(lambda n: target[n].copy_(source[n]), sets).median
-        return self._copies[moved_bytes]
+            what = f"a copy of {half} bytes"
+            self._copies[2 * half] = self.time(lambda n: target[n].copy_(source[n]), sets, what).median
+        return self._copies[2 * half]
 
     def copies(self) -> dict[int, float]:
         """Copy bandwidth in GB/s by the bytes moved, as measured so far."""

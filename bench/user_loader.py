@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 import fastpose
 from fastpose.data.persons import Persons
 
+TIMEOUT = 30  # seconds until workers that give no batch are an error
+
 
 class Sample(NamedTuple):
     """What the loader gives, as a batch: crops [B, 3, h, w], targets [B, K, h/4, w/4], weights [B, K, 1, 1]."""
@@ -79,10 +81,34 @@ def draw_target(
     return maps, weights
 
 
+def fit_into(free_bytes: int, batch_bytes: int, workers: int) -> tuple[int, int]:
+    """As many of `workers`, and as high a prefetch factor, 2 or 1, as batches in `free_bytes` of shared memory allow.
+
+    Raises:
+        OSError: not even one worker can have a batch there.
+    """
+    room = (
+        free_bytes // batch_bytes - 2
+    )  # beside what workers hold: one batch on its way into pinned memory, one behind
+    if room < 1:
+        raise OSError(f"shared memory: expected room for 3 batches of {batch_bytes:,} bytes, got {free_bytes:,} bytes")
+    return (workers, 2) if room >= 2 * workers else (min(workers, room), 1)
+
+
 def user_batches(
-    persons: Persons, size: tuple[int, int], batch_size: int, workers: int, device: torch.device
+    persons: Persons,
+    size: tuple[int, int],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    *,
+    prefetch_factor: int = 2,
 ) -> Generator[Sample, None, None]:
-    """Random batches on `device` without end; `workers` 0 loads in this process."""
+    """Random batches on `device` without end; `workers` 0 loads in this process.
+
+    Raises:
+        RuntimeError: for TIMEOUT seconds no batch came from the workers, or one of them died.
+    """
     dataset = UserDataset(persons, size)
     loader = DataLoader(
         dataset,
@@ -90,9 +116,10 @@ def user_batches(
         # An epoch longer than any measurement: at the end of one the workers would stand still.
         sampler=RandomSampler(dataset, replacement=True, num_samples=10_000 * batch_size),
         num_workers=workers,
+        prefetch_factor=prefetch_factor if workers else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=_one_core,
-        timeout=60 if workers else 0,
+        timeout=TIMEOUT if workers else 0,
     )
     while True:
         for batch in loader:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From 1280 x 720 images to batches: augmented, normalised 256 x 256 crops of one person each, with 64 x 64 targets.
+
+fastpose from files, from a packed JPEG and a packed raw store, and from decoded images in memory, against what a user
+has today: OpenCV and NumPy per sample in a DataLoader's workers. Times are per sample, files are in the page cache.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Generator, Iterator
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import fastpose
+from bench.conftest import CROP, HEATMAP, REAL_MPII, THREADS
+from bench.pipeline import Scale, write_pictures
+from bench.user_loader import user_batches
+from fastpose.build import describe
+from fastpose.data.annotation_rows import mpii_box
+from fastpose.data.augmentation import Augmentation
+from fastpose.data.images import image_size
+from fastpose.data.loader import PoseLoader
+from fastpose.data.packed import Margins, PackedImages, Plan, read_packed_persons, write_pack
+from fastpose.data.persons import Persons
+from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages, reductions
+from fastpose.skeletons import MPII
+
+pytestmark = pytest.mark.benchmark(group="pipeline, per sample")
+
+FILES, BATCH, BATCHES, ROUNDS = 192, 32, 12, 7
+REAL_SIZE = (720, 1280)
+
+
+class Dataset(NamedTuple):
+    folder: Path
+    persons: Persons  # FILES of them, each on a file of its own
+    real: bool
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Copies of MPII's pictures of that size where they are at hand (FASTPOSE_REAL_DATA), else drawn ones."""
+    folder = tmp_path_factory.mktemp("pictures")
+    images = [path for path in sorted(REAL_MPII.glob("images/*.jpg")) if image_size(path) == REAL_SIZE]
+    if not images:
+        persons = write_pictures(
+            folder, Scale(FILES, REAL_SIZE, BATCH, CROP, depth=18, seconds=1.0, steps=1, repeats=1)
+        )
+        return Dataset(folder, persons.select(np.arange(FILES)), False)
+    names = {path.name: path for path in images}
+    rows = json.loads((REAL_MPII / "annot/valid.json").read_text(encoding="utf-8"))
+    found = [row for row in rows if row["image"] in names]
+    chosen = [found[n % len(found)] for n in range(FILES)]
+    paths = tuple(folder / f"{n:04d}.jpg" for n in range(FILES))
+    for path, row in zip(paths, chosen, strict=True):
+        shutil.copy(names[row["image"]], path)
+    boxes = [mpii_box(np.array(row["center"], float), row["scale"]) for row in chosen]
+    persons = Persons(
+        image_paths=paths,
+        image_index=np.arange(FILES),
+        center=np.array([center for center, _ in boxes], np.float32),
+        scale=np.array([(scale, scale) for _, scale in boxes], np.float32),
+        keypoints=np.array([row["joints"] for row in chosen], np.float32) - 1,
+        visible=np.array([row["joints_vis"] for row in chosen], np.float32),
+        head_size=None,
+        source_row=np.arange(FILES),
+        skeleton=MPII,
+    )
+    return Dataset(folder, persons, True)
+
+
+def targets(persons: Persons, source: PixelSource) -> Generator[None, None, None]:
+    """Endless batches of crops and targets; each step makes one."""
+    loader = PoseLoader(persons, source, CROP, BATCH, augmentation=Augmentation())
+    for epoch in count():
+        for batch in loader.epoch(epoch):
+            fastpose.render_heatmaps(batch.keypoints, batch.visible, HEATMAP)
+            yield
+
+
+def run(benchmark: BenchmarkFixture, batches: Iterator[object], dataset: Dataset) -> None:
+    for _ in range(BATCHES):  # threads and workers started, checksums compared
+        next(batches)
+
+    def some() -> None:
+        for _ in range(BATCHES):
+            next(batches)
+
+    benchmark.extra_info |= {"samples": BATCHES * BATCH, "real images": dataset.real}
+    benchmark.pedantic(some, rounds=ROUNDS)
+    batches.close()  # type: ignore[attr-defined]  # generators have it
+
+
+def test_opencv_and_dataloader(benchmark: BenchmarkFixture, dataset: Dataset) -> None:
+    run(benchmark, user_batches(dataset.persons, CROP, BATCH, THREADS, torch.device("cpu")), dataset)
+
+
+def test_files_at_full_resolution(benchmark: BenchmarkFixture, dataset: Dataset) -> None:
+    source = ImageFiles(dataset.persons.image_paths, THREADS)
+    run(benchmark, targets(dataset.persons, source), dataset)
+
+
+def test_fastpose(benchmark: BenchmarkFixture, dataset: Dataset) -> None:
+    """From files, as training reads them by default: no finer than the crops need."""
+    persons = dataset.persons
+    source = ImageFiles(persons.image_paths, THREADS, reductions(persons, CROP, Augmentation().scale[0]))
+    run(benchmark, targets(persons, source), dataset)
+
+
+@pytest.mark.parametrize("pixels", ["jpeg", "raw"])
+def test_pack(benchmark: BenchmarkFixture, dataset: Dataset, pixels: str) -> None:
+    augmentation, folder = Augmentation(), dataset.folder / pixels
+    margins = Margins(CROP, augmentation.rotation, *augmentation.scale, reduce=True)
+    plan = Plan(pixels, 90, 1 << 28, {"train": margins}, {"train": describe(dataset.persons)}, {})  # type: ignore[arg-type]
+    write_pack(folder, plan, {"train": dataset.persons})
+    persons = read_packed_persons(folder, "train")
+    run(benchmark, targets(persons, PackedImages(persons.image_paths, THREADS)), dataset)
+
+
+def test_resident(benchmark: BenchmarkFixture, dataset: Dataset) -> None:
+    source = ResidentImages.from_files(dataset.persons.image_paths, "cpu", THREADS)
+    run(benchmark, targets(dataset.persons, source), dataset)
