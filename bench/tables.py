@@ -78,6 +78,15 @@ def page(runs: dict[int, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def color_of(name: str) -> str:
+    """fastpose blue, its other sources light blue, limits grey, peers orange."""
+    if name == OWN:
+        return "#1f5fa8"
+    if name.startswith(("pack", "resident", "files")):
+        return "#8db4dd"
+    return "#c9c9c9" if name.startswith("limit") else "#e0a33a"
+
+
 def draw(groups: Groups, threads: int) -> None:
     """One panel per group, a bar per peer, logarithmic: 1 is fastpose."""
     import matplotlib
@@ -91,9 +100,9 @@ def draw(groups: Groups, threads: int) -> None:
         ordered = sorted(rows.items(), key=lambda item: -item[1][0])
         names = [name.replace("_", " ") for name, _ in ordered]
         ratios = [median / own for _, (median, _) in ordered]
-        colors = ["#1f5fa8" if name == OWN else "#c9c9c9" if "limit" in name else "#e0a33a" for name, _ in ordered]
+        colors = [color_of(name) for name, _ in ordered]
         bars = axis.barh(names, ratios, color=colors)
-        axis.bar_label(bars, [f"{ratio:.2g}×" for ratio in ratios], padding=3, fontsize=7)
+        axis.bar_label(bars, [f"{ratio:.3g}×" for ratio in ratios], padding=3, fontsize=7)
         axis.set_xscale("log")
         axis.axvline(1, color="black", linewidth=0.6)
         axis.set_title(group, loc="left", fontsize=9)
