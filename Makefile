@@ -4,7 +4,7 @@
 # make real    train on the five real MPII images in REAL_DATA until they are known by heart
 # make bench   each op and the pipeline against their peers on 1 and on 2 threads, into bench/results; then
 #              python -m bench.tables puts them into docs/benchmarks.md
-# make bench-compare   the same on 1 thread against the last results in bench/results
+# make bench-compare   the ops on 1 thread beside the last committed results
 # make gpu-report        everything about speed on a GPU in one run, JSON into bench/results
 # make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck; needs a GPU
 # make lint | cpp-test | sanitize | emulate | cuda-compile   what .ci/run adds to that
@@ -35,8 +35,9 @@ bench: $(VENV)/.installed-test
 	FASTPOSE_BENCH_THREADS=1 $(BIN)/python $(BENCH) --benchmark-save=1_thread
 	FASTPOSE_BENCH_THREADS=2 $(BIN)/python $(BENCH) --benchmark-save=2_threads
 
+COMMITTED = $(lastword $(sort $(shell git ls-files 'bench/results/*/*_1_thread.json')))
 bench-compare: $(VENV)/.installed-test
-	FASTPOSE_BENCH_THREADS=1 $(BIN)/python $(BENCH) --benchmark-compare="*_1_thread" --benchmark-compare-fail=median:25%
+	FASTPOSE_BENCH_THREADS=1 $(BIN)/python $(BENCH) --benchmark-compare=$(COMMITTED)
 
 # Machines with a GPU may be offline: these two take the environment if it is there, else the Python at hand with
 # fastpose installed in it (`pip install -e . --no-deps --no-build-isolation`).

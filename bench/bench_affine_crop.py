@@ -38,7 +38,7 @@ def test_opencv(benchmark: BenchmarkFixture, crops: Crops) -> None:
         out = []
         for matrix, n in zip(matrices, index, strict=True):
             crop = cv2.warpAffine(crops.images[n], matrix, CROP[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-            out.append(torch.from_numpy(crop).permute(2, 0, 1).float().div_(255).sub_(mean).div_(std))
+            out.append(torch.from_numpy(crop).permute(2, 0, 1).contiguous().float().div_(255).sub_(mean).div_(std))
         return torch.stack(out)
 
     expected = reference.affine_crop(
@@ -63,13 +63,17 @@ def test_torch_compile(benchmark: BenchmarkFixture, crops: Crops) -> None:
 
 
 def test_numba(benchmark: BenchmarkFixture, crops: Crops) -> None:
-    b, out = crops.batch, np.empty((len(crops.crop_to_image), 3, *CROP), np.float32)
-    tables = (b.data, b.offsets, b.sizes, crops.crop_to_image, crops.image_index, crops.color)
-    arguments = (*(table.numpy() for table in tables), out)
-    numba_peers.affine_crop(*arguments)
+    b = crops.batch
+    tables = [t.numpy() for t in (b.data, b.offsets, b.sizes, crops.crop_to_image, crops.image_index, crops.color)]
+
+    def run() -> np.ndarray:
+        out = np.empty((len(crops.crop_to_image), 3, *CROP), np.float32)
+        numba_peers.affine_crop(*tables, out)
+        return out
+
     expected = fastpose.affine_crop(b, crops.crop_to_image, CROP, image_index=crops.image_index, color=crops.color)
-    np.testing.assert_allclose(out, expected.numpy(), atol=1e-3)
-    benchmark(numba_peers.affine_crop, *arguments)
+    np.testing.assert_allclose(run(), expected.numpy(), atol=1e-3)
+    benchmark(run)
 
 
 def test_numpy_reference(benchmark: BenchmarkFixture, crops: Crops) -> None:

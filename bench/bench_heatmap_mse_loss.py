@@ -59,13 +59,17 @@ def test_torch_compile(benchmark: BenchmarkFixture, maps: Maps) -> None:
 
 
 def test_numba(benchmark: BenchmarkFixture, maps: Maps) -> None:
-    grad = np.empty(maps.pred.shape, np.float32)
-    arguments = (maps.pred.numpy(), maps.keypoints.numpy(), maps.visible.numpy(), 1.0, grad)
-    value, pred = numba_peers.heatmap_mse_loss(*arguments), maps.pred.clone().requires_grad_()
+    inputs = maps.pred.numpy(), maps.keypoints.numpy(), maps.visible.numpy()
+
+    def run() -> tuple[float, np.ndarray]:
+        grad = np.empty(maps.pred.shape, np.float32)
+        return numba_peers.heatmap_mse_loss(*inputs, 1.0, grad), grad
+
+    (value, grad), pred = run(), maps.pred.clone().requires_grad_()
     expected = forward_and_backward(lambda p: fastpose.heatmap_mse_loss(p, maps.keypoints, maps.visible), pred)
     assert value == pytest.approx(expected.item(), rel=1e-5)
     np.testing.assert_allclose(grad, pred.grad.numpy(), atol=1e-10)
-    benchmark(numba_peers.heatmap_mse_loss, *arguments)
+    benchmark(run)
 
 
 def test_numpy_reference_forward_only(benchmark: BenchmarkFixture, maps: Maps) -> None:

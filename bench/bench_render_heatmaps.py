@@ -44,13 +44,17 @@ def test_torch_compile(benchmark: BenchmarkFixture, maps: Maps) -> None:
 
 
 def test_numba(benchmark: BenchmarkFixture, maps: Maps) -> None:
-    out, weights = np.empty(maps.pred.shape, np.float32), np.empty(maps.visible.shape, np.float32)
-    arguments = (maps.keypoints.numpy(), maps.visible.numpy(), 1.0, out, weights)
-    numba_peers.render_heatmaps(*arguments)
+    points, visible = maps.keypoints.numpy(), maps.visible.numpy()
+
+    def run() -> tuple[np.ndarray, np.ndarray]:
+        out, weights = np.empty(maps.pred.shape, np.float32), np.empty(visible.shape, np.float32)
+        numba_peers.render_heatmaps(points, visible, 1.0, out, weights)
+        return out, weights
+
     expected = fastpose.render_heatmaps(maps.keypoints, maps.visible, HEATMAP)
-    np.testing.assert_allclose(out, expected[0].numpy(), atol=1e-6)
-    np.testing.assert_array_equal(weights, expected[1].numpy())
-    benchmark(numba_peers.render_heatmaps, *arguments)
+    for got, wanted in zip(run(), expected, strict=True):
+        np.testing.assert_allclose(got, wanted.numpy(), atol=1e-6)
+    benchmark(run)
 
 
 def test_numpy_reference(benchmark: BenchmarkFixture, maps: Maps) -> None:

@@ -28,11 +28,9 @@ top of each `bench/bench_*.py`.
 
 def newest() -> dict[int, dict[str, Any]]:
     """The newest results for each number of threads."""
-    found: dict[int, dict[str, Any]] = {}
-    for path in sorted(RESULTS.glob("*/*.json")):  # their names begin with a running number
-        results = json.loads(path.read_text(encoding="utf-8"))
-        found[results["machine_info"]["threads"]] = results
-    return dict(sorted(found.items()))
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*/*.json")]
+    newest_last = sorted(runs, key=lambda results: results["datetime"])
+    return dict(sorted({results["machine_info"]["threads"]: results for results in newest_last}.items()))
 
 
 def groups_of(results: dict[str, Any]) -> Groups:

@@ -57,7 +57,9 @@ class UserDataset(Dataset[Sample]):
         to_crop = cv2.getRotationMatrix2D((float(center[0]), float(center[1])), 60 * turn - 30, width / box)
         to_crop[:, 2] += np.array([width / 2, height / 2]) - center
         crop = cv2.warpAffine(np.ascontiguousarray(image), to_crop, (width, height), flags=cv2.INTER_LINEAR)
-        pixels = torch.from_numpy(crop).permute(2, 0, 1).float().div_(255).sub_(self.mean).div_(self.deviation)
+        pixels = (
+            torch.from_numpy(crop).permute(2, 0, 1).contiguous().float().div_(255).sub_(self.mean).div_(self.deviation)
+        )
         on_map = (keypoints @ to_crop[:, :2].T + to_crop[:, 2]) / 4
         target, weight = draw_target(on_map, visible, (height // 4, width // 4))
         return Sample(pixels, torch.from_numpy(target), torch.from_numpy(weight)[:, None, None])

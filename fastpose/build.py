@@ -20,7 +20,7 @@ from fastpose.data.augmentation import Augmentation
 from fastpose.data.gpu_jpeg import GpuJpegFiles
 from fastpose.data.loader import PoseLoader
 from fastpose.data.mpii import read_mpii
-from fastpose.data.packed import PackedImages, is_pack, pack_of, read_index, read_packed_persons
+from fastpose.data.packed import PackedImages, is_pack, margins_of, pack_of, read_index, read_packed_persons
 from fastpose.data.persons import Persons
 from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages, reductions
 from fastpose.engine import require_cuda, uses_bfloat16
@@ -140,6 +140,11 @@ def make_source(
         packed = PackedImages(paths, threads)
         rotation, low, high = (options.rotation, options.scale_min, options.scale_max) if training else (0.0, 1.0, 1.0)
         packed.margins.check(found[0], options.size, rotation, low, high)
+        if packed.margins.reduce and not options.reduced_decode:
+            raise ValueError(
+                f"reduced_decode: the pack {found[0]} holds reduced pixels, and this network (or --reduced_decode "
+                "false) wants those of full resolution: use the image files, or fastpose pack --reduced_decode false"
+            )
         if not options.resident:
             return packed
         names = [str(path) for path in paths]
@@ -155,6 +160,15 @@ def make_source(
     return ResidentImages.from_files(
         paths, device, threads, decoder=files, reduction=reduction, on_bad_image=options.on_bad_image, progress=show
     )
+
+
+def as_packed(options: TrainOptions) -> TrainOptions:
+    """The options of a training, with `reduced_decode` off where its pixels come from a pack in full resolution: later
+    evaluations on files must not reduce them then."""
+    root = options.resolved_data_root()
+    if is_pack(root) and not margins_of(root, "train").reduce:
+        return dataclasses.replace(options, reduced_decode=False)
+    return options
 
 
 def available_cores() -> int:

@@ -7,6 +7,7 @@ import dataclasses
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from fastpose.build import DATA_OPTIONS, describe, read_split
 from fastpose.config import TrainOptions, check_at_least, find_recipe, from_plain, make_parser, option, parse
 from fastpose.data.packed import Margins, Plan, is_pack, write_pack
+from fastpose.data.persons import Persons
 
 DESCRIPTION = """Pack a data set: of each person the region that training can ask for, at the resolution that it needs,
 with the annotations, in a few large files. Train and evaluate on it with --data_root OUT. A stopped command goes on
@@ -98,7 +100,7 @@ def run(given: PackOptions, dataset: str, out: Path) -> int:
         given.quality,
         given.shard_bytes,
         margins,
-        {split: describe(persons) for split, persons in splits.items()},
+        {split: f"{describe(persons)}, {describe_heads(persons)}" for split, persons in splits.items()},
         {name: getattr(options, name) for name in DATA_OPTIONS},
     )
     new = write_pack(
@@ -110,6 +112,13 @@ def run(given: PackOptions, dataset: str, out: Path) -> int:
         f"{'wrote' if new else 'already there, nothing to do:'} {out}: {persons} persons, {total:,} bytes", flush=True
     )
     return 0
+
+
+def describe_heads(persons: Persons) -> str:
+    """Tells these head sizes from others: they are packed too, and scores hang on them."""
+    if persons.head_size is None:
+        return "no head sizes"
+    return f"checksum of the head sizes {zlib.crc32(persons.head_size.tobytes()):08x}"
 
 
 def progress_printer() -> Callable[[str, int, int], None]:

@@ -16,7 +16,15 @@ from typing import Any
 import torch
 
 from fastpose import drawing
-from fastpose.build import check_batches, describe, generate_missing_data, make_loader, make_model, read_split
+from fastpose.build import (
+    as_packed,
+    check_batches,
+    describe,
+    generate_missing_data,
+    make_loader,
+    make_model,
+    read_split,
+)
 from fastpose.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
 from fastpose.config import (
     BEFORE,
@@ -123,6 +131,7 @@ class Run:
 
     def __init__(self, options: TrainOptions, folder: Path, *, resume: bool = False) -> None:
         self.begin = self.last_save = time.perf_counter()
+        options = as_packed(options)
         self.options, self.folder = options, folder
         self.device = choose_device(options.device)
         for name, wanted in (("cuda_graph", options.cuda_graph), ("decoder gpu", options.decoder == "gpu")):

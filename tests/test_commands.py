@@ -234,6 +234,8 @@ def test_a_pack_trains_and_evaluates_as_its_files_do(recipe, finished, tmp_path,
     assert {path.name for path in run.iterdir()} == RUN_FILES
     for name in ("predictions", "heatmaps"):
         assert cv2.imread(str(run / f"{name}.png")).std() > 10
+    # A pack in full resolution is remembered as that, whatever the options say: evaluations must not reduce either.
+    assert yaml.safe_load((run / "config.yaml").read_text())["reduced_decode"] is (kind == "jpeg")
     if kind == "raw":  # the files are not reduced either: boxes of 96 px for crops of 64
         assert losses(run) == pytest.approx(losses(finished), rel=1e-3)
     # Either's checkpoint on either's data.

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -445,3 +446,33 @@ def test_the_average_of_a_region_is_that_of_the_image(tmp_path):
     rows, columns = (slice(b, b + 2 * n) for b, n in zip(begin, region.pixels.shape[:2], strict=True))
     assert region.step == 2
     np.testing.assert_array_equal(region.pixels, average(read_image(path)[rows, columns], 2, 1))
+
+
+def test_reduced_pixels_are_not_given_to_a_run_that_wants_full_resolution(data, tmp_path):
+    assert pack.main([str(data), str(tmp_path / "out"), *SMALL]) == 0
+    with pytest.raises(ValueError, match=r"reduced_decode: the pack .*out holds reduced pixels"):
+        batches(options_for(tmp_path / "out", reduced_decode=False))
+    assert batches(options_for(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg", "..", ""])
+def test_a_name_that_leads_out_of_the_pack_is_refused(copy, name):
+    path, index = copy / "train-persons.npz", copy / "pack.json"
+    arrays = dict(np.load(path))
+    arrays["image"] = np.array([name, *arrays["image"][1:]])
+    np.savez(path, **arrays)
+    contents = json.loads(index.read_text())
+    contents["files"]["train"]["annotations"]["crc"] = zlib.crc32(path.read_bytes())
+    index.write_text(json.dumps(contents))
+    with pytest.raises(PackError, match=r"train-persons\.npz: expected names of files without a folder"):
+        read_packed_persons(copy, "train")
+
+
+@pytest.mark.parametrize("key", ["files", "margins"])
+def test_an_index_without_its_parts_is_named(copy, key):
+    index = copy / "pack.json"
+    contents = json.loads(index.read_text())
+    del contents[key]["train"]
+    index.write_text(json.dumps(contents))
+    with pytest.raises(PackError, match=r"pack\.json: damaged"):
+        batches(options_for(copy, reduced_decode=False))

@@ -268,7 +268,7 @@ def _write_shards(
     with ThreadPoolExecutor(threads, thread_name_prefix="fastpose-pack") as pool:
         while done < len(persons):
             name = f"{split}-{len(shards):05d}"
-            table = _finished_table(out / f"{name}.npy", out / f"{name}.shard")
+            table = _finished_table(out / f"{name}.npy", out / f"{name}.shard", on_bad_image)
             if table is None:
                 rows: list[tuple[float, ...]] = []
                 offset = 0
@@ -299,12 +299,17 @@ def _write_shards(
     return shards
 
 
-def _finished_table(table: Path, shard: Path) -> NDArray[np.void] | None:
-    """The table of a shard that an earlier run has finished."""
+def _finished_table(table: Path, shard: Path, on_bad_image: str) -> NDArray[np.void] | None:
+    """The table of a shard that an earlier run has finished; None where it has not, or where it left out bad images
+    that now are an error."""
     if not table.is_file() or not shard.is_file():
         return None
     rows = _load_table(table, table.read_bytes())
-    return rows if shard.stat().st_size == rows["length"].sum() else None
+    data = shard.read_bytes()
+    if len(data) != rows["length"].sum() or (on_bad_image == "error" and (rows["length"] == 0).any()):
+        return None
+    whole = all(zlib.crc32(data[row["offset"] : row["offset"] + row["length"]]) == row["crc"] for row in rows)
+    return rows if whole else None
 
 
 def _row(offset: int, data: bytes, region: Region | None) -> tuple[float, ...]:
@@ -369,6 +374,8 @@ def read_packed_persons(root: Path, split: str) -> Persons:
         if str(arrays["skeleton"]) != MPII.name:
             raise PackError(f"{path}: expected joints of skeleton {MPII.name!r}, got {str(arrays['skeleton'])!r}")
         names = arrays["image"].tolist()
+        if wrong := [name for name in names if name in ("", "..") or Path(name).name != name]:
+            raise PackError(f"{path}: expected names of files without a folder, got {wrong[0]!r}")
         return Persons(
             image_paths=tuple(root / split / str(row) / name for row, name in enumerate(names)),
             image_index=np.arange(len(names)),
@@ -514,8 +521,11 @@ def map_side_by_side(files: Sequence[Path]) -> tuple[NDArray[np.uint8], NDArray[
 
 def margins_of(root: Path, split: str) -> Margins:
     """What the regions of a pack's split are made for."""
-    values = read_index(root)["margins"][split]
-    return Margins(**values | {"size": tuple(values["size"])})
+    try:
+        values = read_index(root)["margins"][split]
+        return Margins(**values | {"size": tuple(values["size"])})
+    except (KeyError, TypeError) as error:
+        raise PackError(f"{root / INDEX}: damaged: the margins of {split!r} are not what they should be") from error
 
 
 def read_index(root: Path) -> dict[str, Any]:
@@ -533,7 +543,10 @@ def read_index(root: Path) -> dict[str, Any]:
 
 
 def _split_files(root: Path, split: str) -> dict[str, Any]:
-    return read_index(root)["files"][split]
+    try:
+        return dict(read_index(root)["files"][split])
+    except (KeyError, TypeError) as error:
+        raise PackError(f"{root / INDEX}: damaged: it does not name the files of {split!r}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
