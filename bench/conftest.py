@@ -37,13 +37,13 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     }
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
     """Every peer gets the same number of threads: FASTPOSE_BENCH_THREADS, one unless told."""
     before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
     cv2.setNumThreads(THREADS)
     numba.set_num_threads(THREADS)
+    torch.set_num_threads(THREADS)  # last: numba, when it starts its threads, gives OpenMP as many as there are cores
     yield
     torch.set_num_threads(before)
 
