@@ -26,8 +26,8 @@ THREADS = int(os.environ.get("FASTPOSE_BENCH_THREADS", "1"))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """What a reader of the results must know of the machine; its name is nobody's business."""
-    del machine_info["node"]
+    """What a reader of the results must know of the machine; its name and its kernel's are nobody's business."""
+    del machine_info["node"], machine_info["release"]
     machine_info |= {
         "threads": THREADS,
         "simd": fastpose.build_info()["simd"],
