@@ -77,6 +77,9 @@ bool is_vector_aligned(const T* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
+// Elements that `count` take so that what follows them is aligned for 16-byte accesses.
+FASTPOSE_HOST_DEVICE int aligned_count(int count) { return (count + 3) / 4 * 4; }
+
 // `count` elements from 16-byte aligned shared memory.
 template <int count, typename A>
 __device__ __forceinline__ void load_aligned(A (&to)[count], const A* from) {

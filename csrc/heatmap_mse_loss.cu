@@ -2,7 +2,6 @@
 #include "cuda_launch.cuh"
 
 #include "heatmap_mse_loss.h"
-#include "heatmap_target.cuh"
 
 namespace fastpose {
 namespace {

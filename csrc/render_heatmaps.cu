@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda_launch.cuh"
 
-#include "heatmap_target.cuh"
 #include "render_heatmaps.h"
 
 namespace fastpose {
