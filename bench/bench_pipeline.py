@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """From 1280 x 720 images to batches: augmented, normalised 256 x 256 crops of one person each, with 64 x 64 targets.
 
-fastpose from files, from a packed JPEG and a packed raw store, and from decoded images in memory, against what a user
-has today: OpenCV and NumPy per sample in a DataLoader's workers. Times are per sample, files are in the page cache.
+fastpose from files, from a packed JPEG and a packed raw store, and from decoded images in memory, each in turns with
+what a user has today: OpenCV and NumPy per sample in a DataLoader's workers. Times are per sample, in the middle of an
+epoch; files are distinct and in the page cache.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator, Iterator
-from itertools import count
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastpose
-from bench.conftest import CROP, HEATMAP, REAL_MPII, THREADS
+from bench.conftest import CROP, HEATMAP, REAL_MPII, THREADS, Work, in_turns, spread
 from bench.pipeline import Scale, write_pictures
 from bench.user_loader import user_batches
 from fastpose.build import describe
@@ -39,7 +40,10 @@ pytestmark = [
     pytest.mark.skipif(THREADS < 2, reason="the pipeline is compared on two threads or more"),
 ]
 
-FILES, BATCH, BATCHES, ROUNDS = 192, 32, 12, 7
+BATCH, ROUNDS = 32, 7
+# Of an epoch's batches some start workers and threads, some are timed, and some are left for those to go on with.
+BEFORE, TIMED, AFTER = 4, 8, 4
+FILES = BATCH * (BEFORE + TIMED + AFTER)
 REAL_SIZE = (720, 1280)
 
 
@@ -81,54 +85,78 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(folder, persons, True)
 
 
-def targets(persons: Persons, source: PixelSource) -> Generator[None, None, None]:
-    """Endless batches of crops and targets; each step makes one."""
-    loader = PoseLoader(persons, source, CROP, BATCH, augmentation=Augmentation())
-    for epoch in count():
-        for batch in loader.epoch(epoch):
-            fastpose.render_heatmaps(batch.keypoints, batch.visible, HEATMAP)
-            yield
+Batches = Generator[object, None, None]
+Compare = Callable[..., None]
 
 
-def run(benchmark: BenchmarkFixture, batches: Iterator[object], dataset: Dataset) -> None:
-    for _ in range(BATCHES):  # threads and workers started, checksums compared
-        next(batches)
+def targets(persons: Persons, source: PixelSource) -> Batches:
+    """An epoch of crops and targets."""
+    with closing(PoseLoader(persons, source, CROP, BATCH, augmentation=Augmentation()).epoch()) as batches:
+        for batch in batches:
+            yield fastpose.render_heatmaps(batch.keypoints, batch.visible, HEATMAP)
 
-    def some() -> None:
-        for _ in range(BATCHES):
+
+@contextmanager
+def under_way(make: Callable[[], Batches]) -> Iterator[Work]:
+    """Makes TIMED batches. Its threads and workers are gone afterwards, so that they take nothing from another."""
+    with closing(make()) as batches:
+        for _ in range(BEFORE):
             next(batches)
 
-    benchmark.extra_info |= {"samples": BATCHES * BATCH, "real images": dataset.real}
-    benchmark.pedantic(some, rounds=ROUNDS)
-    batches.close()  # type: ignore[attr-defined]  # generators have it
+        def run() -> None:
+            for _ in range(TIMED):
+                next(batches)
+
+        yield run
 
 
-def test_opencv_and_dataloader(benchmark: BenchmarkFixture, dataset: Dataset) -> None:
-    run(benchmark, user_batches(dataset.persons, CROP, BATCH, THREADS, torch.device("cpu")), dataset)
+@pytest.fixture
+def compare(benchmark: BenchmarkFixture, dataset: Dataset) -> Compare:
+    """Times batches in turns with those of OpenCV in a DataLoader."""
+
+    def opencv() -> Batches:
+        return user_batches(dataset.persons, CROP, BATCH, THREADS, torch.device("cpu"))
+
+    def run(make: Callable[[], Batches] = opencv) -> None:
+        ratios = in_turns(benchmark, lambda: under_way(make), lambda: under_way(opencv), ROUNDS)
+        benchmark.extra_info |= {
+            "faster": spread([1 / ratio for ratio in ratios]),
+            "samples": TIMED * BATCH,
+            "inputs": "real images" if dataset.real else "drawn images",
+        }
+
+    return run
 
 
-def test_files_at_full_resolution(benchmark: BenchmarkFixture, dataset: Dataset) -> None:
+def test_opencv_and_dataloader(compare: Compare) -> None:
+    compare()
+
+
+def test_files_at_full_resolution(compare: Compare, dataset: Dataset) -> None:
     source = ImageFiles(dataset.persons.image_paths, THREADS)
-    run(benchmark, targets(dataset.persons, source), dataset)
+    compare(lambda: targets(dataset.persons, source))
 
 
-def test_fastpose(benchmark: BenchmarkFixture, dataset: Dataset) -> None:
+def test_fastpose(compare: Compare, dataset: Dataset) -> None:
     """From files, as training reads them by default: no finer than the crops need."""
     persons = dataset.persons
     source = ImageFiles(persons.image_paths, THREADS, reductions(persons, CROP, Augmentation().scale[0]))
-    run(benchmark, targets(persons, source), dataset)
+    compare(lambda: targets(persons, source))
 
 
 @pytest.mark.parametrize("pixels", ["jpeg", "raw"])
-def test_pack(benchmark: BenchmarkFixture, dataset: Dataset, pixels: str) -> None:
+def test_pack(compare: Compare, dataset: Dataset, pixels: str) -> None:
     augmentation, folder = Augmentation(), dataset.folder / pixels
     margins = Margins(CROP, augmentation.rotation, *augmentation.scale, reduce=True)
     plan = Plan(pixels, 90, 1 << 28, {"train": margins}, {"train": describe(dataset.persons)}, {})  # type: ignore[arg-type]
     write_pack(folder, plan, {"train": dataset.persons})
     persons = read_packed_persons(folder, "train")
-    run(benchmark, targets(persons, PackedImages(persons.image_paths, THREADS)), dataset)
+    source = PackedImages(persons.image_paths, THREADS)
+    for _ in targets(persons, source):  # compares the records' checksums, once
+        pass
+    compare(lambda: targets(persons, source))
 
 
-def test_resident(benchmark: BenchmarkFixture, dataset: Dataset) -> None:
+def test_resident(compare: Compare, dataset: Dataset) -> None:
     source = ResidentImages.from_files(dataset.persons.image_paths, "cpu", THREADS)
-    run(benchmark, targets(dataset.persons, source), dataset)
+    compare(lambda: targets(dataset.persons, source))

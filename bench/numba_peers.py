@@ -21,42 +21,53 @@ Array = NDArray[Any]
 def affine_crop(
     data: Array, offsets: Array, sizes: Array, crop_to_image: Array, index: Array, color: Array, out: Array
 ) -> None:
-    """Crops into `out`, float32 [B, 3, h, w]; `color` is [3, 4]."""
+    """Crops into `out`, float32 [B, 3, h, w]; `color` is [3, 4].
+
+    What the compiler leaves in the loop over x, as `out` might overlap it, is read before it; unsigned indices save the
+    test for negative ones.
+    """
     batch, _, height, width = out.shape
+    one, pixel, green, blue = np.float32(1), np.uint64(3), np.uint64(1), np.uint64(2)
+    c = color.ravel()
+    rr, rg, rb, r1, gr, gg, gb, g1 = c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]
+    br, bg, bb, b1 = c[8], c[9], c[10], c[11]
     for row in numba.prange(batch * height):
         b, y = row // height, row % height
         m, n = crop_to_image[b], index[b]
+        xx, yx = m[0, 0], m[1, 0]
+        start_x, start_y = m[0, 1] * np.float32(y) + m[0, 2], m[1, 1] * np.float32(y) + m[1, 2]
         image_height, image_width = sizes[n, 0], sizes[n, 1]
         image = data[offsets[n] : offsets[n] + 3 * image_height * image_width]
-        fy = np.float32(y)
+        stride, right, bottom = np.uint64(3 * image_width), np.float32(image_width), np.float32(image_height)
         for x in range(width):
-            fx = np.float32(x)
-            sx = m[0, 0] * fx + (m[0, 1] * fy + m[0, 2])
-            sy = m[1, 0] * fx + (m[1, 1] * fy + m[1, 2])
-            red = green = blue = np.float32(0)
-            if sx > -1 and sy > -1 and sx < image_width and sy < image_height:
+            sx, sy = xx * np.float32(x) + start_x, yx * np.float32(x) + start_y
+            r = g = v = np.float32(0)
+            if sx >= 0 and sy >= 0 and sx < right - one and sy < bottom - one:
+                x0, y0 = np.int32(sx), np.int32(sy)
+                wx, wy = sx - np.float32(x0), sy - np.float32(y0)
+                p = np.uint64(y0) * stride + pixel * np.uint64(x0)
+                q, s, t = p + pixel, p + stride, p + stride + pixel
+                wt = wx * wy
+                wq, ws = wx - wt, wy - wt
+                wp = one - wx - ws
+                r = wp * image[p] + wq * image[q] + ws * image[s] + wt * image[t]
+                g = wp * image[p + green] + wq * image[q + green] + ws * image[s + green] + wt * image[t + green]
+                v = wp * image[p + blue] + wq * image[q + blue] + ws * image[s + blue] + wt * image[t + blue]
+            elif sx > -one and sy > -one and sx < right and sy < bottom:
                 x0, y0 = math.floor(sx), math.floor(sy)
                 wx, wy = sx - np.float32(x0), sy - np.float32(y0)
-                one = np.float32(1)
-                if x0 >= 0 and y0 >= 0 and x0 + 1 < image_width and y0 + 1 < image_height:
-                    tap = 3 * (y0 * image_width + x0)
-                    below = tap + 3 * image_width
-                    a, b_, c_, d = (one - wx) * (one - wy), wx * (one - wy), (one - wx) * wy, wx * wy
-                    red = a * image[tap] + b_ * image[tap + 3] + c_ * image[below] + d * image[below + 3]
-                    green = a * image[tap + 1] + b_ * image[tap + 4] + c_ * image[below + 1] + d * image[below + 4]
-                    blue = a * image[tap + 2] + b_ * image[tap + 5] + c_ * image[below + 2] + d * image[below + 5]
-                else:
-                    for dy in range(2):
-                        for dx in range(2):
-                            tx, ty = x0 + dx, y0 + dy
-                            if 0 <= tx < image_width and 0 <= ty < image_height:
-                                weight = (wx if dx else one - wx) * (wy if dy else one - wy)
-                                tap = 3 * (ty * image_width + tx)
-                                red += weight * image[tap]
-                                green += weight * image[tap + 1]
-                                blue += weight * image[tap + 2]
-            for c in range(3):
-                out[b, c, y, x] = color[c, 0] * red + color[c, 1] * green + color[c, 2] * blue + color[c, 3]
+                for dy in range(2):
+                    for dx in range(2):
+                        tx, ty = x0 + dx, y0 + dy
+                        if 0 <= tx < image_width and 0 <= ty < image_height:
+                            weight = (wx if dx else one - wx) * (wy if dy else one - wy)
+                            tap = 3 * (ty * image_width + tx)
+                            r += weight * image[tap]
+                            g += weight * image[tap + 1]
+                            v += weight * image[tap + 2]
+            out[b, 0, y, x] = rr * r + rg * g + rb * v + r1
+            out[b, 1, y, x] = gr * r + gg * g + gb * v + g1
+            out[b, 2, y, x] = br * r + bg * g + bb * v + b1
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"})
@@ -87,20 +98,27 @@ def decode_heatmaps(maps: Array, heatmap_to_image: Array, keypoints: Array, scor
     for k in numba.prange(batch * joints):
         b, j = k // joints, k % joints
         one = maps[b, j]
-        flat = one.ravel()
-        best = flat[0]
-        for i in range(flat.size):
-            best = max(best, flat[i])
-        place = 0
-        while flat[place] != best:
-            place += 1
-        x, y = place % width, place // width
+        column = one[0].copy()  # maxima of the columns: this loop becomes vector code, one over the whole map does not
+        for y in range(1, height):
+            for x in range(width):
+                column[x] = max(column[x], one[y, x])
+        best = column[0]
+        for x in range(width):
+            best = max(best, column[x])
+        peak_x, peak_y = 0, height
+        for x in range(width):
+            if column[x] == best:
+                y = 0
+                while one[y, x] != best:
+                    y += 1
+                if y < peak_y:
+                    peak_x, peak_y = x, y
         px, py = 0.0, 0.0
         if best > 0:
-            px, py = float(x), float(y)
-            if 1 < x < width - 1 and 1 < y < height - 1:
-                px += 0.25 * np.sign(one[y, x + 1] - one[y, x - 1])
-                py += 0.25 * np.sign(one[y + 1, x] - one[y - 1, x])
+            px, py = float(peak_x), float(peak_y)
+            if 1 < peak_x < width - 1 and 1 < peak_y < height - 1:
+                px += 0.25 * np.sign(one[peak_y, peak_x + 1] - one[peak_y, peak_x - 1])
+                py += 0.25 * np.sign(one[peak_y + 1, peak_x] - one[peak_y - 1, peak_x])
         m = heatmap_to_image[b]
         keypoints[b, j, 0] = m[0, 0] * px + m[0, 1] * py + m[0, 2]
         keypoints[b, j, 1] = m[1, 0] * px + m[1, 1] * py + m[1, 2]
