@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,12 +19,14 @@ import yaml
 
 from fastpose.build import DATA_OPTIONS, describe, read_split
 from fastpose.config import TrainOptions, check_at_least, find_recipe, from_plain, make_parser, option, parse
+from fastpose.data.augmentation import Augmentation
 from fastpose.data.packed import Margins, Plan, is_pack, write_pack
 from fastpose.data.persons import Persons
+from fastpose.report import duration
 
 DESCRIPTION = """Pack a data set: of each person the region that training can ask for, at the resolution that it needs,
 with the annotations, in a few large files. Train and evaluate on it with --data_root OUT. A stopped command goes on
-where it was when it is given again."""
+where it was when it is given again; on a complete pack it compares all checksums and mends what is damaged."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class PackOptions:
     rotation: float | None = option(None, "largest rotation of the training crops, degrees either way")
     scale_min: float | None = option(None, "smallest scaling of the person's box in training, factor")
     scale_max: float | None = option(None, "largest scaling of the person's box in training, factor")
+    half_body: float | None = option(
+        None, "probability of half-body crops in training, 0 to 1: above 0 their regions are packed too"
+    )
     reduced_decode: bool | None = option(
         None, "average pixels that are finer than any crop needs; otherwise keep all, in several times the space"
     )
@@ -87,12 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(given: PackOptions, dataset: str, out: Path) -> int:
     """Packs both splits and says how large the result is."""
     options = given.for_training(dataset)
+    # Refuses what no training could ask for.
+    Augmentation(options.rotation, (options.scale_min, options.scale_max), half_body=options.half_body)
     if is_pack(options.resolved_data_root()):
         raise ValueError(f"dataset: {dataset} is a pack itself; pack the data it was made from")
     splits = {"train": read_split(options, "train"), "valid": read_split(options, "valid")}
     reduce = options.reduced_decode
+    low, high, half_body = options.scale_min, options.scale_max, options.half_body > 0.0
     margins = {
-        "train": Margins(options.size, options.rotation, options.scale_min, options.scale_max, reduce),
+        "train": Margins(options.size, options.rotation, low, high, reduce, half_body),
         "valid": Margins(options.size, 0.0, 1.0, 1.0, reduce),
     }
     plan = Plan(
@@ -100,41 +110,73 @@ def run(given: PackOptions, dataset: str, out: Path) -> int:
         given.quality,
         given.shard_bytes,
         margins,
-        {split: f"{describe(persons)}, {describe_heads(persons)}" for split, persons in splits.items()},
+        {split: f"{describe(persons)}, {describe_scoring(persons)}" for split, persons in splits.items()},
         {name: getattr(options, name) for name in DATA_OPTIONS},
     )
-    new = write_pack(
-        out, plan, splits, threads=given.threads, on_bad_image=options.on_bad_image, progress=progress_printer()
-    )
+    bar = ProgressBar()
+    try:
+        new = write_pack(out, plan, splits, threads=given.threads, on_bad_image=options.on_bad_image, progress=bar.show)
+    finally:
+        bar.end_line()
     total = sum(path.stat().st_size for path in out.iterdir())
     persons = " and ".join(f"{len(persons)} {split}" for split, persons in splits.items())
-    print(
-        f"{'wrote' if new else 'already there, nothing to do:'} {out}: {persons} persons, {total:,} bytes", flush=True
-    )
+    state = "wrote" if new else "already there, nothing to do:"
+    print(f"{state} {out}: {persons} persons, {total:,} bytes", flush=True)
     return 0
 
 
-def describe_heads(persons: Persons) -> str:
-    """Tells these head sizes from others: they are packed too, and scores hang on them."""
+def describe_scoring(persons: Persons) -> str:
+    """Tells what is packed for scores from others: head sizes, or what COCO's evaluation goes by."""
+    if persons.truth is not None and persons.box_score is not None:
+        truth = json.dumps(dataclasses.asdict(persons.truth)).encode() + persons.box_score.tobytes()
+        return f"checksum of COCO's annotations and scores of boxes {zlib.crc32(truth):08x}"
     if persons.head_size is None:
         return "no head sizes"
     return f"checksum of the head sizes {zlib.crc32(persons.head_size.tobytes()):08x}"
 
 
-def progress_printer() -> Callable[[str, int, int], None]:
-    """A progress callback for `write_pack`: a line at every tenth of a split, with the time that is left."""
-    told: dict[str, tuple[int, int, float]] = {}
+class ProgressBar:
+    """Progress on standard output: on a terminal a bar that renews itself, elsewhere a line at every tenth of a split.
 
-    def show(split: str, done: int, total: int) -> None:
-        tenths, first, since = told.get(split, (0, done, time.monotonic()))
-        if done * 10 // total > tenths or split not in told:
-            seconds = time.monotonic() - since
-            left = f", {seconds / (done - first) * (total - done):.0f} s left" if done > first else ""
-            print(f"{split}: {done}/{total} persons packed{left}", flush=True)
-            tenths = done * 10 // total
-        told[split] = tenths, first, since
+    The time left is that of the persons packed so far; those that were there already do not count.
+    """
 
-    return show
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+        self.split, self.found, self.tenths = "", 0, -1
+        self.begin = self.last = self.drawn = time.monotonic()
+        self.open = False
+
+    def show(self, split: str, done: int, found: int, total: int) -> None:
+        """The callback of `write_pack`."""
+        now = time.monotonic()
+        if split != self.split:
+            self.split, self.found, self.tenths, self.begin = split, 0, -1, self.last
+        if found > self.found:  # the time went into comparing checksums
+            self.found = found
+            self.begin += now - self.last
+        self.last = now
+        text = f"{done:{len(str(total))}d}/{total} persons packed"
+        if done > found:
+            text += f", {duration((now - self.begin) / (done - found) * (total - done))} left"
+        if not self.terminal:
+            if done * 10 // total > self.tenths:
+                self.tenths = done * 10 // total
+                print(f"{split}: {text}", flush=True)
+        elif done == total or now - self.drawn >= 0.1:
+            self.drawn = now
+            room = shutil.get_terminal_size().columns - len(f"{split} [] {text} ")
+            bar = ("#" * (room * done // total)).ljust(room, ".")
+            print(f"\r\x1b[2K{split} [{bar}] {text}", end="", flush=True)
+            self.open = True
+            if done == total:
+                self.end_line()
+
+    def end_line(self) -> None:
+        """What is printed next begins on a line of its own."""
+        if self.open:
+            print(flush=True)
+            self.open = False
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,13 +16,23 @@ import pytest
 import torch
 
 import fastpose
-from fastpose import build, cli, pack
+from fastpose import build, cli, evaluate, pack
+from fastpose.checkpoint import save_checkpoint
 from fastpose.config import TrainOptions
 from fastpose.data import packed
-from fastpose.data.augmentation import Augmentation
+from fastpose.data.augmentation import Augmentation, body_boxes
 from fastpose.data.images import BadImageError, average, read_image
 from fastpose.data.loader import Batch, PoseLoader
-from fastpose.data.packed import Margins, PackedImages, PackError, cut_region, read_packed_persons
+from fastpose.data.packed import (
+    Margins,
+    PackedImages,
+    PackError,
+    Plan,
+    cut_region,
+    read_packed_persons,
+    with_checksum,
+    write_pack,
+)
 from fastpose.data.persons import Persons
 from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages
 from tests.shift import shift_between
@@ -65,6 +77,17 @@ def batches(options: TrainOptions, split: str = "train", device: torch.device = 
 
 def contents(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+def times(root: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in root.iterdir()}
+
+
+def forge(root: Path, change) -> None:
+    """Lets `change` alter the contents of pack.json in place, as somebody would who knows its checksum."""
+    index = json.loads((root / "pack.json").read_text())
+    change(index)
+    (root / "pack.json").write_text(json.dumps(with_checksum(index)))
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
@@ -153,6 +176,56 @@ def test_a_region_is_all_that_the_allowed_crops_sample(tmp_path, center, rotatio
                 for s in (ImageFiles((path,)), Region(region))
             ]
             torch.testing.assert_close(*crops, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+@pytest.mark.parametrize("udp", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (96, 64)])
+def test_a_region_is_all_that_crops_of_half_a_body_sample_and_fine_enough(tmp_path, size, udp, reduce):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), photograph(460, 500))
+    rng = np.random.default_rng(0)
+    keypoints = np.concatenate(
+        [rng.uniform((150, 250), (250, 420), (7, 2)), rng.uniform((200, 60), (330, 180), (9, 2))]
+    )
+    # A box that holds neither half: what is sampled outside it is sampled for the halves.
+    persons = dataclasses.replace(
+        person_at(path, (240.0, 240.0), 0.9),
+        keypoints=np.float32(keypoints[None]),
+        visible=np.ones((1, 16), np.float32),
+    )
+    boxes = body_boxes(persons, size, half_body=True)[0]
+    margins = Margins(size, 30.0, 0.75, 1.25, reduce, half_body=True)
+    region = cut_region(path, boxes[:, :2], boxes[:, 2:], margins)
+    assert region.step == 1.0  # as the person's own box is 57.6 px wide
+    many = persons.select([0] * 64)
+    for scale in (0.75, 1.25):
+        augmentation = Augmentation(30.0, (scale, scale), 0.5, half_body=0.7)
+        crops = [
+            torch.cat([b.images for b in PoseLoader(many, s, size, 64, augmentation=augmentation, udp=udp).epoch()])
+            for s in (ImageFiles((path,)), Region(region))
+        ]
+        torch.testing.assert_close(*crops, rtol=0, atol=2e-3)
+    # Without its own box a reduced region is as fine as the smaller half needs.
+    halves = cut_region(path, boxes[1:, :2], boxes[1:, 2:], margins)
+    finest = 0.75 * 200 * boxes[1:, 2].min() / size[1]
+    assert finest > 1.5
+    assert finest - 0.25 < halves.step <= finest if reduce else halves.step == 1.0
+
+
+def test_with_udp_a_region_is_all_that_the_allowed_crops_sample(tmp_path):
+    """Up to the box's last edge, which other crops end a pixel before."""
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), photograph(260, 300))
+    persons = person_at(path, (150.0, 130.0), 0.7)
+    for rotation, size in ((0.0, (64, 64)), (30.0, (96, 64)), (180.0, (32, 64))):
+        region = cut_region(path, persons.center[0], persons.scale[0], Margins(size, rotation, 0.75, 1.25, False))
+        augmentation = Augmentation(rotation, (1.25, 1.25), 0.5)
+        crops = [
+            next(PoseLoader(persons.select([0] * 64), s, size, 64, augmentation=augmentation, udp=True).epoch()).images
+            for s in (ImageFiles((path,)), Region(region))
+        ]
+        torch.testing.assert_close(*crops, rtol=0, atol=2e-3)
 
 
 def test_a_region_is_no_larger_than_it_must_be(tmp_path):
@@ -337,6 +410,7 @@ def test_an_unreadable_image_stops_the_packing_or_is_left_to_the_training(tmp_pa
         ),
         ({"size": (96, 96)}, "size: the pack .* too coarse for 96 x 96 pixels"),
         ({"scale_min": 0.7}, "scale_min: the pack .* boxes of at least 0.75 times .* 0.7 times"),
+        ({"half_body": 0.3}, "half_body: the pack .* was made for whole persons"),
         ({"decoder": "gpu"}, "decoder"),
         ({"images": "others"}, "images: the pack .* holds the data of 'images', got 'others'"),
     ],
@@ -348,6 +422,21 @@ def test_options_that_need_more_than_the_pack_holds_are_refused_by_name(data, tm
         batches(options_for(out, **fine))
     with pytest.raises(ValueError, match=message):
         batches(options_for(out, **changes))
+
+
+def test_a_pack_made_for_half_bodies_gives_them_as_the_files_do(data, tmp_path):
+    out = tmp_path / "out"
+    assert pack.main([str(data), str(out), *SMALL, "--half_body", "0.3", "--reduced_decode", "false"]) == 0
+    changes = {"half_body": 0.8, "reduced_decode": False, "udp": True}
+    for one, other in zip(*(batches(options_for(root, **changes)) for root in (data, out)), strict=True):
+        assert torch.equal(one.keypoints, other.keypoints)
+        torch.testing.assert_close(one.images, other.images, rtol=0, atol=1e-3)
+    for root in (data, out):  # evaluation has no half bodies
+        assert batches(options_for(root, **changes), "valid")[0].images.isfinite().all()
+    with pytest.raises(ValueError, match=r"size: .* half-body boxes have another aspect ratio than crops of 32 x 64"):
+        batches(options_for(out, **changes, size=(32, 64)))
+    assert len(batches(options_for(out, reduced_decode=False, size=(32, 64)))) == 6  # without them it does
+    assert pack.main([str(data), str(tmp_path / "other"), *SMALL, "--half_body", "1.2"]) == 1
 
 
 def test_a_pack_in_full_resolution_serves_larger_crops(whole):
@@ -457,22 +546,370 @@ def test_reduced_pixels_are_not_given_to_a_run_that_wants_full_resolution(data, 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg", "..", ""])
 def test_a_name_that_leads_out_of_the_pack_is_refused(copy, name):
-    path, index = copy / "train-persons.npz", copy / "pack.json"
-    arrays = dict(np.load(path))
-    arrays["image"] = np.array([name, *arrays["image"][1:]])
-    np.savez(path, **arrays)
-    contents = json.loads(index.read_text())
-    contents["files"]["train"]["annotations"]["crc"] = zlib.crc32(path.read_bytes())
-    index.write_text(json.dumps(contents))
+    arrays = dict(np.load(copy / "train-persons.npz"))
+    forge_annotations(copy, arrays | {"image": np.array([name, *arrays["image"][1:]])})
     with pytest.raises(PackError, match=r"train-persons\.npz: expected names of files without a folder"):
         read_packed_persons(copy, "train")
 
 
 @pytest.mark.parametrize("key", ["files", "margins"])
 def test_an_index_without_its_parts_is_named(copy, key):
-    index = copy / "pack.json"
-    contents = json.loads(index.read_text())
-    del contents[key]["train"]
-    index.write_text(json.dumps(contents))
+    forge(copy, lambda index: index[key].pop("train"))
     with pytest.raises(PackError, match=r"pack\.json: damaged"):
         batches(options_for(copy, reduced_decode=False))
+    forge(copy, lambda index: index.pop(key))
+    with pytest.raises(PackError, match=rf"pack\.json: damaged: it has no {key}"):
+        batches(options_for(copy, reduced_decode=False))
+
+
+def test_an_altered_index_is_an_error_that_names_it(copy, data):
+    index = copy / "pack.json"
+    whole = index.read_text()
+    for old, new in (('"rotation": 30.0', '"rotation": 90.0'), ('"raw"', '"jpeg"'), ('"records": ', '"records": 1')):
+        assert old in whole
+        index.write_text(whole.replace(old, new, 1))
+        with pytest.raises(PackError, match=r"pack\.json: altered"):
+            batches(options_for(copy))
+    index.write_text(whole[:-10])
+    with pytest.raises(PackError, match=r"pack\.json: damaged"):
+        batches(options_for(copy))
+    index.write_text(json.dumps(json.loads(whole), sort_keys=True))  # the same contents in other words
+    assert batches(options_for(copy))
+
+
+def test_a_pack_of_an_older_version_is_to_be_packed_again(copy, data, capsys):
+    older = json.loads((copy / "pack.json").read_text()) | {"format": "fastpose-pack-1"}
+    del older["crc"]
+    (copy / "pack.json").write_text(json.dumps(older))
+    message = "expected format 'fastpose-pack-2', got 'fastpose-pack-1'.* must be packed again"
+    with pytest.raises(PackError, match=message):
+        batches(options_for(copy))
+    assert pack.main([str(data), str(copy), *SMALL, "--reduced_decode", "false"]) == 1
+    assert "must be packed again, into another folder" in capsys.readouterr().err
+
+
+def forge_annotations(root: Path, arrays: dict[str, np.ndarray]) -> None:
+    path = root / "train-persons.npz"
+    np.savez(path, **arrays)
+    crc = zlib.crc32(path.read_bytes())
+    forge(root, lambda index: index["files"]["train"]["annotations"].update(crc=crc))
+
+
+def test_annotations_that_are_none_are_named(copy):
+    arrays = dict(np.load(copy / "train-persons.npz"))
+    for change, message in (
+        ({"center": arrays["center"][:-1]}, "damaged: center must be a float32 array"),
+        (
+            {name: array[:-1] for name, array in arrays.items() if array.ndim},
+            "expected 10 persons as in pack.json, got 9",
+        ),
+    ):
+        forge_annotations(copy, arrays | change)
+        with pytest.raises(PackError, match=rf"train-persons\.npz: {message}"):
+            read_packed_persons(copy, "train")
+    del arrays["scale"]
+    forge_annotations(copy, arrays)
+    with pytest.raises(PackError, match=r"train-persons\.npz: damaged: scale must be"):
+        read_packed_persons(copy, "train")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("offset", 0, "to begin where the record before it ends"),
+        ("offset", -1, "a place within the .* bytes of the shard"),
+        ("offset", 1 << 62, "a place within"),
+        ("length", 1 << 62, "a place within"),
+        ("length", -3, "a place within"),
+        ("height", 1, "3 bytes for each of its pixels"),
+        ("height", 0, "a height and a width of at least 1"),
+        ("width", -5, "a height and a width of at least 1"),
+        ("step", 0.0, "a positive step"),
+        ("step", np.nan, "a positive step and a finite place"),
+        ("x", np.inf, "a finite place in the image"),
+    ],
+)
+def test_a_table_whose_rows_do_not_fit_its_shard_is_refused_by_shard_and_record(copy, field, value, message):
+    table = copy / "train-00001.npy"
+    rows = np.load(table)
+    rows[field][1] = value
+    np.save(table, rows)
+    crc = zlib.crc32(table.read_bytes())
+    forge(copy, lambda index: index["files"]["train"]["shards"][1].update(table_crc=crc))
+    found = rf"train-00001\.shard: record 1 in train-00001\.npy: expected .*{message}.*, got offset "
+    with pytest.raises(PackError, match=found):
+        PackedImages(read_packed_persons(copy, "train").image_paths)
+
+
+def test_records_that_leave_a_part_of_their_shard_out_are_refused(copy):
+    table = copy / "train-00001.npy"
+    rows = np.load(table)[:-1]
+    np.save(table, rows)
+    crc = zlib.crc32(table.read_bytes())
+    forge(copy, lambda index: index["files"]["train"]["shards"][1].update(table_crc=crc))
+    with pytest.raises(PackError, match=r"train-00001\.shard: expected \d+ bytes as the records in train-00001\.npy"):
+        PackedImages(read_packed_persons(copy, "train").image_paths)
+
+
+def test_fewer_records_than_persons_are_refused(copy):
+    forge(copy, lambda index: index["files"]["train"]["shards"].pop())
+    with pytest.raises(PackError, match=r"pack\.json: damaged: 10 train persons, \d records"):
+        PackedImages(read_packed_persons(copy, "train").image_paths)
+
+
+def test_a_record_that_is_no_jpeg_is_named(data, tmp_path):
+    out = tmp_path / "out"
+    assert pack.main([str(data), str(out), *SMALL, "--format", "jpeg"]) == 0
+    shard, table = out / "train-00000.shard", out / "train-00000.npy"
+    rows = np.load(table)
+    noise = np.random.default_rng(0).bytes(int(rows["length"][0]))
+    shard.write_bytes(noise + shard.read_bytes()[len(noise) :])
+    rows["crc"][0] = zlib.crc32(noise)
+    np.save(table, rows)
+    crc = zlib.crc32(table.read_bytes())
+    forge(out, lambda index: index["files"]["train"]["shards"][0].update(table_crc=crc))
+    source = PackedImages(read_packed_persons(out, "train").image_paths)
+    source.load(torch.tensor([1]), CPU)
+    with pytest.raises(PackError, match=r"train-00000\.shard: the record of 000\.jpg does not decode"):
+        source.load(torch.tensor([0]), CPU)
+
+
+def test_packing_again_mends_what_is_damaged_and_touches_nothing_else(data, whole, copy, capsys):
+    arguments = [str(data), str(copy), *SMALL, "--reduced_decode", "false"]
+    before = times(copy)
+    assert pack.main(arguments) == 0
+    assert "already there, nothing to do" in capsys.readouterr().out
+    assert times(copy) == before
+    spoilt = ("train-00000.shard", "valid-00001.shard", "valid-00001.npy", "train-persons.npz")
+    for name in spoilt:
+        (copy / name).write_bytes((copy / name).read_bytes()[:-3])
+    middle = (copy / "train-00001.shard").read_bytes()
+    (copy / "train-00001.shard").write_bytes(b"\xff" + middle[1:])
+    (copy / "train-00002.shard").unlink()
+    assert pack.main(arguments) == 0
+    assert "wrote" in capsys.readouterr().out
+    assert contents(copy) == contents(whole)
+    assert {name for name, time in times(copy).items() if before[name] != time} == {
+        *spoilt,
+        *("train-00001.shard", "train-00002.shard"),
+    }
+
+
+def test_a_complete_pack_may_lie_where_nobody_can_write(data, copy, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(packed, "_replacing", refuse)
+    assert pack.main([str(data), str(copy), *SMALL, "--reduced_decode", "false"]) == 0
+    assert batches(options_for(copy))
+
+
+def test_a_folder_that_cannot_be_made_is_named(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out, message in (("file", "file: exists and is no folder"), ("file/out", "file/out")):
+        assert pack.main([str(data), str(tmp_path / out)]) == 1
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_is_named_and_the_pack_goes_on_later(data, whole, tmp_path, capsys):
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "out"
+    arguments = [str(data), str(out), *SMALL, "--reduced_decode", "false"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))  # shards have 60,000 bytes
+    try:
+        assert pack.main(arguments) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"'{out / 'train-00000.shard'}'" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {"unfinished.json", "train-persons.npz"}
+    assert pack.main(arguments) == 0
+    assert contents(out) == contents(whole)
+
+
+def test_two_commands_do_not_pack_into_one_folder(data, whole, tmp_path, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = [str(data), str(out), *SMALL, "--reduced_decode", "false"]
+    folder = os.open(out, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        assert pack.main(arguments) == 1
+    finally:
+        os.close(folder)
+    assert "another `fastpose pack` is writing into it" in capsys.readouterr().err
+    assert contents(out) == {}
+    assert pack.main(arguments) == 0
+    assert contents(out) == contents(whole)
+
+
+def test_where_files_cannot_be_mapped_side_by_side_it_is_said(whole, monkeypatch):
+    monkeypatch.delattr(packed.mmap, "MAP_PRIVATE")
+    with pytest.raises(PackError, match="this system cannot map a pack into memory, use the image files"):
+        batches(options_for(whole))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rotation", "-5"], "rotation: expected degrees between 0 and 180"),
+        (["--scale_min", "0"], "scale: expected 0 < smallest <= largest"),
+        (["--scale_max", "0.5"], "scale: expected 0 < smallest <= largest"),
+    ],
+)
+def test_margins_that_no_training_can_ask_for_are_refused(data, tmp_path, capsys, arguments, message):
+    assert pack.main([str(data), str(tmp_path / "out"), *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_region_too_large_for_a_jpeg_is_named(tmp_path):
+    path = tmp_path / "wide.png"
+    cv2.imwrite(str(path), np.zeros((2, 65_600, 3), np.uint8))
+    persons = person_at(path, (32_800.0, 1.0), 65_600 / 64)
+    plan = Plan("jpeg", 90, 1 << 30, {"train": Margins(SIZE, 0.0, 1.0, 1.0, False)}, {}, {})
+    with pytest.raises(PackError, match=r"wide\.png: OpenCV cannot store a region of 2 x 65600 pixels"):
+        write_pack(tmp_path / "out", plan, {"train": persons})
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_there_is_a_bar(data, tmp_path, monkeypatch):
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(pack.time, "monotonic", iter(range(1000)).__next__)
+    assert pack.main([str(data), str(tmp_path / "out"), "--size", "64", "64", "--threads", "1"]) == 0
+    *bars, last, end = out.getvalue().split("\n")
+    assert last.startswith("wrote ")
+    assert end == ""
+    for split, line in zip(("train", "valid"), bars, strict=True):
+        states = line.split("\r\x1b[2K")[1:]
+        assert [state.partition("]")[2].split()[0] for state in states] == [f"{n}/10" for n in range(2, 11, 2)]
+        assert all(state.startswith(f"{split} [") for state in states)
+        filled = [state.count("#") / (state.index("]") - state.index("[") - 1) for state in states]
+        assert filled == pytest.approx([0.2, 0.4, 0.6, 0.8, 1], abs=0.03)
+        assert max(map(len, states)) < 80
+        assert [state.rpartition(", ")[2] for state in states] == [f"0m{left:02d}s left" for left in (4, 3, 2, 1, 0)]
+
+
+def test_after_a_stop_the_bar_has_a_line_of_its_own(data, tmp_path, monkeypatch, capsys):
+    out = Terminal()
+
+    def stop_after_the_first_bar(path, *given):
+        if out.getvalue():
+            raise KeyboardInterrupt
+        return cut_region(path, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(packed, "cut_region", stop_after_the_first_bar)
+        patch.setattr(pack.time, "monotonic", iter(range(1000)).__next__)
+        assert pack.main([str(data), str(tmp_path / "out"), *SMALL]) == 130
+    assert out.getvalue().count("\r") == 1
+    assert out.getvalue().endswith(" left\n")
+    assert capsys.readouterr().err == "stopped by SIGINT; the same command goes on\n"
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_the_time_left_leaves_out_what_was_there_already(monkeypatch, capsys):
+    calls = [(50.0, 100, 100), (60.0, 110, 100), (70.0, 160, 140), (80.0, 170, 140)]
+    monkeypatch.setattr(pack.time, "monotonic", iter([0.0, *(now for now, *_ in calls)]).__next__)
+    bar = pack.ProgressBar()
+    for _, done, found in calls:
+        bar.show("train", done, found, 200)
+    lines = capsys.readouterr().out.splitlines()
+    # 10 persons in 10 s; 20 in 20 s, in between 10 s on persons that were there and 10 that were packed.
+    assert lines == [
+        "train: 100/200 persons packed",
+        "train: 160/200 persons packed, 0m20s left",
+    ]
+
+
+@pytest.fixture
+def checkpoint(data, tmp_path, monkeypatch) -> Path:
+    """That of a network that knows nothing, trained on files."""
+
+    def small_network(depth, head, num_joints, *, channels):
+        return torch.nn.Conv2d(3, num_joints, 4, stride=4)
+
+    monkeypatch.setattr(build, "pose_resnet", small_network)
+    options = options_for(data)
+    model = build.make_model(options, fastpose.skeletons.MPII, CPU)
+    path = tmp_path / "run" / "best.pt"
+    path.parent.mkdir()
+    save_checkpoint(
+        path,
+        model=model.state_dict(),
+        optimizer=None,
+        learning_rate={},
+        progress={},
+        config=options.as_plain(),
+        skeleton="mpii",
+        keep_previous=False,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def renamed(data, tmp_path_factory) -> Path:
+    """A pack whose validation persons come from another file than the default's."""
+    out = tmp_path_factory.mktemp("packs") / "renamed"
+    names = ["--valid_annotations", "annot/train.json"]
+    assert pack.main([str(data), str(out), *SMALL, *names]) == 0
+    return out
+
+
+def test_an_evaluation_on_a_pack_takes_its_annotations_and_refuses_others(checkpoint, data, renamed, tmp_path, capsys):
+    arguments = ["--checkpoint", str(checkpoint), "--data_root", str(renamed), "--out", str(tmp_path / "out")]
+    for same in ([], ["--annotations", "annot/train.json", "--head_boxes", "annot/gt_valid.mat", "--images", "images"]):
+        assert evaluate.main([*arguments, *same]) == 0
+        assert f"the pack {renamed} holds the data of valid_annotations 'annot/train.json'" * (not same) in (
+            capsys.readouterr().out
+        )
+        scores = json.loads((tmp_path / "out/scores.json").read_text())
+        assert scores["annotations"] == str(renamed)
+        assert scores["pckh"] is not None
+    # annot/valid.json is the default of training; given by name it is still not what the pack holds.
+    for name in ("annot/valid.json", str(data / "annot/valid.json")):
+        assert evaluate.main([*arguments, "--annotations", name]) == 1
+        error = capsys.readouterr().err
+        assert f"valid_annotations: the pack {renamed} holds the data of 'annot/train.json', got '{name}'" in error
+    assert evaluate.main([*arguments, "--head_boxes", "other.mat"]) == 1
+    assert "head_boxes: the pack" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--split_list", "other.txt"]) == 1
+    assert "split_list: the pack" in capsys.readouterr().err
+
+
+def test_without_head_boxes_a_pack_is_evaluated_without_a_score(checkpoint, data, renamed, tmp_path, capsys):
+    arguments = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--data_root"]
+    assert evaluate.main([*arguments, str(renamed), "--head_boxes", ""]) == 0
+    assert "no PCKh" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/scores.json").read_text())["pckh"] is None
+    bare = tmp_path / "bare"
+    assert pack.main([str(data), str(bare), *SMALL, "--head_boxes", ""]) == 0
+    assert evaluate.main([*arguments, str(bare)]) == 0
+    assert "no PCKh" in capsys.readouterr().out
+    assert evaluate.main([*arguments, str(bare), "--head_boxes", "annot/gt_valid.mat"]) == 1
+    assert f"head_boxes: the pack {bare} holds the data of '', got 'annot/gt_valid.mat'" in capsys.readouterr().err
+
+
+def test_a_training_on_a_pack_is_written_down_with_the_pack_s_annotations(data, renamed, capsys):
+    options = build.as_packed(options_for(renamed))
+    assert options.valid_annotations == "annot/train.json"
+    assert f"the pack {renamed} holds the data of valid_annotations 'annot/train.json'" in capsys.readouterr().out
+    assert build.as_packed(options) == options
+    assert capsys.readouterr().out == ""
+    # So an evaluation on the files finds the right ones.
+    on_files = dataclasses.replace(options, data_root=str(data))
+    assert on_files.data_path("valid_annotations") == data / "annot/train.json"
+    assert build.as_packed(on_files) == on_files
+    with pytest.raises(ValueError, match=r"train_annotations: the pack .* holds the data of 'annot/train\.json'"):
+        build.as_packed(options_for(renamed, train_annotations=str(data / "annot/train.json")))
+    assert build.read_split(options_for(renamed, head_boxes=""), "valid").head_size is None
+    assert build.read_split(options_for(renamed), "valid").head_size is not None
