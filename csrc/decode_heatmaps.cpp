@@ -5,6 +5,8 @@
 #include "simd.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <type_traits>
 
@@ -13,6 +15,14 @@ namespace {
 
 constexpr int kBlock = 1024;  // pixels that are looked at together; they stay in the L1 cache
 constexpr int kLanes = 64;
+constexpr int kBlurColumns = 16;  // blurred at once: the 5 + 10 of dark's usual kernel, in whole vectors
+
+// Asks for what lies a memory page further on: the processor's own prefetching stops at the end of each.
+template <typename T>
+void prefetch_ahead(const T* from, int count) {
+  constexpr int kAhead = 4096, kLine = 64 / sizeof(T);
+  for (int i = 0; i < count; i += kLine) __builtin_prefetch(reinterpret_cast<const char*>(from + i) + kAhead);
+}
 
 // The maximum, lane by lane, which compilers vectorise without reordering anything. NaN compares false and is passed
 // over; -infinity where there is nothing else.
@@ -95,8 +105,22 @@ Peak<accumulate_t<T>> find_peak(const DecodedMap<T>& map, int height, int width)
   if constexpr (std::is_same_v<T, A>) {
     if (dense && map.flipped == nullptr && map.stride_y == width) {
       const int64_t size = static_cast<int64_t>(height) * width;
-      for (int64_t i = 0; i < size; i += kBlock)
-        keep_best(best, map.map + i, static_cast<int>(std::min<int64_t>(kBlock, size - i)), i);
+      const auto pixels = [&](int64_t i) { return static_cast<int>(std::min<int64_t>(kBlock, size - i)); };
+      A highest = -std::numeric_limits<A>::infinity();
+      int64_t place = -1;  // of the first block that holds it
+      for (int64_t i = 0; i < size; i += kBlock) {
+        prefetch_ahead(map.map + i, kBlock);
+        const A in_block = highest_of(map.map + i, pixels(i));
+        if (in_block > highest) {
+          highest = in_block;
+          place = i;
+        }
+      }
+      if (place >= 0) {
+        keep_best(best, map.map + place, pixels(place), place);
+        return best;
+      }
+      for (int64_t i = 0; i < size; i += kBlock) keep_best(best, map.map + i, pixels(i), i);
       return best;
     }
   }
@@ -116,6 +140,47 @@ Peak<accumulate_t<T>> find_peak(const DecodedMap<T>& map, int height, int width)
   return best;
 }
 
+template <int kReach, typename T>
+Offset blurred_offset(const DecodeHeatmapsParams& p, const DecodedMap<T>& map, const Peak<accumulate_t<T>>& peak) {
+  constexpr int kSide = 2 * kReach + 1;
+  const MapPixel at = map_pixel(p, peak.index);
+  if (!is_refined<kReach>(p, at)) return {0.0, 0.0};
+  const WindowAxis<kReach> rows(at.y, p.height), columns(at.x, p.width);
+  const BlurRange range_y(at.y, kReach, p.blur_radius, p.height), range_x(at.x, kReach, p.blur_radius, p.width);
+  double window[kSide][kSide] = {};
+  for (int begin = range_x.first; begin <= range_x.last; begin += kBlurColumns) {
+    double blurred[kSide][kBlurColumns];
+    blur_columns(p, map, rows, range_y, begin, range_x.last, blurred);
+    for (int x = begin; x < begin + kBlurColumns && x <= range_x.last; ++x) {
+      for (int j = 0; j < kSide; ++j) {
+        const int distance = std::abs(x - columns.of[j]);
+        if (distance > p.blur_radius) continue;
+        for (int i = 0; i < kSide; ++i) window[i][j] += p.blur[distance] * blurred[i][x - begin];
+      }
+    }
+  }
+  double highest = 0.0;
+  for (const auto& row : window)
+    for (const double value : row) highest = value > highest ? value : highest;
+  const double scale = blur_scale(peak, highest);
+  return offset_of<kReach>([&](int row, int column) { return log_above_floor<kReach>(window[row][column] * scale); });
+}
+
+template <typename T>
+Offset offset_at(const DecodeHeatmapsParams& p, const DecodedMap<T>& map, const Peak<accumulate_t<T>>& peak) {
+  if (!is_found(peak)) return {0.0, 0.0};
+  switch (p.refine) {
+    case Refine::kQuarter:
+      return quarter_offset(p, map, map_pixel(p, peak.index));
+    case Refine::kDark:
+      return blurred_offset<2>(p, map, peak);
+    case Refine::kDarkUdp:
+      return blurred_offset<1>(p, map, peak);
+    default:
+      return {0.0, 0.0};
+  }
+}
+
 void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
   const SimdLevel level = simd_level();
   dispatch_floating(p.kind, [&](auto zero) {
@@ -125,8 +190,12 @@ void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
         const int64_t b = index / p.joints;
         const DecodedMap<T> map = decoded_map<T>(p, b, index - b * p.joints);
         Peak<accumulate_t<T>> peak;
-        with_simd(level, [&] { peak = find_peak(map, p.height, p.width); });
-        write_decoded_point(p, index, map, peak);
+        Offset offset;
+        with_simd(level, [&] {
+          peak = find_peak(map, p.height, p.width);
+          offset = offset_at(p, map, peak);
+        });
+        write_decoded_point(p, index, peak, offset);
       }
     });
   });
@@ -134,9 +203,23 @@ void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
 
 MapStrides map_strides(const Tensor& maps) { return {maps.stride(0), maps.stride(1), maps.stride(2), maps.stride(3)}; }
 
+// cv2.getGaussianKernel(side, 0): fixed weights up to 9 pixels, a sampled Gaussian beyond.
+void set_blur(DecodeHeatmapsParams& params, int side) {
+  constexpr double kFixed[][5] = {{256}, {128, 64}, {96, 64, 16}, {72, 56, 28, 8}, {60, 51, 30, 13, 4}};
+  const int radius = side / 2;
+  const double sigma = 0.3 * (radius - 1) + 0.8;
+  double sum = 0.0;
+  for (int d = 0; d <= radius; ++d) {
+    params.blur[d] = radius < 5 ? kFixed[radius][d] : std::exp(-0.5 * d * d / (sigma * sigma));
+    sum += d == 0 ? params.blur[d] : 2.0 * params.blur[d];
+  }
+  for (int d = 0; d <= radius; ++d) params.blur[d] /= sum;
+  params.blur_radius = radius;
+}
+
 std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::optional<Tensor>& heatmap_to_image,
                                            const std::optional<Tensor>& flipped, std::vector<int64_t> mirrored,
-                                           bool flip_shift, int64_t refine) {
+                                           bool flip_shift, int64_t refine, int64_t blur_kernel) {
   constexpr const char* op = "decode_heatmaps";
   Argument(op, "heatmaps", heatmaps)
       .shape({-1, -1, -1, -1}, "[B, K, h, w]")
@@ -144,7 +227,9 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
   const int64_t batch = heatmaps.size(0), joints = heatmaps.size(1), height = heatmaps.size(2),
                 width = heatmaps.size(3);
   check_map_size(op, height, width);
-  if (refine < 0 || refine > static_cast<int64_t>(Refine::kQuarter)) fail(op, ": unknown refine ", refine);
+  if (refine < 0 || refine > static_cast<int64_t>(Refine::kDarkUdp)) fail(op, ": unknown refine ", refine);
+  if (blur_kernel < 1 || blur_kernel > kMaxBlurKernel || blur_kernel % 2 == 0)
+    fail(op, ": blur_kernel must be an odd number of pixels from 1 to ", kMaxBlurKernel, ", got ", blur_kernel);
   DecodeHeatmapsParams params{};
   std::optional<Tensor> matrices;
   if (heatmap_to_image) {
@@ -178,6 +263,7 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
   params.height = static_cast<int>(height);
   params.width = static_cast<int>(width);
   params.refine = static_cast<Refine>(refine);
+  set_blur(params, static_cast<int>(blur_kernel));
   FASTPOSE_RUN(decode_heatmaps, heatmaps, params, decode_heatmaps_cpu);
   return {keypoints, scores};
 }
@@ -186,6 +272,6 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
 
 FASTPOSE_REGISTER(decode_heatmaps,
                   "(Tensor heatmaps, Tensor? heatmap_to_image, Tensor? flipped, int[] mirrored, bool flip_shift,"
-                  " int refine) -> (Tensor, Tensor)");
+                  " int refine, int blur_kernel) -> (Tensor, Tensor)");
 
 }  // namespace fastpose

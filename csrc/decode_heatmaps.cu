@@ -9,6 +9,13 @@ namespace {
 constexpr int kMapThreads = 128;
 constexpr int kSampleThreads = 512;
 
+// Kernels that blur may take 128 registers per thread, of the 65,536 that every architecture has: left alone, ptxas
+// aims at more blocks and spills on some. 0: left alone.
+template <bool kBlurs>
+constexpr int blocks_per_sm(int threads) {
+  return kBlurs ? 512 / threads : 0;
+}
+
 // The best peak of a warp, in lane 0.
 template <typename A>
 __device__ __forceinline__ Peak<A> warp_peak(Peak<A> best) {
@@ -19,6 +26,68 @@ __device__ __forceinline__ Peak<A> warp_peak(Peak<A> best) {
     if (is_better(other, best)) best = other;
   }
   return best;
+}
+
+// The offset of dark or dark_udp, in every lane of a warp whose lanes all know the peak. A lane blurs one column of the
+// neighbourhood downwards, so that a row is one coalesced load; then it takes the columns that its own column of the
+// window is made of from the others.
+template <int kReach, typename T>
+__device__ __forceinline__ Offset warp_offset(const DecodeHeatmapsParams& p, const DecodedMap<T>& map,
+                                              const Peak<accumulate_t<T>>& peak) {
+  constexpr int kSide = 2 * kReach + 1;
+  const MapPixel at = map_pixel(p, peak.index);
+  if (!is_refined<kReach>(p, at)) return {0.0, 0.0};
+  const int lane = threadIdx.x % 32;
+  const WindowAxis<kReach> rows(at.y, p.height);
+  const int center = min(max(at.x + lane - kReach, 0), p.width - 1);  // of lane's column of the window
+  const BlurRange range_y(at.y, kReach, p.blur_radius, p.height), range_x(at.x, kReach, p.blur_radius, p.width);
+  double blurred[kSide] = {};
+  for (int begin = range_x.first; begin <= range_x.last; begin += 32) {
+    double column[kSide][1] = {};
+    if (begin + lane <= range_x.last) blur_columns(p, map, rows, range_y, begin + lane, range_x.last, column);
+    const int columns = min(range_x.last - begin + 1, 32);
+    for (int x = 0; x < columns; ++x) {
+      const int distance = abs(begin + x - center);
+#pragma unroll
+      for (int i = 0; i < kSide; ++i) {
+        const double value = __shfl_sync(kFullWarp, column[i][0], x);
+        if (distance <= p.blur_radius) blurred[i] += p.blur[distance] * value;
+      }
+    }
+  }
+  // One value of the window per lane, row by row: one logarithm each.
+  double mine = 0.0;
+#pragma unroll
+  for (int i = 0; i < kSide; ++i) {
+    const double value = __shfl_sync(kFullWarp, blurred[i], lane % kSide);
+    if (lane / kSide == i) mine = value;
+  }
+  double highest = mine > 0.0 ? mine : 0.0;  // lanes beyond the window have 0
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const double other = __shfl_down_sync(kFullWarp, highest, offset);
+    highest = other > highest ? other : highest;
+  }
+  mine = log_above_floor<kReach>(mine * blur_scale(peak, __shfl_sync(kFullWarp, highest, 0)));
+  return offset_of<kReach>([&](int row, int column) { return __shfl_sync(kFullWarp, mine, row * kSide + column); });
+}
+
+// Refines and writes the point of a map whose peak lane 0 of the warp knows. The kernels are compiled twice, so that
+// refinements without a blur do not carry its registers.
+template <bool kBlurs, typename T>
+__device__ __forceinline__ void write_refined_point(const DecodeHeatmapsParams& p, int64_t index,
+                                                    const DecodedMap<T>& map, Peak<accumulate_t<T>> peak) {
+  Offset offset{0.0, 0.0};
+  if constexpr (kBlurs) {
+    peak.value = __shfl_sync(kFullWarp, peak.value, 0);
+    peak.index = __shfl_sync(kFullWarp, peak.index, 0);
+    if (is_found(peak)) {
+      offset = p.refine == Refine::kDark ? warp_offset<2>(p, map, peak) : warp_offset<1>(p, map, peak);
+    }
+  }
+  if (threadIdx.x % 32 != 0) return;
+  if (!kBlurs && p.refine == Refine::kQuarter && is_found(peak))
+    offset = quarter_offset(p, map, map_pixel(p, peak.index));
+  write_decoded_point(p, index, peak, offset);
 }
 
 template <typename A>
@@ -55,8 +124,9 @@ __device__ __forceinline__ void merge_flipped(const Vector<T>& plain, const Vect
 }
 
 // One block per map, rows side by side, 16-byte loads, several in flight. Floor: one read of the maps.
-template <typename T, bool kFlipped>
-__global__ void __launch_bounds__(kMapThreads) decode_planar_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
+template <typename T, bool kBlurs, bool kFlipped>
+__global__ void __launch_bounds__(kMapThreads, blocks_per_sm<kBlurs>(kMapThreads))
+    decode_planar_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
   using A = accumulate_t<T>;
   constexpr int V = Vector<T>::kSize, kUnroll = kFlipped ? 2 : 4;
   __shared__ Peak<A> of_warp[kMapThreads / 32];
@@ -103,10 +173,10 @@ __global__ void __launch_bounds__(kMapThreads) decode_planar_kernel(const __grid
     best = warp_peak(best);
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
     __syncthreads();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x < 32) {
       for (int warp = 1; warp < kMapThreads / 32; ++warp)
-        if (is_better(of_warp[warp], best)) best = of_warp[warp];
-      write_decoded_point(p, index, map, best);
+        if (is_better(of_warp[warp], best)) best = of_warp[warp];  // lane 0's own is that of warp 0
+      write_refined_point<kBlurs>(p, index, map, best);
     }
     __syncthreads();  // of_warp is free for the next map
   }
@@ -114,8 +184,8 @@ __global__ void __launch_bounds__(kMapThreads) decode_planar_kernel(const __grid
 
 // Maps whose joints lie side by side, as a channels-last network gives them. One block per sample; neighbouring threads
 // read neighbouring joints, and each thread keeps to one joint.
-template <typename T>
-__global__ void __launch_bounds__(kSampleThreads)
+template <typename T, bool kBlurs>
+__global__ void __launch_bounds__(kSampleThreads, blocks_per_sm<kBlurs>(kSampleThreads))
     decode_interleaved_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
   using A = accumulate_t<T>;
   constexpr int kUnroll = 8;
@@ -148,15 +218,16 @@ __global__ void __launch_bounds__(kSampleThreads)
       for (int i = threadIdx.x % 32; i < lanes; i += 32)
         if (is_better(peaks[i * joints + joint], best)) best = peaks[i * joints + joint];
       best = warp_peak(best);
-      if (threadIdx.x % 32 == 0) write_decoded_point(p, b * joints + joint, decoded_map<T>(p, b, joint), best);
+      write_refined_point<kBlurs>(p, b * joints + joint, decoded_map<T>(p, b, joint), best);
     }
     __syncthreads();  // peaks are free for the next sample
   }
 }
 
 // Any strides, widths and numbers of joints: one warp per map.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) decode_strided_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
+template <typename T, bool kBlurs>
+__global__ void __launch_bounds__(kThreads, blocks_per_sm<kBlurs>(kThreads))
+    decode_strided_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
   using A = accumulate_t<T>;
   const int lane = threadIdx.x % 32;
   const int64_t maps = p.batch * p.joints;
@@ -167,7 +238,7 @@ __global__ void __launch_bounds__(kThreads) decode_strided_kernel(const __grid_c
     for (RowCursor at(lane, 32, p.width); at.row < p.height; at.advance())
       keep_better(best, map.at(at.row, at.column), static_cast<int64_t>(at.row) * p.width + at.column);
     best = warp_peak(best);
-    if (lane == 0) write_decoded_point(p, index, map, best);
+    write_refined_point<kBlurs>(p, index, map, best);
   }
 }
 
@@ -183,23 +254,29 @@ bool is_interleaved(const DecodeHeatmapsParams& p, const MapStrides& strides) {
   return p.joints > 1 && p.joints <= kSampleThreads / 4 && strides.k == 1 && strides.x >= p.joints;
 }
 
+template <typename T, bool kBlurs>
+cudaError_t launch_kernel(const DecodeHeatmapsParams& params, cudaStream_t stream) {
+  const bool flipped = params.flipped != nullptr;
+  const int64_t maps = params.batch * params.joints;
+  if (is_planar<T>(params, params.heatmaps, params.strides) &&
+      (!flipped || is_planar<T>(params, params.flipped, params.flipped_strides))) {
+    return launch(flipped ? decode_planar_kernel<T, kBlurs, true> : decode_planar_kernel<T, kBlurs, false>,
+                  grid_for(maps, 1), kMapThreads, stream, params);
+  }
+  if (is_interleaved(params, params.strides) && (!flipped || is_interleaved(params, params.flipped_strides))) {
+    return launch(decode_interleaved_kernel<T, kBlurs>, grid_for(params.batch, 1), kSampleThreads, stream, params,
+                  kSampleThreads * sizeof(Peak<accumulate_t<T>>));
+  }
+  return launch(decode_strided_kernel<T, kBlurs>, grid_for(maps * 32, kThreads), kThreads, stream, params);
+}
+
 }  // namespace
 
 cudaError_t launch_decode_heatmaps(const DecodeHeatmapsParams& params, cudaStream_t stream) {
-  const bool flipped = params.flipped != nullptr;
-  const int64_t maps = params.batch * params.joints;
+  const bool blurs = params.refine == Refine::kDark || params.refine == Refine::kDarkUdp;
   return dispatch_device_floating(params.kind, [&](auto zero) {
     using T = decltype(zero);
-    if (is_planar<T>(params, params.heatmaps, params.strides) &&
-        (!flipped || is_planar<T>(params, params.flipped, params.flipped_strides))) {
-      return launch(flipped ? decode_planar_kernel<T, true> : decode_planar_kernel<T, false>, grid_for(maps, 1),
-                    kMapThreads, stream, params);
-    }
-    if (is_interleaved(params, params.strides) && (!flipped || is_interleaved(params, params.flipped_strides))) {
-      return launch(decode_interleaved_kernel<T>, grid_for(params.batch, 1), kSampleThreads, stream, params,
-                    kSampleThreads * sizeof(Peak<accumulate_t<T>>));
-    }
-    return launch(decode_strided_kernel<T>, grid_for(maps * 32, kThreads), kThreads, stream, params);
+    return blurs ? launch_kernel<T, true>(params, stream) : launch_kernel<T, false>(params, stream);
   });
 }
 

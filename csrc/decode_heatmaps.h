@@ -6,7 +6,9 @@
 
 namespace fastpose {
 
-enum class Refine : int { kNone, kQuarter };
+enum class Refine : int { kNone, kQuarter, kDark, kDarkUdp };
+
+constexpr int kMaxBlurKernel = 255;  // pixels; the weights travel among a kernel's parameters
 
 struct MapStrides {
   int64_t b, k, y, x;
@@ -26,6 +28,8 @@ struct DecodeHeatmapsParams {
   int64_t batch, joints;
   int height, width;
   Refine refine;
+  int blur_radius;
+  double blur[kMaxBlurKernel / 2 + 1];  // the Gaussian's weights by distance from its middle, up to blur_radius
 };
 
 // One map as the decoder sees it: averaged, where there is one, with the un-mirrored map of the mirrored image.
@@ -78,6 +82,24 @@ FASTPOSE_HOST_DEVICE bool is_better(const Peak<A>& candidate, const Peak<A>& bes
   return candidate.value > best.value || (candidate.value == best.value && candidate.index < best.index);
 }
 
+template <typename A>
+FASTPOSE_HOST_DEVICE bool is_found(const Peak<A>& peak) {
+  return peak.index >= 0 && peak.value > A(0);
+}
+
+struct MapPixel {
+  int x, y;
+};
+
+FASTPOSE_HOST_DEVICE MapPixel map_pixel(const DecodeHeatmapsParams& p, int64_t index) {
+  const int y = static_cast<int>(index / p.width);
+  return {static_cast<int>(index - static_cast<int64_t>(y) * p.width), y};
+}
+
+struct Offset {
+  double x, y;
+};
+
 // A quarter of a pixel toward the higher neighbour, not at all between equal (or NaN) ones.
 template <typename A>
 FASTPOSE_HOST_DEVICE double quarter_toward(A before, A after) {
@@ -85,20 +107,115 @@ FASTPOSE_HOST_DEVICE double quarter_toward(A before, A after) {
 }
 
 template <typename T>
-FASTPOSE_HOST_DEVICE void write_decoded_point(const DecodeHeatmapsParams& p, int64_t index, const DecodedMap<T>& map,
-                                              const Peak<accumulate_t<T>>& peak) {
-  using A = accumulate_t<T>;
-  double x = 0.0, y = 0.0;
-  if (peak.index >= 0 && peak.value > A(0)) {
-    const int row = static_cast<int>(peak.index / p.width);
-    const int column = static_cast<int>(peak.index - static_cast<int64_t>(row) * p.width);
-    x = column;
-    y = row;
-    const bool inside = column > 1 && column < p.width - 1 && row > 1 && row < p.height - 1;
-    if (p.refine == Refine::kQuarter && inside) {
-      x += quarter_toward(map.at(row, column - 1), map.at(row, column + 1));
-      y += quarter_toward(map.at(row - 1, column), map.at(row + 1, column));
+FASTPOSE_HOST_DEVICE Offset quarter_offset(const DecodeHeatmapsParams& p, const DecodedMap<T>& map, MapPixel at) {
+  if (!(at.x > 1 && at.x < p.width - 1 && at.y > 1 && at.y < p.height - 1)) return {0.0, 0.0};
+  return {quarter_toward(map.at(at.y, at.x - 1), map.at(at.y, at.x + 1)),
+          quarter_toward(map.at(at.y - 1, at.x), map.at(at.y + 1, at.x))};
+}
+
+// ---- dark and dark_udp ----------------------------------------------------------------------------------------------
+// A window of blurred values around the peak, kReach pixels to each side: 2 for dark, 1 for dark_udp. Only what these
+// values are made of is read. Each backend adds them up in its own way, column by column; all in float64, since the
+// second differences of their logarithms are small.
+
+// Where the window's pixels lie along one axis of `size` pixels; an edge is repeated beyond it.
+template <int kReach>
+struct WindowAxis {
+  int of[2 * kReach + 1];
+
+  FASTPOSE_HOST_DEVICE WindowAxis(int peak, int size) {
+    for (int i = 0; i <= 2 * kReach; ++i) {
+      const int place = peak + i - kReach;
+      of[i] = place < 0 ? 0 : place < size ? place : size - 1;
     }
+  }
+};
+
+// The pixels of one axis, first to last, that a window's blurred values are made of; beyond the map there is zero.
+struct BlurRange {
+  int first, last;
+
+  FASTPOSE_HOST_DEVICE BlurRange(int peak, int reach, int radius, int size)
+      : first(peak > reach + radius ? peak - reach - radius : 0),
+        last(peak + reach + radius < size ? peak + reach + radius : size - 1) {}
+};
+
+// kColumns columns of the map from x on, blurred downwards, at the rows of the window. Columns beyond `last` repeat it.
+template <int kColumns, int kReach, typename T>
+FASTPOSE_HOST_DEVICE void blur_columns(const DecodeHeatmapsParams& p, const DecodedMap<T>& map,
+                                       const WindowAxis<kReach>& rows, const BlurRange& range, int x, int last,
+                                       double (&columns)[2 * kReach + 1][kColumns]) {
+  for (auto& row : columns)
+    for (double& value : row) value = 0.0;
+  for (int y = range.first; y <= range.last; ++y) {
+    double values[kColumns];
+    for (int c = 0; c < kColumns; ++c) values[c] = static_cast<double>(map.at(y, x + c < last ? x + c : last));
+    for (int i = 0; i <= 2 * kReach; ++i) {
+      const int distance = y < rows.of[i] ? rows.of[i] - y : y - rows.of[i];
+      if (distance > p.blur_radius) continue;
+      for (int c = 0; c < kColumns; ++c) columns[i][c] += p.blur[distance] * values[c];
+    }
+  }
+}
+
+// What the blurred values are multiplied by, so that the highest of them is as high as the map. 0 if none is positive.
+template <typename A>
+FASTPOSE_HOST_DEVICE double blur_scale(const Peak<A>& peak, double highest) {
+  return highest > 0.0 ? static_cast<double>(peak.value) / highest : 0.0;
+}
+
+// Values below mmpose's floors count as these; NaN stays NaN.
+template <int kReach>
+FASTPOSE_HOST_DEVICE double log_above_floor(double value) {
+  constexpr double floor = kReach == 2 ? 1e-10 : 1e-3;
+  return std::log(value < floor ? floor : value);
+}
+
+// Newton's step to where the gradient is zero. None where the Hessian is singular to rounding: one of its eigenvalues
+// less than 1e-12 of the other, or both less than 1e-10.
+FASTPOSE_HOST_DEVICE Offset newton_step(double dx, double dy, double dxx, double dxy, double dyy) {
+  const double determinant = dxx * dyy - dxy * dxy;
+  const double smallest = 1e-12 * (dxx * dxx + 2.0 * dxy * dxy + dyy * dyy) + 1e-20;
+  const Offset step{(dxy * dy - dyy * dx) / determinant, (dxy * dx - dxx * dy) / determinant};
+  const bool holds = std::fabs(determinant) > smallest && is_finite(step.x) && is_finite(step.y);
+  return holds ? step : Offset{0.0, 0.0};
+}
+
+// mmpose's refine_keypoints_dark and refine_keypoints_dark_udp, which adds float32's epsilon to the Hessian's diagonal.
+// logs(row, column) is a logarithm of the window.
+template <int kReach, typename Logs>
+FASTPOSE_HOST_DEVICE Offset offset_of(const Logs& logs) {
+  if constexpr (kReach == 2) {
+    const double middle = 2.0 * logs(2, 2);
+    return newton_step(
+        0.5 * (logs(2, 3) - logs(2, 1)), 0.5 * (logs(3, 2) - logs(1, 2)), 0.25 * (logs(2, 4) - middle + logs(2, 0)),
+        0.25 * (logs(3, 3) - logs(1, 3) - logs(3, 1) + logs(1, 1)), 0.25 * (logs(4, 2) - middle + logs(0, 2)));
+  } else {
+    constexpr double epsilon = 0x1p-23;
+    const double left = logs(1, 0), right = logs(1, 2), above = logs(0, 1), below = logs(2, 1);
+    const double middle = 2.0 * logs(1, 1);
+    return newton_step(0.5 * (right - left), 0.5 * (below - above), right - middle + left + epsilon,
+                       0.5 * (logs(2, 2) - right - below + middle - left - above + logs(0, 0)),
+                       below - middle + above + epsilon);
+  }
+}
+
+// dark leaves peaks alone whose window does not lie within the map; dark_udp moves all.
+template <int kReach>
+FASTPOSE_HOST_DEVICE bool is_refined(const DecodeHeatmapsParams& p, MapPixel at) {
+  return kReach == 1 || (at.x > 1 && at.x < p.width - 2 && at.y > 1 && at.y < p.height - 2);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <typename A>
+FASTPOSE_HOST_DEVICE void write_decoded_point(const DecodeHeatmapsParams& p, int64_t index, const Peak<A>& peak,
+                                              Offset offset) {
+  double x = 0.0, y = 0.0;
+  if (is_found(peak)) {
+    const MapPixel at = map_pixel(p, peak.index);
+    x = at.x + offset.x;
+    y = at.y + offset.y;
   }
   if (p.heatmap_to_image != nullptr) {
     apply_affine(load_affine(p.heatmap_to_image + 6 * (index / p.joints)), x, y, x, y);

@@ -5,7 +5,7 @@ import importlib
 from typing import Any
 
 from . import reference
-from .color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
+from .color import IMAGENET_MEAN, IMAGENET_STD, jitter_color, normalize_color
 from .image_batch import ImageBatch
 from .ops._library import build_info
 from .ops.affine_crop import affine_crop
@@ -13,6 +13,7 @@ from .ops.crop_to_image_matrix import crop_to_image_matrix
 from .ops.decode_heatmaps import decode_heatmaps
 from .ops.heatmap_mse_loss import heatmap_mse_loss
 from .ops.render_heatmaps import render_heatmaps
+from .ops.soft_argmax import soft_argmax
 from .ops.swap_pairs import swap_pairs
 from .ops.transform_points import transform_points
 
@@ -27,9 +28,11 @@ __all__ = [
     "crop_to_image_matrix",
     "decode_heatmaps",
     "heatmap_mse_loss",
+    "jitter_color",
     "normalize_color",
     "reference",
     "render_heatmaps",
+    "soft_argmax",
     "swap_pairs",
     "transform_points",
 ]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colour maps: affine maps [3, 4] of RGB pixel values 0–255, applied by `affine_crop` in the pass that samples."""
+"""Colour maps: affine maps [3, 4] or [B, 3, 4] of RGB pixel values 0–255, applied by `affine_crop` in the pass that
+samples."""
 
 from __future__ import annotations
 
@@ -27,3 +28,49 @@ def normalize_color(mean: Sequence[float], std: Sequence[float]) -> Tensor:
         ValueError: not three finite numbers each, or a std that is not positive.
     """
     return torch.from_numpy(reference.normalize_color(mean, std))
+
+
+def jitter_color(
+    color: Tensor,
+    brightness: Tensor | float = 1.0,
+    contrast: Tensor | float = 1.0,
+    saturation: Tensor | float = 1.0,
+) -> Tensor:
+    """A colour map of pixels whose brightness, contrast and saturation are changed first, in this order.
+
+    Brightness: value → factor · value. Contrast: value → 127.5 + factor · (value − 127.5), about a grey that is the
+    same for all pictures. Saturation: value → grey + factor · (value − grey), the pixel's own grey being
+    0.299 R + 0.587 G + 0.114 B. These are torchvision's `ColorJitter` in a fixed order, but for two things that no
+    affine map can do: torchvision's contrast is about the picture's own mean grey, and it clips values to the range of
+    pixels after each step.
+
+    Args:
+        color: the map to apply after that, [3, 4], such as `normalize_color` gives; it takes R, G, B in this order.
+        brightness, contrast, saturation: factors, [B] or one number for all; 1 changes nothing.
+
+    Returns:
+        float32 [B, 3, 4] on the device of the factors, or [3, 4] on that of `color` where all of them are numbers.
+        Nothing here waits for a GPU.
+
+    Raises:
+        ValueError: wrong shapes.
+    """
+    if color.shape != (3, 4):
+        raise ValueError(f"color must be [3, 4], got {list(color.shape)}")
+    given = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    tensors = {name: factor for name, factor in given.items() if isinstance(factor, Tensor)}
+    if len({factor.shape for factor in tensors.values()}) > 1 or any(factor.dim() != 1 for factor in tensors.values()):
+        shapes = ", ".join(f"{name} {list(factor.shape)}" for name, factor in tensors.items())
+        raise ValueError(f"factors must be numbers or tensors of one shape [B], got {shapes}")
+    device = next((factor.device for factor in tensors.values()), color.device)
+    base = color.detach().to(device, torch.float32, non_blocking=True)
+    b, c, s = (
+        factor.to(torch.float32)[:, None, None] if isinstance(factor, Tensor) else float(factor)
+        for factor in given.values()
+    )
+    weights, grey = base[:, :3], base[:, :3].sum(dim=1, keepdim=True)
+    luma = torch.cat([grey * share for share in reference.LUMA], dim=1)
+    # A grey pixel stays as it is under saturation, so contrast's constant goes straight to `grey`.
+    linear = b * c * (s * weights + (1.0 - s) * luma)
+    constant = base[:, 3:] + (1.0 - c) * reference.MIDDLE_GREY * grey
+    return torch.cat([linear, constant.expand(*linear.shape[:-1], 1)], dim=-1)

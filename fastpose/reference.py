@@ -18,6 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 
+MAX_BLUR_KERNEL = 255  # pixels
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601: shares of R, G, B in a pixel's grey
+MIDDLE_GREY = 127.5  # that contrast is about
+
 
 def _array(values: Any) -> Array:
     """Anything array-like as an array; tensors from any device, bfloat16 (which NumPy lacks) as float32."""
@@ -186,6 +190,76 @@ def _un_mirror(maps: Array, flip_pairs: Sequence[Sequence[int]], shift: bool) ->
     return maps
 
 
+def gaussian_kernel(side: int) -> Array:
+    """`cv2.getGaussianKernel(side, 0)`: OpenCV has fixed weights up to 9 pixels, and samples a Gaussian beyond."""
+    fixed = {1: [1], 3: [1, 2, 1], 5: [1, 4, 6, 4, 1], 7: [8, 28, 56, 72, 56, 28, 8]}
+    fixed[9] = [4, 13, 30, 51, 60, 51, 30, 13, 4]
+    distance = np.arange(side) - side // 2
+    sigma = 0.3 * ((side - 1) * 0.5 - 1) + 0.8
+    weights = np.array(fixed[side], float) if side in fixed else np.exp(-(distance**2) / (2 * sigma**2))
+    return weights / weights.sum()
+
+
+def _blurred_logarithms(heatmap: Array, x: int, y: int, reach: int, floor: float, blur_kernel: int) -> Array:
+    """[2 reach + 1, 2 reach + 1] about a maximum (x, y); beyond the map's edge those of its edge."""
+    height, width = heatmap.shape
+    weights = gaussian_kernel(blur_kernel)
+    padded = np.pad(heatmap.astype(np.float64), blur_kernel // 2)
+    rows = np.clip(y + np.arange(-reach, reach + 1), 0, height - 1)
+    columns = np.clip(x + np.arange(-reach, reach + 1), 0, width - 1)
+    blurred = np.empty((len(rows), len(columns)))
+    for i, j in np.ndindex(*blurred.shape):
+        around = padded[rows[i] : rows[i] + blur_kernel, columns[j] : columns[j] + blur_kernel]
+        blurred[i, j] = weights @ around @ weights
+    highest = np.fmax.reduce(blurred, axis=None)
+    scaled = blurred * (heatmap[y, x] / highest if highest > 0 else 0.0)
+    return np.log(np.maximum(scaled, floor))
+
+
+def _newton_step(gradient: Array, hessian: Array) -> Array:
+    """To where the gradient is zero; nowhere if the Hessian is singular to rounding."""
+    determinant = hessian[0, 0] * hessian[1, 1] - hessian[0, 1] * hessian[1, 0]
+    if not abs(determinant) > 1e-12 * (hessian**2).sum() + 1e-20:
+        return np.zeros(2)
+    adjugate = np.array([[hessian[1, 1], -hessian[0, 1]], [-hessian[1, 0], hessian[0, 0]]])
+    step = -adjugate @ gradient / determinant
+    return step if np.isfinite(step).all() else np.zeros(2)
+
+
+def _dark_offset(heatmap: Array, x: int, y: int, blur_kernel: int) -> Array:
+    height, width = heatmap.shape
+    if not (1 < x < width - 2 and 1 < y < height - 2):
+        return np.zeros(2)
+    f = _blurred_logarithms(heatmap, x, y, 2, 1e-10, blur_kernel)
+    gradient = 0.5 * np.array([f[2, 3] - f[2, 1], f[3, 2] - f[1, 2]])
+    xx = 0.25 * (f[2, 4] - 2 * f[2, 2] + f[2, 0])
+    yy = 0.25 * (f[4, 2] - 2 * f[2, 2] + f[0, 2])
+    xy = 0.25 * (f[3, 3] - f[1, 3] - f[3, 1] + f[1, 1])
+    return _newton_step(gradient, np.array([[xx, xy], [xy, yy]]))
+
+
+def _dark_udp_offset(heatmap: Array, x: int, y: int, blur_kernel: int) -> Array:
+    f = _blurred_logarithms(heatmap, x, y, 1, 1e-3, blur_kernel)
+    gradient = 0.5 * np.array([f[1, 2] - f[1, 0], f[2, 1] - f[0, 1]])
+    xx = f[1, 2] - 2 * f[1, 1] + f[1, 0]
+    yy = f[2, 1] - 2 * f[1, 1] + f[0, 1]
+    xy = 0.5 * (f[2, 2] - f[1, 2] - f[2, 1] + 2 * f[1, 1] - f[1, 0] - f[0, 1] + f[0, 0])
+    return _newton_step(gradient, np.array([[xx, xy], [xy, yy]]) + np.finfo(np.float32).eps * np.eye(2))
+
+
+def _offset(heatmap: Array, x: int, y: int, refine: str, blur_kernel: int) -> Array:
+    """(x, y) from the pixel of a maximum to the point."""
+    height, width = heatmap.shape
+    if refine == "quarter" and 1 < x < width - 1 and 1 < y < height - 1:
+        difference = [heatmap[y, x + 1] - heatmap[y, x - 1], heatmap[y + 1, x] - heatmap[y - 1, x]]
+        return 0.25 * np.nan_to_num(np.sign(difference))
+    if refine == "dark":
+        return _dark_offset(heatmap, x, y, blur_kernel)
+    if refine == "dark_udp":
+        return _dark_udp_offset(heatmap, x, y, blur_kernel)
+    return np.zeros(2)
+
+
 def decode_heatmaps(
     heatmaps: ArrayLike,
     *,
@@ -197,9 +271,12 @@ def decode_heatmaps(
     blur_kernel: int = 11,
 ) -> tuple[Array, Array]:
     """See `fastpose.decode_heatmaps`. Returns keypoints [B, K, 2] and scores [B, K], float32."""
-    if refine not in ("none", "quarter"):
-        raise ValueError(f"refine must be one of 'none', 'quarter', got {refine!r}")
-    _check(blur_kernel > 0 and blur_kernel % 2 == 1, f"blur_kernel must be a positive odd number, got {blur_kernel}")
+    if refine not in ("none", "quarter", "dark", "dark_udp"):
+        raise ValueError(f"refine must be one of 'none', 'quarter', 'dark', 'dark_udp', got {refine!r}")
+    _check(
+        1 <= blur_kernel <= MAX_BLUR_KERNEL and blur_kernel % 2 == 1,
+        f"blur_kernel must be an odd number of pixels from 1 to {MAX_BLUR_KERNEL}, got {blur_kernel}",
+    )
     maps = _array(heatmaps)
     maps = maps.astype(np.promote_types(maps.dtype, np.float32))
     if flipped is not None:
@@ -207,7 +284,7 @@ def decode_heatmaps(
             raise ValueError("flip_pairs must be given with flipped: (left, right) joint pairs, got None")
         mirrored = _un_mirror(_array(flipped).astype(maps.dtype), flip_pairs, flip_shift)
         maps = (maps + mirrored) * maps.dtype.type(0.5)
-    batch, joints, height, width = maps.shape
+    batch, joints = maps.shape[:2]
     keypoints, scores = np.zeros((batch, joints, 2)), np.full((batch, joints), np.nan)
     for b, k in np.ndindex(batch, joints):
         one = maps[b, k]
@@ -217,14 +294,29 @@ def decode_heatmaps(
         scores[b, k] = np.nanmax(one)
         if not scores[b, k] > 0:
             continue
-        keypoints[b, k] = x, y
-        if refine == "quarter" and 1 < x < width - 1 and 1 < y < height - 1:
-            with np.errstate(invalid="ignore"):  # inf - inf
-                difference = np.array([one[y, x + 1] - one[y, x - 1], one[y + 1, x] - one[y - 1, x]])
-            keypoints[b, k] += 0.25 * np.nan_to_num(np.sign(difference))
+        with np.errstate(invalid="ignore", over="ignore"):  # of infinities
+            keypoints[b, k] = np.array([x, y]) + _offset(one, int(x), int(y), refine, blur_kernel)
     if heatmap_to_image is not None:
         keypoints = transform_points(keypoints, heatmap_to_image)
     return keypoints.astype(np.float32), scores.astype(np.float32)
+
+
+def soft_argmax(
+    heatmaps: ArrayLike, *, beta: float = 1.0, heatmap_to_image: ArrayLike | None = None
+) -> tuple[Array, Array]:
+    """See `fastpose.soft_argmax`. Returns keypoints [B, K, 2] and scores [B, K]."""
+    given = _array(heatmaps)
+    _check(given.ndim == 4 and 0 not in given.shape[2:], f"heatmaps must be [B, K, h, w], got {given.shape}")
+    _check(0 < beta < np.inf, f"beta must be a positive number, got {beta}")
+    logits = beta * given.astype(np.float64)
+    weights = np.exp(logits - logits.max((2, 3), keepdims=True))
+    probability = weights / weights.sum((2, 3), keepdims=True)
+    y, x = np.mgrid[: given.shape[2], : given.shape[3]]
+    keypoints = np.stack([(probability * x).sum((2, 3)), (probability * y).sum((2, 3))], -1)
+    if heatmap_to_image is not None:
+        keypoints = transform_points(keypoints, heatmap_to_image)
+    dtype = np.float64 if given.dtype == np.float64 else np.float32
+    return keypoints.astype(dtype), probability.max((2, 3)).astype(dtype)
 
 
 def transform_points(points: ArrayLike, matrix: ArrayLike, *, inverse: bool = False) -> Array:
@@ -312,3 +404,19 @@ def normalize_color(mean: Sequence[float], std: Sequence[float]) -> Array:
         _check(values.shape == (3,) and bool(np.isfinite(values).all()), f"{name} must be three numbers, got {values}")
     _check(bool((s > 0).all()), f"std must be positive, got {std!r}")
     return np.concatenate([np.diag(1 / (255 * s)), (-m / s)[:, None]], axis=1).astype(np.float32)
+
+
+def jitter_color(
+    color: ArrayLike, brightness: ArrayLike = 1.0, contrast: ArrayLike = 1.0, saturation: ArrayLike = 1.0
+) -> Array:
+    """See `fastpose.jitter_color`. Returns [B, 3, 4], or [3, 4] where all factors are numbers, float32."""
+    base = _array(color).astype(np.float64)
+    _check(base.shape == (3, 4), f"color must be [3, 4], got {list(base.shape)}")
+    factors = np.broadcast_arrays(*(_array(f).astype(np.float64) for f in (brightness, contrast, saturation)))
+    out = np.empty((*factors[0].shape, 3, 4))
+    for n in np.ndindex(factors[0].shape):
+        b, c, s = (factor[n] for factor in factors)
+        saturate = s * np.eye(3) + (1 - s) * np.outer(np.ones(3), LUMA)
+        linear, offset = saturate * c * b, saturate @ np.full(3, (1 - c) * MIDDLE_GREY)
+        out[n] = np.concatenate([base[:, :3] @ linear, (base[:, :3] @ offset + base[:, 3])[:, None]], axis=1)
+    return out.astype(np.float32)

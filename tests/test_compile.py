@@ -28,7 +28,10 @@ def pipeline(
     points, scores = fastpose.decode_heatmaps(
         pred, flipped=mirrored, flip_pairs=MPII.mirror_pairs, flip_shift=True, heatmap_to_image=heatmap_to_image
     )
-    return loss, points, scores
+    refined, _ = fastpose.decode_heatmaps(
+        pred.abs(), refine="dark_udp", blur_kernel=3, heatmap_to_image=heatmap_to_image
+    )
+    return loss, torch.stack([points, refined]), scores
 
 
 def test_the_whole_pipeline_compiles_as_one_graph_with_inductor(device: torch.device) -> None:

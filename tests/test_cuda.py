@@ -59,6 +59,15 @@ def decode_channels_last(maps: Tensor, flipped: Tensor, matrix: Tensor) -> tuple
     return decode(maps, flipped, matrix)
 
 
+def decode_dark(maps: Tensor, flipped: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
+    options = {"flipped": flipped, "flip_pairs": MPII.mirror_pairs, "refine": "dark", "blur_kernel": 37}
+    return fastpose.decode_heatmaps(maps, heatmap_to_image=matrix, **options)
+
+
+def decode_dark_udp_channels_last(maps: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
+    return fastpose.decode_heatmaps(maps, heatmap_to_image=matrix, refine="dark_udp")
+
+
 def loss(maps: Tensor, joints: Tensor, visible: Tensor) -> tuple[Tensor, ...]:
     return (fastpose.heatmap_mse_loss(maps, joints, visible, sigma=2.0),)
 
@@ -104,6 +113,8 @@ def inputs_of(call: Call, seed: int = 0) -> list[Tensor]:
         render: [joints, visible],
         decode: [maps[0], maps[1], matrix],
         decode_channels_last: [last[0], last[1], matrix],
+        decode_dark: [maps[0], maps[1], matrix],
+        decode_dark_udp_channels_last: [last[0], matrix],
         loss: [maps[0], joints, visible],
         loss_channels_last: [last[0], joints, visible],
         gradient: [maps[0], joints, visible],
@@ -121,6 +132,8 @@ FORWARD = [
     render,
     decode,
     decode_channels_last,
+    decode_dark,
+    decode_dark_udp_channels_last,
     loss,
     loss_channels_last,
 ]
@@ -252,6 +265,8 @@ WITH_BLOCKS = {
     render: 2,
     decode: 2,
     decode_channels_last: 2,
+    decode_dark: 2,
+    decode_dark_udp_channels_last: 2,
     loss: 2,
     loss_channels_last: 2,
 }

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""decode_heatmaps: the reference, SimpleBaselines' formula, ties, NaN, borders, mirror test, strides."""
+"""decode_heatmaps: the reference, SimpleBaselines' and mmpose's formulas, ties, NaN, borders, mirror test, strides."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from fastpose import reference
 from fastpose.skeletons import MPII
 from tests import upstream
 
+REFINEMENTS = ["none", "quarter", "dark", "dark_udp"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 INF, NAN = float("inf"), float("nan")
 
@@ -32,7 +36,7 @@ def assert_matches_reference(out: tuple[Tensor, Tensor], maps: Tensor, **kwargs:
     np.testing.assert_array_equal(out[1].cpu().numpy(), expected[1])
 
 
-@pytest.mark.parametrize("refine", ["none", "quarter"])
+@pytest.mark.parametrize("refine", REFINEMENTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_reference(device: torch.device, refine: str, dtype: torch.dtype) -> None:
     maps = random_maps((6, 5, 17, 23)).to(device, dtype)
@@ -43,21 +47,195 @@ def test_matches_reference(device: torch.device, refine: str, dtype: torch.dtype
     seed=st.integers(0, 10_000),
     height=st.integers(1, 20),
     width=st.integers(1, 80),
-    refine=st.sampled_from(["none", "quarter"]),
+    refine=st.sampled_from(REFINEMENTS),
+    blur_kernel=st.sampled_from([1, 3, 7, 9, 11, 35]),
     special=st.lists(st.sampled_from([NAN, INF, -INF, 0.0, -0.0, 9.0]), max_size=12),
 )
 def test_matches_reference_whatever_the_values(
-    seed: int, height: int, width: int, refine: str, special: list[float]
+    seed: int, height: int, width: int, refine: str, blur_kernel: int, special: list[float]
 ) -> None:
     maps = random_maps((2, 3, height, width), seed)
     places = torch.Generator().manual_seed(seed)
     for value in special:
         maps.view(-1)[torch.randint(0, maps.numel(), (1,), generator=places)] = value
-    assert_matches_reference(fastpose.decode_heatmaps(maps, refine=refine), maps, refine=refine)
+    options: dict[str, Any] = {"refine": refine, "blur_kernel": blur_kernel}
+    assert_matches_reference(fastpose.decode_heatmaps(maps, **options), maps, **options)
     flipped = random_maps((2, 3, height, width), seed + 1)
-    options = {"refine": refine, "flip_pairs": [(0, 2)], "flip_shift": bool(seed % 2)}
-    out = fastpose.decode_heatmaps(maps, flipped=flipped, **options)  # type: ignore[arg-type]
+    options |= {"flip_pairs": [(0, 2)], "flip_shift": bool(seed % 2)}
+    out = fastpose.decode_heatmaps(maps, flipped=flipped, **options)
     assert_matches_reference(out, maps, flipped=flipped.numpy(), **options)
+
+
+UPSTREAM = {"dark": upstream.dark, "dark_udp": upstream.dark_udp}
+
+
+def predicted_maps(sigma: float, size: tuple[int, int], seed: int, noise: float) -> Tensor:
+    """[8, 16, h, w], what a network gives that is not quite sure: a peak, a second one, noise of either sign."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    corner, span = torch.tensor([0.0, 0.0]), torch.tensor([width - 1.0, height - 1.0])
+    first, second = (corner + span * torch.rand(8, 16, 2, generator=generator) for _ in range(2))
+    seen = torch.ones(8, 16)
+    peaks = [fastpose.render_heatmaps(p, seen, size, sigma=sigma, encoding="unbiased")[0] for p in (first, second)]
+    strength = torch.rand(2, 8, 16, 1, 1, generator=generator) * torch.tensor([0.6, 0.3]).view(2, 1, 1, 1, 1)
+    maps = (0.4 + strength[0]) * peaks[0] + strength[1] * peaks[1]
+    return maps + noise * torch.randn(maps.shape, generator=generator)
+
+
+@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+@pytest.mark.parametrize(("sigma", "blur_kernel"), [(1.0, 3), (1.5, 7), (2.0, 11), (2.0, 9), (2.0, 5), (3.0, 17)])
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_dark_is_the_formula_of_mmpose(
+    device: torch.device, refine: str, sigma: float, blur_kernel: int, noise: float
+) -> None:
+    """To what upstream's float32 costs: 1e-7 in a logarithm, so at the curvature of the blurred peaks, 1 / 18, 2e-6 px.
+
+    More where noise makes a map flatter than that.
+    """
+    maps = predicted_maps(sigma, (64, 48), int(10 * sigma) + blur_kernel, noise)
+    keypoints, _ = fastpose.decode_heatmaps(maps.to(device), refine=refine, blur_kernel=blur_kernel)
+    compared = 0
+    for n, k in np.ndindex(8, 16):
+        expected, whole = UPSTREAM[refine](maps[n, k].numpy(), blur_kernel)
+        if whole:
+            compared += 1
+            np.testing.assert_allclose(keypoints[n, k].cpu().numpy(), expected, rtol=0, atol=5e-5)
+    assert compared > 120
+
+
+@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+def test_dark_agrees_with_mmpose_at_every_pixel_of_a_small_map(device: torch.device, refine: str) -> None:
+    """Peaks in the corners, along the edges and where dark begins to move, one per map of 9 x 8."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.tensor([[x, y] for y in range(9) for x in range(8)], dtype=torch.float32)
+    points = points + 0.9 * torch.rand(72, 2, generator=generator) - 0.45
+    maps, _ = fastpose.render_heatmaps(points[None], torch.ones(1, 72), (9, 8), sigma=2.0, encoding="unbiased")
+    keypoints, _ = fastpose.decode_heatmaps(maps.to(device), refine=refine, blur_kernel=5)
+    for k in range(72):
+        expected, whole = UPSTREAM[refine](maps[0, k].numpy(), 5)
+        assert whole
+        np.testing.assert_allclose(keypoints[0, k].cpu().numpy(), expected, rtol=0, atol=5e-5)
+
+
+def test_dark_finds_a_gaussians_sub_pixel_centre(device: torch.device) -> None:
+    """A Gaussian blurred by one is a Gaussian with the same centre, and its logarithm a parabola: one step is exact.
+
+    Up to the kernel's sampling and its 11 pixels. Without a blur only float32 is left.
+    """
+    generator = torch.Generator().manual_seed(0)
+    points = 16 + 32 * torch.rand(8, 16, 2, generator=generator)
+    maps, _ = fastpose.render_heatmaps(points, torch.ones(8, 16), (64, 64), sigma=2.0, encoding="unbiased")
+    for refine, blur_kernel, tolerance in [("dark", 11, 0.01), ("dark_udp", 11, 0.01), ("dark", 1, 1e-4)]:
+        keypoints, scores = fastpose.decode_heatmaps(maps.to(device), refine=refine, blur_kernel=blur_kernel)
+        assert float((keypoints.cpu() - points).abs().max()) < tolerance
+        assert torch.equal(scores.cpu(), maps.amax((2, 3)))
+
+
+@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+def test_a_step_by_hand(device: torch.device, refine: str) -> None:
+    """Without a blur, on powers of e: log = −(x − 4)² − (y − 3)² / 2 + (x − 4) / 2 + (y − 3) / 4 about (4, 3).
+
+    Gradient (1/2, 1/4), Hessian diag(−2, −1): the step is (1/4, 1/4), whatever distance the differences span.
+    """
+    x, y = torch.arange(9.0)[None, :] - 4, torch.arange(7.0)[:, None] - 3
+    maps = torch.exp(-(x**2) - y**2 / 2 + x / 2 + y / 4).double()[None, None].to(device)
+    keypoints, _ = fastpose.decode_heatmaps(maps, refine=refine, blur_kernel=1)
+    np.testing.assert_allclose(keypoints.flatten().tolist(), [4.25, 3.25], rtol=0, atol=1e-5)
+    tilted = torch.exp(-(x**2) - y**2 - x * y + x / 2).double()[None, None].to(device)
+    # Hessian [[−2, −1], [−1, −2]], gradient (1/2, 0): the step is (1/3, −1/6).
+    keypoints, _ = fastpose.decode_heatmaps(tilted, refine=refine, blur_kernel=1)
+    np.testing.assert_allclose(keypoints.flatten().tolist(), [4 + 1 / 3, 3 - 1 / 6], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "moves"), [(1, 4, False), (2, 4, True), (5, 4, True), (6, 4, False), (4, 1, False), (4, 6, False)]
+)
+def test_dark_leaves_the_border_alone(device: torch.device, x: int, y: int, moves: bool) -> None:
+    """8 x 8: moved where 1 < x < 6 and 1 < y < 6, one pixel less than quarter; dark_udp moves everywhere."""
+    maps, _ = fastpose.render_heatmaps(
+        torch.tensor([[[x + 0.3, y - 0.2]]]), torch.ones(1, 1), (8, 8), sigma=2.0, encoding="unbiased"
+    )
+    keypoints, _ = fastpose.decode_heatmaps(maps.to(device), refine="dark", blur_kernel=3)
+    assert (keypoints.flatten().tolist() != [x, y]) == moves
+    keypoints, _ = fastpose.decode_heatmaps(maps.to(device), refine="dark_udp", blur_kernel=3)
+    assert keypoints.flatten().tolist() != [x, y]
+
+
+@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+@pytest.mark.parametrize("blur_kernel", [1, 3, 11, 63, 255])
+def test_kernels_of_any_size_on_maps_of_any_size(device: torch.device, refine: str, blur_kernel: int) -> None:
+    for size in [(1, 1), (1, 7), (3, 2), (5, 5), (6, 40), (70, 9)]:
+        maps = predicted_maps(1.5, size, blur_kernel, 0.02)[:2, :3]
+        out = fastpose.decode_heatmaps(maps.to(device), refine=refine, blur_kernel=blur_kernel)
+        assert_matches_reference(out, maps, refine=refine, blur_kernel=blur_kernel)
+
+
+@pytest.mark.parametrize("side", [*range(1, 20, 2), 63, 255])
+def test_the_blur_is_opencvs(device: torch.device, side: int) -> None:
+    """A map one pixel wide: across, a kernel multiplies it by a constant, which no derivative of a logarithm sees."""
+    weights = cv2.getGaussianKernel(side, 0)[:, 0]
+    peak = side + 4
+    maps = torch.ones(1, 1, 2 * peak + 1, 1, dtype=torch.float64)
+    maps[0, 0, peak], maps[0, 0, peak + 1] = 1.5, 1.25
+    keypoints, _ = fastpose.decode_heatmaps(maps.to(device), refine="dark_udp", blur_kernel=side)
+    around = [maps[0, 0, y - side // 2 : y + side // 2 + 1, 0].numpy() for y in (peak - 1, peak, peak + 1)]
+    above, middle, below = (np.log(weights @ values) for values in around)
+    step = -0.5 * (below - above) / (below - 2 * middle + above + 2.0**-23)
+    assert keypoints.flatten().tolist() == pytest.approx([0.0, peak + step], abs=1e-4)
+    assert abs(step) > 0.01
+
+
+@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+def test_where_there_is_no_extremum_to_step_to(device: torch.device, refine: str) -> None:
+    """The point stays on its pixel: surroundings below the floor, an infinity, NaN nearby; and for dark a Hessian that
+    is singular but for rounding (dark_udp's epsilon makes it regular).
+    """
+    maps = torch.zeros(5, 15, 15, dtype=torch.float64)
+    maps[0] = -1.0
+    maps[0, 6, 7] = 1e-3
+    maps[1, 6, 7] = INF
+    maps[2, 6, 7], maps[2, 5, 8] = 1.0, NAN
+    maps[3] = 1.0
+    maps[3, 6, 7], maps[3, 6, 8] = 1.0 + 4e-12, 1.0 + 3e-12
+    maps[4] = torch.exp(-0.1 * (torch.arange(15.0).double() - 6) ** 2)[:, None]
+    maps[4, 6, 7], maps[4, 6, 8] = 1.0 + 4e-14, 1.0 + 3e-14
+    if refine == "dark_udp":
+        maps = maps[:3]
+    for blur_kernel in (3, 5):
+        keypoints, _ = fastpose.decode_heatmaps(maps[None].to(device), refine=refine, blur_kernel=blur_kernel)
+        assert keypoints[0].tolist() == [[7.0, 6.0]] * len(maps)
+
+
+@pytest.mark.parametrize(("refine", "reach"), [("dark", 2), ("dark_udp", 1)])
+def test_dark_reads_no_further_than_its_kernel(device: torch.device, refine: str, reach: int) -> None:
+    """NaN around the square of `reach` and half a kernel changes nothing, NaN on its edge does."""
+    maps, _ = fastpose.render_heatmaps(torch.tensor([[[19.7, 20.4]]]), torch.ones(1, 1), (41, 41), encoding="unbiased")
+    maps = (maps + 0.1).to(device)
+    expected = fastpose.decode_heatmaps(maps, refine=refine, blur_kernel=7)
+    for distance, same in ((reach + 4, True), (reach + 3, False)):
+        framed = torch.full_like(maps, NAN)
+        inside = slice(20 - distance + 1, 20 + distance)
+        framed[..., inside, inside] = maps[..., inside, inside]
+        got = fastpose.decode_heatmaps(framed, refine=refine, blur_kernel=7)
+        assert torch.equal(got[0], expected[0]) == same
+        assert torch.equal(got[1], expected[1])
+
+
+def test_dark_sees_the_average_of_a_map_and_its_mirror_image(device: torch.device) -> None:
+    maps, mirrored = predicted_maps(2.0, (32, 24), 0, 0.03)[:2], predicted_maps(2.0, (32, 24), 1, 0.03)[:2]
+    matrix = torch.tensor([[[2.0, 1, 1], [-1, 3, 4]]]).repeat(2, 1, 1).to(device)
+    for refine, shift in (("dark", True), ("dark_udp", False)):
+        averaged = (maps + torch.from_numpy(upstream.un_mirror(mirrored.numpy(), MPII.mirror_pairs, shift))) * 0.5
+        options: dict[str, Any] = {"refine": refine, "blur_kernel": 7, "heatmap_to_image": matrix}
+        expected = fastpose.decode_heatmaps(averaged.to(device), **options)
+        got = fastpose.decode_heatmaps(
+            maps.to(device),
+            flipped=mirrored.to(device),
+            flip_pairs=MPII.mirror_pairs,
+            flip_shift=shift,
+            **options,
+        )
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-5)
 
 
 @given(seed=st.integers(0, 10_000), shift=st.booleans())
@@ -189,7 +367,7 @@ def test_maps_that_require_grad_are_read_only(device: torch.device) -> None:
         ({"heatmaps": torch.zeros(2, 3, 4)}, r"heatmaps must have shape \[B, K, h, w\]"),
         ({"heatmaps": torch.zeros(1, 3, 0, 4)}, "at least 1 x 1"),
         ({"heatmaps": torch.zeros(1, 3, 4, 4, dtype=torch.int32)}, "heatmaps must be Float"),
-        ({"refine": "dark"}, "refine must be one of 'none', 'quarter', got 'dark'"),
+        ({"refine": "taylor"}, "refine must be one of 'none', 'quarter', 'dark', 'dark_udp', got 'taylor'"),
         ({"heatmap_to_image": torch.zeros(2, 2, 3)}, r"heatmap_to_image must have shape \[B, 2, 3\] = \[1, 2, 3\]"),
         ({"flipped": torch.zeros(1, 3, 4, 5), "flip_pairs": []}, "flipped must have shape of heatmaps"),
         ({"flipped": torch.zeros(1, 3, 4, 4)}, "flip_pairs must be given with flipped"),
@@ -202,7 +380,9 @@ def test_maps_that_require_grad_are_read_only(device: torch.device) -> None:
             "flip_pairs must be disjoint",
         ),
         ({"flipped": torch.zeros(1, 3, 4, 4).half(), "flip_pairs": []}, "flipped must be Float, got Half"),
-        ({"blur_kernel": 4}, "blur_kernel must be a positive odd number"),
+        ({"blur_kernel": 4}, "blur_kernel must be an odd number of pixels from 1 to 255, got 4"),
+        ({"blur_kernel": -1, "refine": "dark"}, "blur_kernel must be an odd number of pixels from 1 to 255, got -1"),
+        ({"blur_kernel": 257, "refine": "dark"}, "blur_kernel must be an odd number of pixels from 1 to 255, got 257"),
     ],
 )
 def test_errors_name_the_argument(change: dict[str, object], message: str) -> None:
@@ -216,8 +396,9 @@ def test_opcheck_and_compile(device: torch.device) -> None:
     maps, mirrored = random_maps((2, 3, 8, 9)).to(device), random_maps((2, 3, 8, 9), 1).to(device)
     matrix = torch.randn(2, 2, 3, device=device)
     op = torch.ops.fastpose.decode_heatmaps.default
-    torch.library.opcheck(op, (maps, matrix, mirrored, [1, 0, 2], True, 1))
-    torch.library.opcheck(op, (maps.half(), None, None, [], False, 0))
+    torch.library.opcheck(op, (maps, matrix, mirrored, [1, 0, 2], True, 1, 11))
+    torch.library.opcheck(op, (maps.half(), None, None, [], False, 0, 11))
+    torch.library.opcheck(op, (maps, matrix, mirrored, [1, 0, 2], False, 2, 7))
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def decode(maps: Tensor, mirrored: Tensor, matrix: Tensor) -> Tensor:

@@ -354,6 +354,35 @@ def test_decodes_any_number_of_joints_side_by_side(device: torch.device, joints:
     assert_decoded(out, plain, flipped=mirrored.numpy(), **options)
 
 
+def many_levels(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Noise of 8 bits, which all types hold and add exactly."""
+    return torch.randint(-64, 192, shape, generator=torch.Generator().manual_seed(seed)).float() / 256
+
+
+@each_layout
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+def test_refines_by_blurring_in_every_layout(
+    device: torch.device, layout: Any, dtype: torch.dtype, refine: str
+) -> None:
+    """Small kernels, and ones whose neighbourhoods have more columns than a warp has lanes, or than the map has."""
+    for size, blur_kernel in (((24, 32), 11), ((17, 43), 37), ((6, 8), 3)):
+        options: dict[str, Any] = {"refine": refine, "blur_kernel": blur_kernel}
+        plain, mirrored = many_levels((2, 5, *size)).to(dtype), many_levels((2, 5, *size), 1).to(dtype)
+        maps, flipped = layout(plain.to(device)), layout(mirrored.to(device))
+        assert_decoded(fastpose.decode_heatmaps(maps, **options), plain, **options)
+        options |= {"flip_pairs": pairs_among(5), "flip_shift": True}
+        out = fastpose.decode_heatmaps(maps, flipped=flipped, **options)
+        assert_decoded(out, plain, flipped=mirrored.double().numpy(), **options)
+
+
+@pytest.mark.parametrize("joints", [1, 2, 17, 128, 129])
+def test_refines_any_number_of_joints_side_by_side(device: torch.device, joints: int) -> None:
+    plain = many_levels((2, joints, 9, 12))
+    out = fastpose.decode_heatmaps(channels_last(plain.to(device)), refine="dark", blur_kernel=5)
+    assert_decoded(out, plain, refine="dark", blur_kernel=5)
+
+
 @pytest.mark.parametrize("layout", [planar, channels_last, transposed], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("size", [(24, 32), (200, 96)], ids=str)

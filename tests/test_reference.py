@@ -25,11 +25,13 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("render_heatmaps", (POINTS, VISIBLE, (8, 8)), {"dtype": torch.float16}),
     ("heatmap_mse_loss", (MAPS.bfloat16().requires_grad_(), POINTS, VISIBLE), {"joint_weights": torch.ones(3)}),
     ("decode_heatmaps", (MAPS.bfloat16(),), {"flipped": MAPS.flip(3).bfloat16(), "flip_pairs": [(0, 1)]}),
+    ("decode_heatmaps", (MAPS,), {"refine": "dark", "blur_kernel": 5, "heatmap_to_image": MATRIX}),
     ("transform_points", (POINTS, MATRIX), {"inverse": True}),
     ("swap_pairs", (POINTS, VISIBLE, torch.tensor([True, False]), [(0, 2)]), {}),
     ("crop_to_image_matrix", (POINTS[:, 0], 1.0, 30.0, (8, 8)), {"flip": torch.tensor([True, False])}),
     ("crop_to_image_matrix", (POINTS[:, 0], torch.tensor(1.5), torch.tensor(5.0), (8, 8)), {"udp": True}),
     ("normalize_color", ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3)), {}),
+    ("jitter_color", (torch.rand(3, 4),), {"contrast": torch.tensor([0.5, 1.5]), "saturation": 0.3}),
 ]
 
 
@@ -47,7 +49,8 @@ def test_the_same_call_gives_the_same_result(name: str, arguments: tuple[Any, ..
 REFUSED: list[Callable[[Any], Any]] = [
     lambda f: f.decode_heatmaps(MAPS, flipped=MAPS),
     lambda f: f.decode_heatmaps(MAPS, blur_kernel=2),
-    lambda f: f.decode_heatmaps(MAPS, refine="dark"),
+    lambda f: f.decode_heatmaps(MAPS, blur_kernel=257),
+    lambda f: f.decode_heatmaps(MAPS, refine="taylor"),
     lambda f: f.decode_heatmaps(MAPS, flipped=MAPS, flip_pairs=torch.tensor([[0, 1], [1, 2]])),
     lambda f: f.decode_heatmaps(MAPS, flipped=MAPS, flip_pairs=[0, 1]),
     lambda f: f.swap_pairs(POINTS, VISIBLE, torch.tensor([True, True]), [[0, 1, 2]]),
@@ -58,6 +61,7 @@ REFUSED: list[Callable[[Any], Any]] = [
     lambda f: f.crop_to_image_matrix(POINTS[:, 0], 1.0, 0.0, (0, 8)),
     lambda f: f.crop_to_image_matrix(POINTS[:, 0], 1.0, 0.0, (1, 8), udp=True),
     lambda f: f.normalize_color((0.5, 0.5, 0.5), (1.0, 0.0, 1.0)),
+    lambda f: f.jitter_color(torch.rand(2, 3, 4)),
     lambda f: f.affine_crop(IMAGES, MATRIX[:1], (4, 4)),
     lambda f: f.affine_crop(IMAGES, MATRIX, (4, 4), image_index=torch.tensor([0, 2])),
 ]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SimpleBaselines and mmpose compute, written from their published behaviour for comparison in the tests.
+"""What SimpleBaselines, HRNet and mmpose compute, written from their published behaviour for comparison in the tests.
 
 Names of the functions these restate: SimpleBaselines' `get_affine_transform`, `JointsDataset.generate_target`,
-`get_max_preds` + `get_final_preds`, `JointsMSELoss`, `flip_back`; mmpose's `get_udp_warp_matrix`.
+`get_max_preds` + `get_final_preds`, `JointsMSELoss`, `flip_back`; HRNet's `half_body_transform`; mmpose's
+`get_udp_warp_matrix`, `gaussian_blur`, `refine_keypoints_dark`, `refine_keypoints_dark_udp`.
 """
 
 from __future__ import annotations
@@ -82,6 +83,51 @@ def quarter_offset(maps: Array) -> tuple[Array, Array]:
     return points, scores
 
 
+def blurred_logarithms(heatmap: Array, kernel: int, floor: float, ceiling: float) -> tuple[Array, Array]:
+    """Of one map, float32, and where values were cut off: blurred within zeros, scaled to the maximum of before."""
+    around = kernel // 2
+    framed = cv2.copyMakeBorder(heatmap, around, around, around, around, cv2.BORDER_CONSTANT, value=0.0)
+    height, width = heatmap.shape
+    blurred = cv2.GaussianBlur(framed, (kernel, kernel), 0)[around : around + height, around : around + width]
+    scaled = blurred * (heatmap.max() / blurred.max())
+    cut = np.clip(scaled, np.float32(floor), np.float32(ceiling))
+    return np.log(cut), cut != scaled
+
+
+def dark(heatmap: Array, kernel: int) -> tuple[Array, bool]:
+    """The point of one map, and whether nothing that it was made of had been cut off."""
+    height, width = heatmap.shape
+    y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    if not (1 < x < width - 2 and 1 < y < height - 2):
+        return np.array([x, y], float), True
+    logs, cut = blurred_logarithms(heatmap, kernel, 1e-10, np.inf)
+    f = {(i, j): logs[y + j, x + i] for i in range(-2, 3) for j in range(-2, 3) if abs(i) + abs(j) <= 2}
+    gradient = np.array([f[1, 0] - f[-1, 0], f[0, 1] - f[0, -1]]) / 2
+    mixed = (f[1, 1] - f[1, -1] - f[-1, 1] + f[-1, -1]) / 4
+    hessian = np.array(
+        [[(f[2, 0] - 2 * f[0, 0] + f[-2, 0]) / 4, mixed], [mixed, (f[0, 2] - 2 * f[0, 0] + f[0, -2]) / 4]]
+    )
+    used = cut[y - 2 : y + 3, x - 2 : x + 3][np.add.outer(abs(np.arange(-2, 3)), abs(np.arange(-2, 3))) <= 2]
+    if hessian[0, 0] * hessian[1, 1] - hessian[0, 1] ** 2 == 0:
+        return np.array([x, y], float), not used.any()
+    return np.array([x, y]) - np.linalg.inv(hessian) @ gradient, not used.any()
+
+
+def dark_udp(heatmap: Array, kernel: int) -> tuple[Array, bool]:
+    """The same for UDP; the logarithms are continued by one pixel beyond the border."""
+    y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    logs, cut = (np.pad(a, 1, mode="edge") for a in blurred_logarithms(heatmap, kernel, 1e-3, 50.0))
+    f = {(i, j): logs[y + 1 + j, x + 1 + i] for i in range(-1, 2) for j in range(-1, 2)}
+    gradient = np.array([f[1, 0] - f[-1, 0], f[0, 1] - f[0, -1]]) / 2
+    mixed = (f[1, 1] - f[1, 0] - f[0, 1] + 2 * f[0, 0] - f[-1, 0] - f[0, -1] + f[-1, -1]) / 2
+    hessian = np.array(
+        [[f[1, 0] - 2 * f[0, 0] + f[-1, 0], mixed], [mixed, f[0, 1] - 2 * f[0, 0] + f[0, -1]]], np.float64
+    )
+    used = cut[y : y + 3, x : x + 3][~np.eye(3, dtype=bool)[::-1] | np.eye(3, dtype=bool)]
+    step = np.linalg.inv(hessian + np.finfo(np.float32).eps * np.eye(2)) @ gradient
+    return np.array([x, y]) - step, not used.any()
+
+
 def un_mirror(maps: Array, pairs: tuple[tuple[int, int], ...], shift: bool) -> Array:
     maps = maps[..., ::-1].copy()
     for a, b in pairs:
@@ -99,3 +145,30 @@ def joints_mse(pred: Array, target_maps: Array, weights: Array) -> float:
         w = weights[:, k, None, None]
         total += 0.5 * np.mean((pred[:, k] * w - target_maps[:, k] * w) ** 2)
     return total / joints
+
+
+def half_body(
+    joints: Array, visible: Array, upper_ids: tuple[int, ...], aspect: float, want_upper: bool
+) -> tuple[Array, Array] | None:
+    """Centre and scale (w, h) of half a person's box, `joints` [K, 2] in image pixels; `aspect` is the crop's width by
+    its height. `want_upper` stands for the draw."""
+    halves: dict[bool, list[Array]] = {True: [], False: []}
+    for k, joint in enumerate(joints):
+        if visible[k] > 0:
+            halves[k in upper_ids].append(joint)
+    upper, lower = halves[True], halves[False]
+    if want_upper and len(upper) > 2:
+        chosen = upper
+    elif len(lower) > 2:
+        chosen = lower
+    else:
+        chosen = upper
+    if len(chosen) < 2:
+        return None
+    points = np.array(chosen, np.float32)
+    w, h = points.max(axis=0) - points.min(axis=0)
+    if w > aspect * h:
+        h = w / aspect
+    elif w < aspect * h:
+        w = h * aspect
+    return points.mean(axis=0), np.array([w, h]) / 200 * 1.5

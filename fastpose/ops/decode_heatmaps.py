@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..reference import mirror_order
-from ._library import choose, float32, register_fake, require_native, tensor
+from ..reference import MAX_BLUR_KERNEL, mirror_order
+from ._library import choose, float32, register_fake, tensor
 
-REFINEMENTS = ("none", "quarter")  # in the order of csrc/decode_heatmaps.h
+REFINEMENTS = ("none", "quarter", "dark", "dark_udp")  # in the order of csrc/decode_heatmaps.h
 
 
 def decode_heatmaps(
@@ -26,14 +26,14 @@ def decode_heatmaps(
 
     Args:
         heatmaps: [B, K, h, w], float32, float16, bfloat16 or float64, any strides.
-        refine: "none": the pixel of the maximum. "quarter": moved 0.25 pixel toward the higher neighbour in x and in y,
-            where `1 < x < w−1` and `1 < y < h−1` (SimpleBaselines' `get_final_preds`).
+        refine: how the point is moved off the pixel of the maximum, see below: "none", "quarter", "dark" or "dark_udp".
         heatmap_to_image: [B, 2, 3], as `crop_to_image_matrix(…, heatmap_size)` gives; None leaves heatmap pixels.
         flipped: maps of the mirrored image, of the shape and dtype of `heatmaps`; un-mirrored and averaged with them.
         flip_pairs: (left, right) joint pairs that change places in the mirrored image; needed with `flipped`.
         flip_shift: column x of the un-mirrored map takes column x−1, column 0 keeps its own (SimpleBaselines'
             SHIFT_HEATMAP); leave it off for UDP.
-        blur_kernel: side of the Gaussian kernel in pixels, odd; for refinements that blur, so without effect here.
+        blur_kernel: side of the Gaussian that "dark" and "dark_udp" blur with, heatmap pixels, odd, 1 (no blur) to 255.
+            mmpose takes 11 for maps of sigma 2 and 17 for sigma 3. Without effect on "none" and "quarter".
 
     Returns:
         keypoints [B, K, 2] (x, y) and scores [B, K] (the maxima), float32. Ties go to the lowest index (row by row). A
@@ -41,12 +41,35 @@ def decode_heatmaps(
         decodes to (0, 0) with score NaN. Not differentiable.
 
     Raises:
-        ValueError: unknown refine, `flipped` without `flip_pairs`, or pairs that overlap. RuntimeError: wrong shape,
-        dtype or device.
+        ValueError: unknown refine, a blur_kernel that is even or out of range, `flipped` without `flip_pairs`, or pairs
+        that overlap. RuntimeError: wrong shape, dtype or device.
+
+    Refinements, all from the maximum of the map as it is, averaged with `flipped` but not blurred:
+
+    * "none": the pixel itself.
+    * "quarter": 0.25 pixel toward the higher neighbour in x and in y, where `1 < x < w−1` and `1 < y < h−1`
+      (SimpleBaselines' `get_final_preds`).
+    * "dark": one Newton step on the logarithm of the blurred map, where `1 < x < w−2` and `1 < y < h−2`, with
+      differences over two pixels (Zhang et al., "Distribution-Aware Coordinate Representation for Human Pose
+      Estimation", 2020; mmpose's `refine_keypoints_dark`, as `MSRAHeatmap(unbiased=True)` decodes).
+    * "dark_udp": the same with differences over one pixel, float32's epsilon added to the Hessian's diagonal, at every
+      pixel; beyond the edge the logarithm of the edge is repeated (Huang et al., "The Devil is in the Details", 2020;
+      mmpose's `refine_keypoints_dark_udp`, as `UDPHeatmap` decodes Gaussian maps).
+
+    The blur is `cv2.getGaussianKernel(blur_kernel, 0)` in both directions with zeros beyond the map. It is computed at
+    the 5 x 5 (dark) or 3 x 3 (dark_udp) pixels about the maximum only; these are scaled so that the highest of them
+    equals the map's maximum, values below 1e-10 (dark) or 1e-3 (dark_udp) count as that much, and the logarithm is
+    taken. All of it is in float64. The step is as long as it comes out, as in mmpose; it is left out where it is not
+    finite, or where the Hessian is singular to rounding.
+
+    Differences from mmpose 1.x: it scales so that the highest blurred value of the whole map equals the maximum. A
+    factor does not change the derivatives of a logarithm, so points are the same (to its float32 arithmetic) unless a
+    value that the step uses is below the floor; and even then where the blurred map is highest within the window. It
+    also cuts values above 50 in "dark_udp", which is not done here, and lets NaN through to the point. mmpose 0.x
+    mirrors the map at its border in "dark_udp", and does not scale.
     """
-    require_native()
-    if blur_kernel < 1 or blur_kernel % 2 == 0:
-        raise ValueError(f"blur_kernel must be a positive odd number of pixels, got {blur_kernel}")
+    if not 1 <= blur_kernel <= MAX_BLUR_KERNEL or blur_kernel % 2 == 0:
+        raise ValueError(f"blur_kernel must be an odd number of pixels from 1 to {MAX_BLUR_KERNEL}, got {blur_kernel}")
     mirrored: list[int] = []
     if flipped is not None:
         if flip_pairs is None:
@@ -60,6 +83,7 @@ def decode_heatmaps(
         mirrored,
         bool(flip_shift),
         choose("refine", refine, REFINEMENTS),
+        blur_kernel,
     )
 
 
@@ -71,6 +95,7 @@ def _(
     mirrored: list[int],
     flip_shift: bool,
     refine: int,
+    blur_kernel: int,
 ) -> tuple[Tensor, Tensor]:
     batch, joints = heatmaps.size(0), heatmaps.size(1)
     return (

@@ -40,6 +40,7 @@ struct cudaLaunchConfig_t {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+using std::max;
 using std::min;
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -74,4 +75,8 @@ inline void __syncwarp() { cuda_emulation::wait_for_warp(); }
 template <typename T>
 T __shfl_down_sync(unsigned, T value, unsigned offset) {
   return cuda_emulation::shuffle_from(value, threadIdx.x % 32 + offset);
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, unsigned lane) {
+  return cuda_emulation::shuffle_from(value, lane);
 }

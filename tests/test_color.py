@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Colour maps that change brightness, contrast and saturation, against the definition, formulas on pixels and crops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import fastpose
+from fastpose import reference
+
+NORMALIZE = fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD)
+BGR = NORMALIZE[:, [2, 1, 0, 3]]
+FACTORS = (
+    torch.tensor([1.0, 0.3, 1.0, 1.0, 0.7, 0.0, 1.6]),
+    torch.tensor([1.0, 1.0, 1.8, 1.0, 1.4, 2.0, 0.0]),
+    torch.tensor([1.0, 1.0, 1.0, 0.2, 1.9, 0.5, 0.0]),
+)
+
+
+def jittered(pixels: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """What `torchvision.transforms.v2.functional` does to float pixels [..., 3] of 0-255, without clipping them, and
+    with contrast about 127.5: each is a mix of the picture and another one."""
+
+    def mix(picture: np.ndarray, other: np.ndarray | float, share: float) -> np.ndarray:
+        return share * picture + (1 - share) * other
+
+    pixels = mix(pixels, 0.0, brightness)
+    pixels = mix(pixels, 127.5, contrast)
+    grey = 0.299 * pixels[..., :1] + 0.587 * pixels[..., 1:2] + 0.114 * pixels[..., 2:]
+    return mix(pixels, grey, saturation)
+
+
+@pytest.mark.parametrize("color", [NORMALIZE, BGR], ids=["rgb", "bgr"])
+def test_a_crop_is_that_of_the_picture_with_other_colours(device: torch.device, color: torch.Tensor) -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    maps = fastpose.jitter_color(color, *(factor.to(device) for factor in FACTORS))
+    assert maps.shape == (7, 3, 4)
+    assert maps.dtype == torch.float32
+    matrices = torch.eye(2, 3, device=device).repeat(7, 1, 1)
+    crops = fastpose.affine_crop(torch.tensor(picture, device=device), matrices, (6, 7), color=maps)
+    for n, (b, c, s) in enumerate(zip(*FACTORS, strict=True)):
+        changed = jittered(picture.astype(np.float64), float(b), float(c), float(s))
+        if color is BGR:
+            changed = changed[..., ::-1]
+        expected = (changed / 255 - fastpose.IMAGENET_MEAN) / fastpose.IMAGENET_STD
+        np.testing.assert_allclose(crops[n].permute(1, 2, 0).cpu().numpy(), expected, rtol=0, atol=2e-5)
+
+
+def test_the_map_is_the_definition_s(device: torch.device) -> None:
+    got = fastpose.jitter_color(NORMALIZE, *(factor.to(device) for factor in FACTORS))
+    np.testing.assert_allclose(got.cpu(), reference.jitter_color(NORMALIZE, *FACTORS), rtol=1e-5, atol=1e-6)
+    mixed = fastpose.jitter_color(NORMALIZE.to(device), 0.5, FACTORS[1].to(device))
+    np.testing.assert_allclose(mixed.cpu(), reference.jitter_color(NORMALIZE, 0.5, FACTORS[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_give_one_map_and_1_changes_nothing() -> None:
+    got = fastpose.jitter_color(NORMALIZE, 0.5, 1.5, 0.25)
+    assert got.shape == reference.jitter_color(NORMALIZE, 0.5, 1.5, 0.25).shape == (3, 4)
+    np.testing.assert_allclose(got, reference.jitter_color(NORMALIZE, 0.5, 1.5, 0.25), rtol=1e-5, atol=1e-6)
+    assert torch.equal(fastpose.jitter_color(NORMALIZE), NORMALIZE)
+    assert torch.equal(fastpose.jitter_color(NORMALIZE, torch.ones(2)), NORMALIZE.repeat(2, 1, 1))
+
+
+def test_a_map_by_hand() -> None:
+    """Of values as they are: twice as bright, half the contrast about 127.5, no colour left."""
+    color = fastpose.jitter_color(torch.eye(3, 4), 2.0, 0.5, 0.0)
+    # Grey of (100, 200, 50) is 29.9 + 117.4 + 5.7 = 153; twice that about 127.5 halved: 127.5 + 0.5 (306 - 127.5).
+    torch.testing.assert_close(color @ torch.tensor([100.0, 200.0, 50.0, 1.0]), torch.full((3,), 216.75))
+
+
+def test_an_empty_batch_has_no_map() -> None:
+    assert fastpose.jitter_color(NORMALIZE, *torch.ones(3, 0)).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("f", [fastpose, reference], ids=["fastpose", "reference"])
+def test_wrong_shapes_are_refused(f) -> None:
+    with pytest.raises(ValueError, match=r"color must be \[3, 4\], got \[2, 3, 4\]"):
+        f.jitter_color(NORMALIZE.repeat(2, 1, 1), 1.0)
+    with pytest.raises(ValueError, match="shape"):
+        f.jitter_color(NORMALIZE, torch.ones(2), torch.ones(3))
+    with pytest.raises(ValueError, match=r"saturation \[2, 1\]"):
+        fastpose.jitter_color(NORMALIZE, saturation=torch.ones(2, 1))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("color", [NORMALIZE, NORMALIZE.cuda], ids=["cpu", "cuda"])
+def test_a_map_is_made_without_waiting_for_the_gpu(color) -> None:
+    given = color if isinstance(color, torch.Tensor) else color()
+    factors = [factor.cuda() for factor in FACTORS]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = fastpose.jitter_color(given, *factors)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    np.testing.assert_allclose(got.cpu(), reference.jitter_color(NORMALIZE, *FACTORS), rtol=1e-5, atol=1e-6)
