@@ -89,7 +89,7 @@ define under_sanitizers
 	PATH=$(BIN):$$PATH FASTPOSE_CUDA=0 CMAKE_ARGS="-DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON $(2)" \
 	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/$(1) .
 	cp -r tests pyproject.toml build/$(1)/
-	cd build/$(1) && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	cd build/$(1) && FASTPOSE_FALLBACK=0 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -m pytest -p no:cacheprovider -q -k "not compile $(3)" $(OP_TESTS)
 endef
 OP_TESTS := $(addprefix tests/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py kernel_paths.py)
@@ -109,7 +109,7 @@ cuda-compile: $(VENV)/.installed-dev
 	PATH=$(BIN):$$PATH FASTPOSE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(ARCHITECTURES)" CMAKE_ARGS="-DFASTPOSE_WERROR=ON" \
 	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/cuda .
 	cp -r tests pyproject.toml build/cuda/
-	cd build/cuda && $(BIN)/python -m fastpose.doctor && $(BIN)/python -m pytest -p no:cacheprovider -q tests/test_geometry.py
+	cd build/cuda && $(BIN)/python -m fastpose.doctor && FASTPOSE_FALLBACK=0 $(BIN)/python -m pytest -p no:cacheprovider -q tests/test_geometry.py
 
 clean:
 	rm -rf $(VENV) build fastpose/*.so *.egg-info

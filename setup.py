@@ -3,7 +3,10 @@
 
 Everything about the build itself (sources, flags, CUDA, architectures) stands in CMakeLists.txt.
 
+Without torch or a C++ compiler fastpose is installed without the library: its ops then run in plain torch, and say so.
+
 Environment:
+    FASTPOSE_NATIVE=0 leave the library out
     FASTPOSE_CUDA=1   build the CUDA kernels even against a torch without CUDA; a missing nvcc is then an error
     FASTPOSE_CUDA=0   never build them
     TORCH_CUDA_ARCH_LIST, CMAKE_ARGS, CUDA_HOME, CUDACXX   as usual
@@ -43,6 +46,28 @@ def find_torch() -> Path | None:
     candidates = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
     candidates += [Path(sysconfig.get_path(key)) / "torch" for key in ("purelib", "platlib")]
     return next((c for c in candidates if (c / "version.py").is_file() and torch_version(c) >= OLDEST_TORCH), None)
+
+
+def no_native_reason() -> str:
+    """Why the library is left out, whatever torch there is; empty where it is to be built."""
+    wish = os.environ.get("FASTPOSE_NATIVE", "")
+    if wish not in ("", "0"):
+        raise SystemExit(f"FASTPOSE_NATIVE must be 0 or unset, got {wish!r}")
+    if wish == "0":
+        return "FASTPOSE_NATIVE=0"
+    if sys.platform == "win32":
+        return "it is not built on Windows"
+    if not os.environ.get("CXX") and not any(map(runs, ("c++", "g++", "clang++"))):
+        return "no C++ compiler: neither c++, g++ nor clang++ runs, and CXX is not set"
+    return ""
+
+
+def runs(compiler: str) -> bool:
+    """macOS has compilers by name that only offer to install one."""
+    return (
+        shutil.which(compiler) is not None
+        and subprocess.run([compiler, "--version"], capture_output=True).returncode == 0
+    )
 
 
 def torch_version(torch: Path) -> tuple[int, int]:
@@ -105,10 +130,16 @@ class CMakeBuild(build_ext):
         # CUDA on and off, then costs a link and not a rebuild.
         key = hashlib.sha256("\n".join([str(torch), *arguments[4:]]).encode()).hexdigest()[:8]
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-{key}"
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, *self._generator(), *arguments], check=True)
-        subprocess.run(
-            ["cmake", "--build", build, "--target", "_C", "--parallel", str(os.cpu_count() or 1)], check=True
-        )
+        try:
+            subprocess.run(["cmake", "-S", ROOT, "-B", build, *self._generator(), *arguments], check=True)
+            subprocess.run(
+                ["cmake", "--build", build, "--target", "_C", "--parallel", str(os.cpu_count() or 1)], check=True
+            )
+        except subprocess.CalledProcessError:
+            raise SystemExit(
+                "fastpose: the native library could not be built, see above. FASTPOSE_NATIVE=0 leaves it out: the ops "
+                "then run in plain torch, which takes longer"
+            ) from None
 
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,13 +167,14 @@ class BuildWithRecipes(build_py):
                 self.copy_file(str(recipe), str(recipes / recipe.name))
 
 
-have_torch = find_torch() is not None
-if not have_torch:
-    print("fastpose: no torch >= 2.11 found to build the native library against", file=sys.stderr)
+left_out, have_torch = no_native_reason(), find_torch() is not None
+if left_out or not have_torch:
+    why = left_out or "no torch >= 2.11 found to build it against"
+    print(f"fastpose: no native library, the ops will run in plain torch: {why}", file=sys.stderr)
 setup(
     license="Apache-2.0",
-    ext_modules=[Extension("fastpose._C", sources=[])] if have_torch else [],
+    ext_modules=[Extension("fastpose._C", sources=[])] if have_torch and not left_out else [],
     # Read by pip when it sets up an isolated build: torch is fetched for the build only where none is installed.
-    setup_requires=[] if have_torch else ["torch>=2.11"],
+    setup_requires=[] if left_out or have_torch else ["torch>=2.11"],
     cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithRecipes},
 )

@@ -204,18 +204,21 @@ void run_on_cuda(const char* op, const Tensor& on, const Params& params,
 // Runs the op where `on` lies: the CPU function, or the launcher on the current stream of that device.
 #define FASTPOSE_RUN(op, on, params, cpu) ((on).is_cpu() ? cpu(params) : run_on_cuda(#op, on, params, &launch_##op))
 #else
-#define FASTPOSE_RUN(op, on, params, cpu)                                                                     \
-  ((on).is_cpu() ? cpu(params)                                                                                \
-                 : fail(#op,                                                                                  \
-                        ": fastpose was built without CUDA kernels, got a tensor on a GPU; `fastpose doctor`" \
-                        " says why and what to do"))
+#define FASTPOSE_RUN(op, on, params, cpu) cpu(params)
+#endif
+
+#ifdef FASTPOSE_WITH_CUDA
+#define FASTPOSE_REGISTER_CUDA(op) \
+  STABLE_TORCH_LIBRARY_IMPL(fastpose, CUDA, m) { m.impl(#op, TORCH_BOX(&op)); }
+#else  // fastpose/ops/fallback.py serves GPUs, as it does every other device
+#define FASTPOSE_REGISTER_CUDA(op)
 #endif
 
 // The schema, and one function for both devices: it checks and allocates, then FASTPOSE_RUN decides.
-#define FASTPOSE_REGISTER(op, schema)                                           \
-  STABLE_TORCH_LIBRARY_FRAGMENT(fastpose, m) { m.def(#op schema); }             \
-  STABLE_TORCH_LIBRARY_IMPL(fastpose, CPU, m) { m.impl(#op, TORCH_BOX(&op)); }  \
-  STABLE_TORCH_LIBRARY_IMPL(fastpose, CUDA, m) { m.impl(#op, TORCH_BOX(&op)); } \
+#define FASTPOSE_REGISTER(op, schema)                                          \
+  STABLE_TORCH_LIBRARY_FRAGMENT(fastpose, m) { m.def(#op schema); }            \
+  STABLE_TORCH_LIBRARY_IMPL(fastpose, CPU, m) { m.impl(#op, TORCH_BOX(&op)); } \
+  FASTPOSE_REGISTER_CUDA(op)                                                   \
   static_assert(true, "a semicolon follows")
 
 }  // namespace fastpose

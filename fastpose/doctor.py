@@ -27,6 +27,15 @@ def _gpu_rows() -> list[tuple[str, str]]:
     return rows
 
 
+def _op_rows() -> list[tuple[str, str]]:
+    """What runs the ops on the CPU and on the accelerator that torch finds."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    types = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    native = "native kernels (FASTPOSE_FALLBACK=1 chooses plain torch, to compare)"
+    other = "refused, as FASTPOSE_FALLBACK=0" if _library.fallback_wish == "0" else "plain torch"
+    return [(f"ops on {name}", other if _library.why_fallback(name) else native) for name in types]
+
+
 def _nvimgcodec() -> str:
     """Where it is. It is not imported: that prints a page about parts of it that fastpose does not use."""
     try:
@@ -52,6 +61,8 @@ def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
 
 
 def _advice(info: dict[str, str] | None) -> list[str]:
+    if _library.fallback_wish == "1":
+        return ["FASTPOSE_FALLBACK=1: unset it to use the native library."]
     if info is None:
         return [str(_library.load_error), "Install again in this environment: pip install -e . (or the wheel)."]
     advice = []
@@ -98,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         *_gpu_rows(),
         ("nvcc", shutil.which("nvcc") or "not on the PATH"),
         ("native library", "NOT LOADED" if _library.load_error else "loaded"),
+        *([] if wrong_simd else _op_rows()),
     ]
     if info:
         rows += [

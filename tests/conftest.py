@@ -10,19 +10,25 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from fastpose.ops import _library
+
 # No deadline: a slow moment is no failure. derandomize: every run tries the same cases.
 settings.register_profile("fastpose", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("fastpose")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked `cuda` where there is no GPU; FASTPOSE_REQUIRE_CUDA=1 lets them run, and fail."""
-    if torch.cuda.is_available() or os.environ.get("FASTPOSE_REQUIRE_CUDA") == "1":
-        return
-    skip = pytest.mark.skip(reason="no CUDA device")
+    """Skips tests marked `cuda` where there is no GPU; FASTPOSE_REQUIRE_CUDA=1 lets them run, and fail. Skips those
+    marked `native` where the native library is not loaded; FASTPOSE_FALLBACK=0 lets them run, and all others fail."""
+    skips = {}
+    if not torch.cuda.is_available() and os.environ.get("FASTPOSE_REQUIRE_CUDA") != "1":
+        skips["cuda"] = pytest.mark.skip(reason="no CUDA device")
+    if _library.load_error is not None and _library.fallback_wish != "0":
+        skips["native"] = pytest.mark.skip(reason="the native library is not loaded")
     for item in items:
-        if item.get_closest_marker("cuda"):  # item.keywords would also hold the names of folders
-            item.add_marker(skip)
+        for name, skip in skips.items():
+            if item.get_closest_marker(name):  # item.keywords would also hold the names of folders
+                item.add_marker(skip)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -3,23 +3,29 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastpose
 from fastpose import doctor
+from fastpose.ops import _library
 
 
+@pytest.mark.native
 def test_says_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert "native library  loaded" in out
+    assert "ops on cpu  native kernels" in out
     assert f"torch {fastpose.build_info()['torch']}" in out
 
 
+@pytest.mark.native
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "fastpose.doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -49,8 +55,27 @@ def test_knows_which_gpu_a_build_serves(capability: tuple[int, int], architectur
     assert doctor._runs_on(capability, architectures) is runs
 
 
-def test_without_the_library_import_works_and_calls_explain(tmp_path: Path) -> None:
-    """A copy of the package without its library: import succeeds, an op says what to do, doctor returns 1."""
+@pytest.mark.native
+def test_says_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Mac, a machine whose CUDA kernels were not built, and where plain torch is asked for."""
+    monkeypatch.setattr(_library, "fallback_wish", "")
+    for accelerator in ("mps", "cuda"):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device(accelerator))  # noqa: B023
+        info = {"no_cuda_reason": "no nvcc"}
+        monkeypatch.setattr(_library._C, "build_info", lambda: info)  # noqa: B023
+        on_cpu, other = doctor._op_rows()
+        assert on_cpu[1].startswith("native kernels")
+        assert other == (f"ops on {accelerator}", "plain torch")
+    environment = os.environ | {"FASTPOSE_FALLBACK": "1"}
+    command = [sys.executable, "-m", "fastpose.doctor"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "ops on cpu  plain torch" in result.stdout
+    assert "FASTPOSE_FALLBACK=1: unset it" in result.stdout
+
+
+def test_without_the_library_the_ops_run_in_plain_torch_and_say_so_once(tmp_path: Path) -> None:
+    """A copy of the package without its library: one warning that says what to do; build_info and doctor do, too."""
     source = Path(fastpose.__file__).parent
     copy = tmp_path / "fastpose"
     for file in source.rglob("*.py"):
@@ -63,13 +88,20 @@ def test_without_the_library_import_works_and_calls_explain(tmp_path: Path) -> N
         "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(finder).lower()]\n"
         "import torch, fastpose\n"
         f"assert fastpose.__file__.startswith({str(tmp_path)!r}), fastpose.__file__\n"
-        "try:\n    fastpose.decode_heatmaps(torch.zeros(1, 1, 4, 4))\n"
+        "for value in (3.0, 4.0):\n"
+        "    print(fastpose.decode_heatmaps(torch.full((1, 1, 4, 4), value))[1].item())\n"
+        "try:\n    fastpose.build_info()\n"
         "except ImportError as error:\n    print(error)\n"
         "from fastpose import doctor\n"
         "raise SystemExit(doctor.main([]))\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "FASTPOSE_FALLBACK"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
-    assert "native library could not be loaded" in result.stdout
-    assert "pip install -e ." in result.stdout
+    assert result.stdout.startswith("3.0\n4.0\n")
+    for told in (result.stdout, result.stderr):
+        assert told.count("native library could not be loaded") == 1
+        assert "pip install -e ." in told
+    assert result.stderr.count("RuntimeWarning") == 1
     assert "NOT LOADED" in result.stdout

@@ -354,7 +354,8 @@ def test_outside_git_the_environment_names_the_commit(
 
 @pytest.mark.usefixtures("only_small_cases")
 def test_peers_that_are_missing_or_wrong_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "kornia", None)  # so that importing it fails
+    for name in {"kornia", *(module for module in sys.modules if module.startswith("kornia."))}:
+        monkeypatch.setitem(sys.modules, name, None)  # so that importing it fails
     wrong = dict.fromkeys(["torch"], lambda: lambda n: torch.zeros(2, 3, 256, 256))
     timer, report = Timer(CPU), gpu_report.Report(CPU)
     case = op_cases.crop_case(timer, op_cases.random_images(2, CPU), 2, torch.float32, "contiguous")

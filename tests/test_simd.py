@@ -21,6 +21,7 @@ from torch import Tensor
 import fastpose
 from fastpose import doctor
 
+pytestmark = pytest.mark.native
 LEVELS = ("plain", "avx2", "avx512")
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -108,7 +109,9 @@ def map_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
                         f"merged {shift} {name}",
                         torch.cat([t.flatten() for t in fastpose.decode_heatmaps(a, **options)]),
                     )
-                yield f"decoded {name}", torch.cat([t.flatten() for t in fastpose.decode_heatmaps(a)])
+                for refine in ("quarter", "dark") if heatmaps is rest else ("quarter", "dark_udp"):
+                    decoded = fastpose.decode_heatmaps(a, refine=refine)
+                    yield f"{refine} {name}", torch.cat([t.flatten() for t in decoded])
 
 
 def write_results(path: str) -> None:

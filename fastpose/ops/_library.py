@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the native library and says in plain words what is wrong where it cannot be loaded."""
+"""Loads the native library and says in plain words what is wrong where it cannot be loaded, or does not serve."""
 
 from __future__ import annotations
 
+import functools
 import operator
+import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+# 1, for comparisons and tests: no native library, plain torch on every device. 0: where only that is left, an error.
+fallback_wish = os.environ.get("FASTPOSE_FALLBACK", "")
+if fallback_wish not in ("", "0", "1"):
+    raise ValueError(f"FASTPOSE_FALLBACK must be 0, 1 or unset, got {fallback_wish!r}")
 try:
+    if fallback_wish == "1":
+        raise ImportError("FASTPOSE_FALLBACK=1")
     # torch first: the library finds libtorch by name, among what is loaded already.
     import fastpose._C as _C
 
@@ -17,9 +26,10 @@ try:
 except ImportError as error:
     load_error = error
 
+_SLOWER = "the ops run in plain torch: the same results up to rounding, on a CPU in 2 to 15 times the time"
 _ADVICE = """fastpose's native library could not be loaded: {error}
 
-Likely causes, and what mends them:
+Until it can, {slower}. Likely causes, and what mends them:
   * it was never built (fastpose was installed where there was no torch, or no C++ compiler):
       pip install -e .      (or: pip install --force-reinstall fastpose)
   * it was built for another Python, or against a torch newer than the one that runs (this is torch {torch}):
@@ -40,20 +50,49 @@ def build_info() -> dict[str, str]:
 def require_native() -> None:
     """Raises ImportError, with causes and mends, where the native library is not loaded."""
     if load_error is not None:
-        raise ImportError(_ADVICE.format(error=load_error, torch=torch.__version__)) from load_error
+        raise ImportError(_advice()) from load_error
+
+
+def _advice() -> str:
+    return _ADVICE.format(error=load_error, slower=_SLOWER, torch=torch.__version__)
+
+
+def why_fallback(device_type: str) -> str | None:
+    """Why tensors on devices of that type ("cpu", "cuda", "mps" …) run the fallback; None where native kernels do."""
+    if fallback_wish == "1":
+        return f"FASTPOSE_FALLBACK=1: {_SLOWER}."
+    if load_error is not None:
+        return _advice()
+    if device_type == "cpu" or (device_type == "cuda" and not (reason := _C.build_info()["no_cuda_reason"])):
+        return None
+    if device_type == "cuda":
+        return f"fastpose was built without CUDA kernels ({reason}): on cuda {_SLOWER}. `fastpose doctor` says more."
+    return f"fastpose has native kernels for the CPU and for CUDA: on {device_type} {_SLOWER}."
+
+
+def warn_of_fallback(device: torch.device) -> None:
+    """Warns, once in a process where the library is missing, else once for each type of device.
+
+    RuntimeError where FASTPOSE_FALLBACK=0 forbids the fallback.
+    """
+    if fallback_wish == "0":
+        raise RuntimeError(f"FASTPOSE_FALLBACK=0, but otherwise: {why_fallback(device.type)}")
+    _warn_once("" if load_error is not None else device.type)
+
+
+@functools.cache
+def _warn_once(device_type: str) -> None:
+    warnings.warn(str(why_fallback(device_type)), RuntimeWarning, stacklevel=2)
 
 
 def register_fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`torch.library.register_fake` for fastpose::op; does nothing where there is no op to describe."""
-    if load_error is not None:
-        return lambda function: function
+    """`torch.library.register_fake` for fastpose::op."""
     return torch.library.register_fake(f"fastpose::{op}")
 
 
 def register_autograd(op: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """`torch.library.register_autograd` for fastpose::op, where there is one."""
-    if load_error is None:
-        torch.library.register_autograd(f"fastpose::{op}", backward, setup_context=setup_context)
+    """`torch.library.register_autograd` for fastpose::op."""
+    torch.library.register_autograd(f"fastpose::{op}", backward, setup_context=setup_context)
 
 
 def tensor(name: str, value: Any) -> torch.Tensor:

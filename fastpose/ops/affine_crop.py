@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..image_batch import ImageBatch
-from ._library import float32, register_fake, require_native, size_of, tensor
+from ._library import float32, register_fake, size_of, tensor
 
 
 def affine_crop(
@@ -44,7 +44,6 @@ def affine_crop(
         RuntimeError: an argument has the wrong shape, dtype or device; an `image_index` outside [0, N) on the CPU.
             On CUDA, where raising would need a synchronisation, such a crop is NaN (`fill` for uint8).
     """
-    require_native()
     height, width = size_of(size)
     if memory_format not in (torch.contiguous_format, torch.channels_last):
         raise ValueError(f"memory_format must be torch.contiguous_format or torch.channels_last, got {memory_format}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._library import float32, register_fake, require_native, size_of, tensor
+from ._library import float32, register_fake, size_of, tensor
 
 
 def crop_to_image_matrix(
@@ -39,7 +39,6 @@ def crop_to_image_matrix(
     Raises:
         RuntimeError: wrong shape, dtype or device.
     """
-    require_native()
     height, width = size_of(size)
     center = float32("center", center)
     scales = _per_sample("scale", scale, center)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import choose, float32, register_autograd, register_fake, require_native, tensor
+from ._library import choose, float32, register_autograd, register_fake, tensor
 from .render_heatmaps import ENCODINGS
 
 
@@ -41,7 +41,6 @@ def heatmap_mse_loss(
     Raises:
         ValueError: unknown encoding or missing. RuntimeError: wrong shape, dtype, device or sigma.
     """
-    require_native()
     return torch.ops.fastpose.heatmap_mse_loss(
         tensor("pred", pred),
         float32("keypoints", keypoints),

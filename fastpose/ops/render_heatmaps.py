@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._library import choose, float32, register_fake, require_native, size_of
+from ._library import choose, float32, register_fake, size_of
 
 ENCODINGS = ("msra", "unbiased", "udp")  # in the order of csrc/heatmap_target.h
 
@@ -38,7 +38,6 @@ def render_heatmaps(
     Raises:
         ValueError: unknown encoding. RuntimeError: wrong shape, dtype, device or sigma.
     """
-    require_native()
     height, width = size_of(size)
     return torch.ops.fastpose.render_heatmaps(
         float32("keypoints", keypoints),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..reference import mirror_order
-from ._library import float32, register_fake, require_native, tensor
+from ._library import float32, register_fake, tensor
 
 
 def swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, pairs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,6 @@ def swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, pairs: Sequence[Se
     Raises:
         ValueError: pairs that overlap or leave [0, K). RuntimeError: wrong shape, dtype or device.
     """
-    require_native()
     points = float32("points", points)
     mirrored = mirror_order(pairs, points.size(1), "pairs") if points.dim() == 3 else []
     return torch.ops.fastpose.swap_pairs(points, float32("visible", visible), tensor("flip", flip), mirrored)

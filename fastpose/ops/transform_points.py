@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import float32, register_autograd, register_fake, require_native, tensor
+from ._library import float32, register_autograd, register_fake, tensor
 
 
 def transform_points(points: Tensor, matrix: Tensor, *, inverse: bool = False) -> Tensor:
@@ -24,7 +24,6 @@ def transform_points(points: Tensor, matrix: Tensor, *, inverse: bool = False) -
         RuntimeError: wrong shape, dtype or device; with `inverse`, a matrix that cannot be inverted, on the CPU. On
             CUDA, where raising would need a synchronisation, the points of that sample are NaN.
     """
-    require_native()
     if tensor("points", points).dtype not in (torch.float32, torch.float64):
         points = points.to(torch.float32)
     return torch.ops.fastpose.transform_points(points, float32("matrix", matrix), bool(inverse))
