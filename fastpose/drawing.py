@@ -24,17 +24,18 @@ GROUND_TRUTH = "#ffd21f"
 
 
 def draw_curves(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Loss, validation PCKh and learning rate over the epochs of a run (the lines of its metrics.jsonl)."""
+    """Loss, validation score and learning rate over the epochs of a run (the lines of its metrics.jsonl)."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, score, rate = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in lines]
     marker = "." if len(lines) <= 40 else ""
-    evaluated = [line for line in lines if line["pckh"]]
+    coco = any(line.get("coco") for line in lines)
+    evaluated = [line for line in lines if line.get("coco" if coco else "pckh")]
+    names = {"AP": "AP", "AP50": "AP50"} if coco else {"Mean": "PCKh@0.5", "Mean@0.1": "PCKh@0.1"}
     loss.plot(epochs, [line["loss"] for line in lines], color=PREDICTION, marker=marker)
     loss.set(title="training loss", xlabel="epoch", yscale="log")
-    for name, color in (("Mean", PREDICTION), ("Mean@0.1", "#8a8f98")):
-        values = [line["pckh"][name] for line in evaluated]
-        label = {"Mean": "PCKh@0.5", "Mean@0.1": "PCKh@0.1"}[name]
+    for (name, label), color in zip(names.items(), (PREDICTION, "#8a8f98"), strict=True):
+        values = [line["coco" if coco else "pckh"][name] for line in evaluated]
         score.plot([line["epoch"] for line in evaluated], values, color=color, marker=".", label=label)
         if values:
             score.annotate(
@@ -44,7 +45,8 @@ def draw_curves(path: Path, lines: Sequence[dict[str, Any]]) -> None:
                 textcoords="offset points",
                 ha="right",
             )
-    score.set(title="validation PCKh", xlabel="epoch", ylim=(0, 105), ylabel="%")
+    boxes = f"\nboxes: {evaluated[-1]['coco']['box_source']}" if coco else ""
+    score.set(title=f"validation {'AP' if coco else 'PCKh'}", xlabel=f"epoch{boxes}", ylim=(0, 105), ylabel="%")
     score.legend(loc="best", frameon=False)
     rate.step(epochs, [line["lr"] for line in lines], color=PREDICTION, where="mid", marker=marker)
     rate.set(title="learning rate", xlabel="epoch", yscale="log")
@@ -63,28 +65,31 @@ def draw_predictions(path: Path, persons: Persons, predictions: np.ndarray, *, m
         persons: N persons.
         predictions: [N, K, 2] in image pixels; persons with NaN are left out.
         most: at most this many persons.
-        side: width and height of a person's picture in pixels.
+        side: the longer side of a person's picture in pixels.
     """
     rows = np.flatnonzero(np.isfinite(predictions).all(axis=(1, 2)))
     rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
     columns = len(rows) if len(rows) <= 6 else 4
     height = -(-len(rows) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.6 * height + 0.4))
-    top = 1 - 0.4 / (2.6 * height + 0.4)
+    # The boxes of a data set have one aspect ratio.
+    wide, high = (persons.scale[rows[0]] / persons.scale[rows[0]].max()).tolist()
+    size = (round(side * high), round(side * wide))
+    figure = Figure(figsize=(2.6 * wide * columns, 2.6 * high * height + 0.4))
+    top = 1 - 0.4 / (2.6 * high * height + 0.4)
     grid = figure.add_gridspec(
         height, columns, left=0.005, right=0.995, bottom=0.005, top=top, wspace=0.03, hspace=0.03
     )
     for number, row in enumerate(rows):
         axes = figure.add_subplot(grid[number // columns, number % columns])
-        crop_to_image = box_matrix(persons, row, (side, side))
-        axes.imshow(crop_person(persons, row, crop_to_image, (side, side)))
+        crop_to_image = box_matrix(persons, row, size)
+        axes.imshow(crop_person(persons, row, crop_to_image, size))
         truth, predicted = (
             fastpose.transform_points(torch.from_numpy(points[row : row + 1]), crop_to_image, inverse=True)[0].numpy()
             for points in (persons.keypoints, predictions)
         )
         draw_skeleton(axes, truth, persons.visible[row] > 0.5, persons.skeleton, GROUND_TRUTH, width=3.0)
         draw_skeleton(axes, predicted, np.ones(len(predicted), bool), persons.skeleton, PREDICTION, width=1.8)
-        _frame(axes, side, side)
+        _frame(axes, *size)
     legend = [
         Line2D([], [], color=color, marker="o", label=label)
         for color, label in ((PREDICTION, "prediction"), (GROUND_TRUTH, "ground truth"))
@@ -94,7 +99,13 @@ def draw_predictions(path: Path, persons: Persons, predictions: np.ndarray, *, m
 
 
 def draw_heatmaps(
-    path: Path, persons: Persons, row: int, heatmaps: np.ndarray, joints: np.ndarray, scores: np.ndarray
+    path: Path,
+    persons: Persons,
+    row: int,
+    heatmaps: np.ndarray,
+    joints: np.ndarray,
+    scores: np.ndarray,
+    udp: bool = False,
 ) -> None:
     """One person: the final pose on the left, every joint's heatmap over the picture on the right.
 
@@ -105,6 +116,7 @@ def draw_heatmaps(
         heatmaps: float32 [K, h, w], the network's output for that person's box.
         joints: float32 [K, 2], the decoded joints in image pixels.
         scores: float32 [K].
+        udp: whether the heatmaps span the box from first to last pixel centre, see crop_to_image_matrix.
     """
     stride = 8  # picture pixels per heatmap pixel: twice the network's input
     height, width = stride * heatmaps.shape[1], stride * heatmaps.shape[2]
@@ -112,7 +124,7 @@ def draw_heatmaps(
     picture = crop_person(persons, row, crop_to_image, (height, width))
     points = fastpose.transform_points(torch.from_numpy(joints[None]), crop_to_image, inverse=True)[0].numpy()
     columns, lines = 4, -(-len(heatmaps) // 4)
-    figure = Figure(figsize=(1.9 * (columns + lines), 2.0 * lines))
+    figure = Figure(figsize=(1.9 * (columns + lines) * width / height, 2.0 * lines))
     # Placed by hand: a layout engine takes seconds over seventeen axes.
     grid = figure.add_gridspec(
         lines, lines + columns, left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.06, hspace=0.14
@@ -122,8 +134,9 @@ def draw_heatmaps(
     draw_skeleton(axes, points, np.ones(len(points), bool), persons.skeleton, PREDICTION, width=2.5)
     _frame(axes, height, width)
     axes.set_title("final pose")
-    # Heatmap pixel i is centred on picture pixel stride * i.
-    extent = (-stride / 2, width - stride / 2, height - stride / 2, -stride / 2)
+    # Heatmap pixel i is centred on picture pixel stride * i; with udp the last one is where the box ends.
+    step_x, step_y = width / (heatmaps.shape[2] - udp), height / (heatmaps.shape[1] - udp)
+    extent = (-step_x / 2, width + (udp - 0.5) * step_x, height + (udp - 0.5) * step_y, -step_y / 2)
     grey = picture.mean(axis=2) / 255.0
     for number, (heatmap, name, score) in enumerate(zip(heatmaps, persons.skeleton.joints, scores, strict=True)):
         axes = figure.add_subplot(grid[number // columns, lines + number % columns])

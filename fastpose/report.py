@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastpose.config import PACKAGE, TrainOptions
-from fastpose.engine import Progress
+from fastpose.engine import Evaluation, Progress
+from fastpose.metrics import format_ap, format_pckh
 
 
 class Report:
@@ -45,8 +46,10 @@ class Report:
         """Called after every epoch with its line of metrics.jsonl."""
         text = f"{self._epoch(line['epoch'])}  loss {line['loss']:.6f}  lr {line['lr']:.2g}  "
         text += f"{line['samples_per_second']:6.1f} samples/s  input wait {100 * line['input_wait_fraction']:.0f} %"
-        if line["pckh"]:
+        if line.get("pckh"):
             text += f"  PCKh@0.5 {line['pckh']['Mean']:.2f}"
+        if line.get("coco"):
+            text += f"  AP {line['coco']['AP']:.2f} (boxes: {line['coco']['box_source']})"
         if line["bad_images"]:
             text += f"  {line['bad_images']} bad images skipped"
         self._print(text)
@@ -77,11 +80,29 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
-def scores_or_null(pckh: dict[str, float] | None) -> dict[str, float | None] | None:
-    """JSON has no NaN: joints that nobody has annotated get null."""
-    if pckh is None:
+def scores_entry(evaluation: Evaluation | None, *, coco: bool) -> dict[str, Any]:
+    """What files of a run hold of an evaluation: `pckh` or `coco`, which says where the boxes came from; null without
+    one."""
+    if evaluation is None or not coco:
+        return {"coco" if coco else "pckh": scores_or_null(evaluation.pckh) if evaluation else None}
+    scores = scores_or_null(evaluation.coco)
+    return {"coco": scores | {"box_source": evaluation.box_source} if scores else None}
+
+
+def format_scores(evaluation: Evaluation) -> str:
+    """The evaluation's scores as a table, or why there are none."""
+    if evaluation.coco:
+        return format_ap(evaluation.coco, evaluation.box_source)
+    if evaluation.results is not None:
+        return "no annotations, no AP: predictions only"
+    return format_pckh(evaluation.pckh) if evaluation.pckh else "no head boxes, no PCKh: predictions only"
+
+
+def scores_or_null(scores: dict[str, float] | None) -> dict[str, Any] | None:
+    """JSON has no NaN: joints or persons that nobody has annotated get null."""
+    if scores is None:
         return None
-    return {name: None if math.isnan(value) else value for name, value in pckh.items()}
+    return {name: None if math.isnan(value) else value for name, value in scores.items()}
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastpose
-from fastpose.data.augmentation import Augmentation
+from fastpose.data.augmentation import Augmentation, body_boxes
 from fastpose.data.images import BadImageError
 from fastpose.data.loader import DeviceWait, PoseLoader, prepare_ahead, seeded_generator
 from fastpose.data.mpii import read_mpii
@@ -82,6 +82,73 @@ def test_without_augmentation_a_box_as_large_as_the_crop_is_the_picture_itself()
     assert torch.allclose(batch.keypoints[0], torch.tensor(keypoints / 4).float(), atol=1e-5)
 
 
+def test_with_udp_a_box_from_first_to_last_pixel_centre_is_the_picture_itself():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    keypoints = rng.uniform(0, 63, (16, 2))
+    person = one_person(keypoints, 63)  # centre (31.5, 31.5) and 63 px
+    source = ArraySource(picture)
+    (batch,) = PoseLoader(person, source, (64, 64), 1, udp=True).epoch()
+    expected = (picture / 255 - fastpose.IMAGENET_MEAN) / fastpose.IMAGENET_STD
+    assert torch.allclose(batch.images[0], torch.tensor(expected).permute(2, 0, 1).float(), atol=1e-4)
+    # From crop to map by 63 / 15, not by 4.
+    assert torch.allclose(batch.keypoints[0], torch.tensor(keypoints * 15 / 63).float(), atol=1e-5)
+    # A mirrored crop is the crop with its columns in reverse, to the pixel.
+    mirror = Augmentation(rotation=0, scale=(1, 1), flip=1)
+    (mirrored,) = PoseLoader(person, source, (64, 64), 1, udp=True, augmentation=mirror).epoch()
+    assert torch.allclose(mirrored.images, batch.images.flip(3), atol=1e-4)
+    mirror_of = dict(MPII.mirror_pairs) | {b: a for a, b in MPII.mirror_pairs}
+    order = [mirror_of.get(joint, joint) for joint in range(16)]
+    assert torch.allclose(mirrored.keypoints[0, :, 0], 15 - batch.keypoints[0, order, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 64)])
+def test_with_udp_the_crop_s_corners_are_the_box_s_and_its_height_follows_the_crop(size):
+    person = one_person(np.zeros((16, 2)), 80)
+    for height in (0.1, 9.0):
+        person = dataclasses.replace(person, scale=np.float32([[0.4, height]]))
+        (batch,) = PoseLoader(person, ArraySource(np.zeros((4, 4, 3), np.uint8)), size, 1, udp=True).epoch()
+        corners = torch.tensor([[[0.0, 0.0], [size[1] / 4 - 1, size[0] / 4 - 1]]])
+        # 80 px wide about (40, 40), and as high as the crop wants.
+        half = 40 * size[0] / size[1]
+        expected = torch.tensor([[[0.0, 40 - half], [80.0, 40 + half]]])
+        torch.testing.assert_close(fastpose.transform_points(corners, batch.heatmap_to_image), expected)
+
+
+class FramedSource:
+    """Pixels from memory that lie in their image as `frame` (step, x, y) says."""
+
+    def __init__(self, pixels: np.ndarray, frame: tuple[float, float, float]) -> None:
+        self.pixels, self.frame = pixels, torch.tensor([frame])
+
+    def load(self, images, device):
+        batch = fastpose.ImageBatch.from_list([self.pixels])
+        return Pixels(batch, torch.zeros(len(images), dtype=torch.int64), {}, self.frame)
+
+
+@pytest.mark.parametrize("udp", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 64)])
+@pytest.mark.parametrize("frame", [(1, 17, 9), (2, 4, 7), (3, 1, 0)])
+def test_a_crop_of_fewer_pixels_is_that_of_all_of_them(frame, size, udp):
+    """On ramps, which bilinear taps a step apart give back as exactly as those of neighbours."""
+    step, left, top = frame
+    y, x = np.mgrid[:250, :250]
+    picture = np.stack([x, y, 250 - x], axis=2).astype(np.uint8)
+    person = dataclasses.replace(one_person(np.full((16, 2), 99.0), 230), scale=np.float32([[0.35, 3.0]]))
+    many = person.select([0] * 8)
+    options = {"augmentation": Augmentation(rotation=30, scale=(0.9, 1.1), flip=0.5), "udp": udp}
+    reduced = FramedSource(picture[top::step, left::step], (step, left, top))
+    whole, fewer = (
+        next(PoseLoader(many, source, size, 8, **options).epoch())
+        for source in (FramedSource(picture, (1, 0, 0)), reduced)
+    )
+    for name in ("keypoints", "heatmap_to_image"):
+        assert torch.equal(getattr(whole, name), getattr(fewer, name))
+    # 1e-3 grey levels; a pixel between two of a ramp is one of 1 level.
+    torch.testing.assert_close(whole.images, fewer.images, rtol=0, atol=1e-3 / 57)
+    assert len(set((whole.heatmap_to_image[:, :, :2].det() < 0).tolist())) == 2
+
+
 def test_a_mirrored_person_has_its_joints_mirrored_and_left_and_right_exchanged():
     keypoints = np.stack([np.arange(16) * 4.0, np.full(16, 8.0)], 1)
     always = Augmentation(rotation=0, scale=(1, 1), flip=1)
@@ -133,9 +200,11 @@ def test_without_augmentation_the_order_is_the_annotations(persons):
     assert rows.tolist() == list(range(10))
 
 
-def test_a_batch_depends_on_seed_epoch_and_step_alone(persons):
-    whole = list(loader(persons).epoch(3))
-    feed = loader(persons)
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_batch_depends_on_seed_epoch_and_step_alone(persons, everything):
+    options = {"augmentation": EVERYTHING, "udp": True} if everything else {}
+    whole = list(loader(persons, **options).epoch(3))
+    feed = loader(persons, **options)
     list(feed.epoch(0))
     part = list(feed.epoch(3, first_step=1))
     assert [batch.step for batch in part] == [1, 2]
@@ -179,17 +248,19 @@ def smooth_picture(height: int, width: int) -> np.ndarray:
     return np.round(128 + 100 * np.stack(waves, axis=2)).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("step", "reduction"), [(2.7, 2), (5.5, 4), (10.7, 8)])
+@pytest.mark.parametrize(
+    ("step", "reduction", "udp"), [(2.7, 2, False), (5.5, 4, False), (10.7, 8, False), (5.5, 4, True)]
+)
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_crops_of_reduced_images_lie_where_those_of_whole_images_do(tmp_path, step, reduction, suffix):
+def test_crops_of_reduced_images_lie_where_those_of_whole_images_do(tmp_path, step, reduction, udp, suffix):
     path = tmp_path / f"a.{suffix}"
-    side = round(step * 64 * 1.5) + 3
+    side = round(step * 64 * 1.8) + 3  # turned crops lie inside
     picture = cv2.GaussianBlur(smooth_picture(side, side), (0, 0), 3)
     cv2.imwrite(str(path), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])
     persons = dataclasses.replace(
         one_person(np.zeros((16, 2)), side), image_paths=(path,), scale=np.full((1, 2), step * 64 / 200, np.float32)
     )
-    options = {"augmentation": Augmentation(rotation=30, scale=(0.75, 1.25), flip=0.5)}
+    options = {"augmentation": Augmentation(rotation=30, scale=(0.75, 1.25), flip=0.5), "udp": udp}
     assert reductions(persons, (64, 64), 0.75).tolist() == [reduction]
     sources = ImageFiles((path,)), ImageFiles((path,), reduction=np.array([reduction]))
     mirrored = []
@@ -206,6 +277,75 @@ def test_crops_of_reduced_images_lie_where_those_of_whole_images_do(tmp_path, st
         mirrored.append(bool(reduced.heatmap_to_image[0, :, :2].det() < 0))
     assert any(mirrored)
     assert not all(mirrored)
+
+
+EVERYTHING = Augmentation(half_body=0.5, brightness=0.4, contrast=0.3, saturation=0.8)
+HALVES = Augmentation(rotation=30, scale=(0.75, 1.25), flip=0.5, half_body=0.5)
+
+
+def test_half_of_a_person_is_cropped_about_the_half_s_centre(persons):
+    """Draws are the loader's own; what they do to a box is worked out anew."""
+    few = np.arange(10) % 2 == 0  # persons with too few joints for a half
+    visible = np.where(few[:, None] & (np.arange(16) > 7), 0, persons.visible).astype(np.float32)
+    persons = dataclasses.replace(persons, visible=visible)
+    boxes = torch.from_numpy(body_boxes(persons, (64, 64), half_body=True))
+    assert (boxes[few, 1:] == boxes[few, :1]).all()
+    sources = ImageFiles(persons.image_paths)
+    halves, wholes = (
+        PoseLoader(persons, sources, (64, 64), 10, augmentation=augmentation, seed=3)
+        for augmentation in (HALVES, dataclasses.replace(HALVES, half_body=0.0))
+    )
+    chosen = []
+    for epoch in range(4):
+        half, whole = next(halves.epoch(epoch)), next(wholes.epoch(epoch))
+        draws = HALVES.draw(10, seeded_generator("cpu", 3, epoch, 1))
+        box = boxes[half.rows, draws.body]
+        middle = fastpose.transform_points(torch.full((10, 1, 2), 8.0), half.heatmap_to_image)[:, 0]
+        torch.testing.assert_close(middle, box[:, :2], rtol=0, atol=1e-4)
+        width = 16 * half.heatmap_to_image[:, :, 0].norm(dim=1)
+        torch.testing.assert_close(width, 200 * box[:, 2] * draws.scale)
+        same = torch.from_numpy(few)[half.rows] | (draws.body == 0)
+        for name in ("rows", "images", "keypoints", "visible", "heatmap_to_image"):
+            assert torch.equal(getattr(half, name)[same], getattr(whole, name)[same]), name
+        assert (half.heatmap_to_image[~same] != whole.heatmap_to_image[~same]).any(dim=(1, 2)).all()
+        chosen += draws.body[~torch.from_numpy(few)[half.rows]].tolist()
+    assert set(chosen) == {0, 1, 2}
+
+
+def test_an_image_is_reduced_as_its_smallest_half_body_allows():
+    keypoints = np.random.default_rng(0).uniform(0, 1200, (16, 2))
+    keypoints[7:] = np.random.default_rng(1).uniform(300, 420, (9, 2))
+    person = one_person(keypoints, 1200)
+    boxes = body_boxes(person, (64, 64), half_body=True)[0]
+    assert 100 < 200 * boxes[2, 2] < 180 < 1024 < 200 * boxes[1, 2]
+    # The whole person could do with an eighth: 1200 / 64 = 18.75; the upper body has 2.2 to 2.8 px to a crop's pixel.
+    assert reductions(person, (64, 64), 1.0).tolist() == [8]
+    assert reductions(person, (64, 64), 1.0, half_body=True).tolist() == [2]
+    assert reductions(person, (64, 64), 0.7, half_body=True).tolist() == [1]
+
+
+def test_colours_are_changed_in_the_pass_that_samples(persons, device):
+    """Against formulas on the pixels of the plain crop; everything else stays as it is."""
+    jitter = Augmentation(brightness=0.4, contrast=0.3, saturation=0.8)
+    plain, changed = (next(loader(persons, augmentation=a, device=device).epoch()) for a in (Augmentation(), jitter))
+    for name in ("rows", "keypoints", "visible", "heatmap_to_image"):
+        assert torch.equal(getattr(plain, name), getattr(changed, name)), name
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD))
+    pixels = 255 * (plain.images * std + mean)
+    factors = jitter.draw(4, seeded_generator(device, 5, 0, 1)).color
+    b, c, s = (factor[:, None, None, None] for factor in factors)
+    pixels = c * b * pixels + (1 - c) * 127.5
+    luma = torch.tensor([0.299, 0.587, 0.114], device=device)[:, None, None]
+    pixels = s * pixels + (1 - s) * (luma * pixels).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(changed.images, (pixels / 255 - mean) / std, rtol=0, atol=1e-4)
+    assert (plain.images != changed.images).any()
+
+
+def test_a_colour_map_of_one_s_own_is_taken(persons):
+    twice = 2 * fastpose.normalize_color((0, 0, 0), (1, 1, 1))
+    given, plain = (next(loader(persons, color=c).epoch()) for c in (twice, None))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD))
+    torch.testing.assert_close(given.images, 2 * (plain.images * std + mean), rtol=0, atol=1e-5)
 
 
 def test_a_person_s_crop_does_not_depend_on_who_else_is_in_the_batch(persons):
@@ -235,6 +375,16 @@ def test_crops_in_bfloat16_are_the_float32_ones_rounded(persons):
     whole, half = (next(loader(persons, dtype=dtype).epoch()).images for dtype in (torch.float32, torch.bfloat16))
     assert half.dtype == torch.bfloat16
     assert torch.equal(whole.to(torch.bfloat16), half)
+
+
+def test_for_another_device_batches_are_made_on_the_cpu_and_brought_there(persons):
+    """`meta`, on which nothing can be made, stands for one that background threads must leave alone."""
+    batches = zip(loader(persons, device="meta").epoch(), loader(persons).epoch(), strict=True)
+    for there, here in batches:
+        assert torch.equal(there.rows, here.rows)
+        for name in ("images", "keypoints", "visible", "heatmap_to_image"):
+            moved, made = getattr(there, name), getattr(here, name)
+            assert (moved.device.type, moved.shape, moved.dtype) == ("meta", made.shape, made.dtype)
 
 
 def test_channels_last_is_honoured(persons):
@@ -344,13 +494,14 @@ on_cuda = pytest.mark.cuda
 @on_cuda
 @pytest.mark.parametrize("spoilt", [False, True])
 @pytest.mark.parametrize("resident", [False, True])
-def test_preparing_batches_never_waits_for_the_gpu(persons, resident, spoilt):
+@pytest.mark.parametrize("augmentation", [Augmentation(), EVERYTHING], ids=["plain", "everything"])
+def test_preparing_batches_never_waits_for_the_gpu(persons, resident, spoilt, augmentation):
     if spoilt:
         persons.image_paths[2].write_bytes(b"no picture")
     source = ImageFiles(persons.image_paths, 2)
     if resident:
         source = ResidentImages.from_files(persons.image_paths, "cuda", on_bad_image="skip")
-    options = {"augmentation": Augmentation(), "device": "cuda", "on_bad_image": "skip", "dtype": torch.bfloat16}
+    options = {"augmentation": augmentation, "device": "cuda", "on_bad_image": "skip", "dtype": torch.bfloat16}
     feed = PoseLoader(persons, source, (64, 64), 4, memory_format=torch.channels_last, **options)
     list(feed.epoch(0))
     torch.cuda.synchronize()
@@ -365,10 +516,11 @@ def test_preparing_batches_never_waits_for_the_gpu(persons, resident, spoilt):
 
 
 @on_cuda
-def test_a_batch_of_the_gpu_is_that_of_the_cpu(persons):
+@pytest.mark.parametrize("udp", [False, True])
+def test_a_batch_of_the_gpu_is_that_of_the_cpu(persons, udp):
     for one, other in zip(
-        loader(persons, augmentation=None).epoch(),
-        loader(persons, augmentation=None, device="cuda").epoch(),
+        loader(persons, augmentation=None, udp=udp).epoch(),
+        loader(persons, augmentation=None, udp=udp, device="cuda").epoch(),
         strict=True,
     ):
         assert torch.equal(one.rows, other.rows)
@@ -379,8 +531,9 @@ def test_a_batch_of_the_gpu_is_that_of_the_cpu(persons):
 
 @on_cuda
 def test_a_batch_of_the_gpu_depends_on_seed_epoch_and_step_alone(persons):
-    whole = list(loader(persons, device="cuda").epoch(3))
-    for first, second in zip(whole[1:], loader(persons, device="cuda").epoch(3, first_step=1), strict=True):
+    options = {"device": "cuda", "augmentation": EVERYTHING, "udp": True}
+    whole = list(loader(persons, **options).epoch(3))
+    for first, second in zip(whole[1:], loader(persons, **options).epoch(3, first_step=1), strict=True):
         assert_equal(first, second)
 
 
@@ -519,5 +672,7 @@ def test_impossible_settings_are_refused_by_name(persons, name, value):
     settings = {"size": (64, 64), "batch_size": 2} | {name: value}
     with pytest.raises(ValueError, match=name):
         PoseLoader(persons, ImageFiles(persons.image_paths), **settings)
+    with pytest.raises(ValueError, match="size: expected at least 8 pixels with udp"):
+        PoseLoader(persons, ImageFiles(persons.image_paths), (4, 8), 2, udp=True)
     with pytest.raises(ValueError, match="persons"):
         PoseLoader(persons.select([]), ImageFiles(persons.image_paths), (64, 64), 2)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the readers of annotation files share: one row per person, image paths kept inside their root, `Persons`."""
+"""What the readers of annotation files share: checked values, one row per person, image paths kept inside their root,
+`Persons`."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -30,10 +32,62 @@ class PersonRow(NamedTuple):
     source_row: int
     image: str  # relative to the image root
     center: np.ndarray  # [2]
-    scale: float
+    scale: float | tuple[float, float]  # one number means both
     keypoints: np.ndarray  # [J, 2]
     visible: np.ndarray  # [J]
-    head_size: float | None
+    head_size: float | None = None
+    image_id: int | None = None
+    box_score: float | None = None
+
+
+def read_json(file: Path) -> Any:
+    """The contents of a JSON file; AnnotationError where it is none."""
+    content = file.read_bytes()
+    if not content.strip():
+        raise AnnotationError(f"{file}: the file is empty")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{file}: is not JSON: {error}") from error
+
+
+def read_numbers(
+    record: dict[str, Any], key: str, shape: tuple[int, ...], where: str, *, kinds: str = "iuf", largest: float = 1e6
+) -> np.ndarray:
+    """The finite numbers of `record[key]`, float64 of `shape`; AnnotationError naming `where` if it does not hold them.
+
+    Args:
+        kinds: NumPy's kinds of numbers that may be there.
+        largest: numbers not below that are refused: coordinates beyond 1e6 are a broken file, not a large picture.
+    """
+    if key not in record:
+        raise AnnotationError(f"{where}: has no {key!r}")
+    expected = f"{key} must be {f'numbers of shape {list(shape)}' if shape else 'a number'}"
+    try:
+        array = np.asarray(record[key])
+    except ValueError as error:  # rows of different lengths
+        raise AnnotationError(f"{where}: {expected}, got {str(record[key])[:80]}") from error
+    if array.dtype.kind not in kinds or array.shape != shape:
+        raise AnnotationError(f"{where}: {expected}, got {str(record[key])[:80]} (shape {list(array.shape)})")
+    array = array.astype(np.float64)
+    if not (np.abs(array) < largest).all():  # also False for NaN
+        raise AnnotationError(f"{where}: {key} must be finite and below {largest:.0e}, got {str(record[key])[:80]}")
+    return array
+
+
+def read_column(
+    records: Sequence[dict[str, Any]], key: str, shape: tuple[int, ...], where: Sequence[str], *, largest: float = 1e6
+) -> np.ndarray:
+    """`read_numbers` of N records, float64 [N, *shape], all of them at once; `where` names each."""
+    try:
+        array = np.asarray([record.get(key) for record in records])
+    except ValueError:  # rows of different lengths
+        array = np.array(None)
+    if array.shape == (len(records), *shape) and array.dtype.kind in "iuf" and (np.abs(array) < largest).all():
+        return array.astype(np.float64)
+    # One by one, for the error of the first that is not as it should be.
+    rows = [read_numbers(record, key, shape, at, largest=largest) for record, at in zip(records, where, strict=True)]
+    return np.array(rows, np.float64).reshape(len(records), *shape)
 
 
 def mpii_box(objpos: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
@@ -73,17 +127,23 @@ def persons_from_rows(
         raise AnnotationError(f"{file}: no person has its image in {root}")
 
     index_of = {path: index for index, path in enumerate(dict.fromkeys(path for path in paths.values() if path))}
-    head_sizes = [row.head_size for row in kept if row.head_size is not None]
+
+    def column(name: str, dtype: type[np.generic]) -> np.ndarray | None:
+        values = [value for row in kept if (value := getattr(row, name)) is not None]
+        return np.array(values, dtype) if len(values) == len(kept) else None
+
     return Persons(
         image_paths=tuple(index_of),
         image_index=np.array([index_of[path] for row in kept if (path := paths[row.image])], np.int64),
         center=np.array([row.center for row in kept], np.float32),
-        scale=np.array([(row.scale, row.scale) for row in kept], np.float32),
+        scale=np.array([s if isinstance(s := row.scale, tuple) else (s, s) for row in kept], np.float32),
         keypoints=np.array([row.keypoints for row in kept], np.float32),
         visible=np.array([row.visible for row in kept], np.float32),
-        head_size=np.array(head_sizes, np.float32) if len(head_sizes) == len(kept) else None,
+        head_size=column("head_size", np.float32),
         source_row=np.array([row.source_row for row in kept], np.int64),
         skeleton=skeleton,
+        image_id=column("image_id", np.int64),
+        box_score=column("box_score", np.float32),
     )
 
 

@@ -7,6 +7,7 @@ on CUDA nothing in it waits for the GPU.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 import fastpose
-from fastpose.data.augmentation import Augmentation, Draws
+from fastpose.data.augmentation import Augmentation, Draws, body_boxes
 from fastpose.data.images import BadImageError
 from fastpose.data.persons import Persons
 from fastpose.data.pixel_sources import PixelSource, to_device
@@ -36,7 +37,7 @@ class Batch:
     Attributes:
         step: number of this batch within its epoch, from 0.
         rows: int64 [B] on the CPU, rows of `Persons`.
-        images: float32 or bfloat16 [B, 3, H, W], normalised RGB crops.
+        images: float32 or bfloat16 [B, 3, H, W], crops as the loader's colour map makes them.
         keypoints: float32 [B, K, 2], (x, y) in heatmap pixels, left and right exchanged where the crop is mirrored.
         visible: float32 [B, K], 1 = annotated.
         heatmap_to_image: float32 [B, 2, 3], heatmap pixels to image pixels.
@@ -55,6 +56,8 @@ class PoseLoader:
 
     Randomness depends on (seed, epoch, step) alone, so any batch can be made again without those before it.
 
+    The width of a person's box alone counts; its height follows from the crop's aspect ratio, with and without `udp`.
+
     Args:
         persons: annotations; their arrays are moved to `device` once.
         source: where the pixels come from.
@@ -62,13 +65,15 @@ class PoseLoader:
         batch_size: persons in a batch; the last one of an epoch may be smaller.
         augmentation: None for evaluation: no augmentation and the order of `persons`.
         seed: the run's seed.
-        device: where batches are made.
+        device: where batches are wanted. On others than the CPU and CUDA they arrive from the CPU, where they are made.
         prefetch: batches prepared ahead, at least 1, and on CUDA steps that the consumer's host may be ahead of the
             GPU; bounds the memory.
         on_bad_image: "error" raises BadImageError in the consumer; "skip" leaves the image's persons out and
             remembers the image in `bad_images`.
         memory_format: layout of the crops.
         dtype: of the crops, torch.float32 or torch.bfloat16.
+        color: the crops' colour map [3, 4] on the CPU; None: ImageNet's normalisation, in the order R G B.
+        udp: whether crops and heatmaps are measured from first to last pixel centre, see crop_to_image_matrix.
 
     Attributes:
         bad_images: what was wrong with each image skipped so far, by index into `persons.image_paths`.
@@ -88,6 +93,8 @@ class PoseLoader:
         on_bad_image: Literal["error", "skip"] = "error",
         memory_format: torch.memory_format = torch.contiguous_format,
         dtype: torch.dtype = torch.float32,
+        color: Tensor | None = None,
+        udp: bool = False,
     ) -> None:
         if len(persons) == 0:
             raise ValueError("persons: expected at least one person, got none")
@@ -97,6 +104,8 @@ class PoseLoader:
             raise ValueError(f"prefetch: expected at least 1, got {prefetch}")
         if min(size) < 4 or size[0] % 4 or size[1] % 4:
             raise ValueError(f"size: expected (h, w), multiples of 4 pixels, got {size}")
+        if udp and min(size) < 8:
+            raise ValueError(f"size: expected at least 8 pixels with udp, for heatmaps of 2, got {size}")
         self.persons = persons
         self.source = source
         self.size = size
@@ -105,21 +114,28 @@ class PoseLoader:
         self.augmentation = augmentation
         self.seed = seed
         self.device = torch.device(device)
+        self._maker = making_device(self.device)
         self.prefetch = prefetch
         self.on_bad_image = on_bad_image
         self.memory_format = memory_format
         self.dtype = dtype
+        self.udp = udp
         self.bad_images: dict[int, BadImageError] = {}
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._wait = DeviceWait(self.device, prefetch) if self.device.type == "cuda" else HostWait()
         self._image_index = torch.from_numpy(persons.image_index)
         # A colour map on the CPU travels in the kernel's parameters.
-        self._color = fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD)
+        self._color = (
+            fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD) if color is None else color
+        )
+        half_body = augmentation is not None and augmentation.half_body > 0.0
+        boxes = body_boxes(persons, size, half_body=half_body)
         with self._side_stream():
-            self._center = torch.from_numpy(persons.center).to(self.device)
-            self._scale = torch.from_numpy(persons.scale).to(self.device)
-            self._keypoints = torch.from_numpy(persons.keypoints).to(self.device)
-            self._visible = torch.from_numpy(persons.visible).to(self.device)
+            if augmentation is not None and augmentation.jitters_color:
+                self._color = self._color.to(self._maker)
+            self._boxes = torch.from_numpy(boxes).to(self._maker)
+            self._keypoints = torch.from_numpy(persons.keypoints).to(self._maker)
+            self._visible = torch.from_numpy(persons.visible).to(self._maker)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -135,7 +151,7 @@ class PoseLoader:
         """
         order = self._order(epoch)
         with self._side_stream():
-            on_device = to_device(order, self.device)
+            on_device = to_device(order, self._maker)
         jobs = (lambda step=step: self._prepare(order, on_device, epoch, step) for step in range(first_step, len(self)))
         # Two threads: one waits for its pixels while the other crops or, for a GPU, fills and copies pinned memory.
         prepared = prepare_ahead(jobs, self.prefetch, threads=2)
@@ -151,8 +167,7 @@ class PoseLoader:
                 if len(batch.rows) == 0:
                     continue
                 empty = False
-                self._hand_over(batch)
-                yield batch
+                yield self._handed_over(batch)
         finally:
             prepared.close()
         if empty and first_step == 0:
@@ -190,16 +205,21 @@ class PoseLoader:
             ready.record(self._stream)
             return batch, ready
 
-    def _hand_over(self, batch: Batch) -> None:
-        """Lets the allocator keep the batch's memory until the consumer's stream is through with it."""
+    def _handed_over(self, batch: Batch) -> Batch:
+        """Lets the allocator keep the batch's memory until the consumer's stream is through with it. Brings it to a
+        device that it was not made on."""
+        names = ("images", "keypoints", "visible", "heatmap_to_image")
         if self._stream is not None:
             consumer = torch.cuda.current_stream(self.device)
-            for tensor in (batch.images, batch.keypoints, batch.visible, batch.heatmap_to_image):
-                tensor.record_stream(consumer)
+            for name in names:
+                getattr(batch, name).record_stream(consumer)
+        if self._maker == self.device:
+            return batch
+        return dataclasses.replace(batch, **{name: getattr(batch, name).to(self.device) for name in names})
 
     def _make(self, rows: Tensor, on_device: Tensor, epoch: int, step: int) -> Batch:
         """Makes the batch of `rows`, int64 [B] on the CPU, and the same `on_device`."""
-        pixels = self.source.load(self._image_index[rows], self.device)
+        pixels = self.source.load(self._image_index[rows], self._maker)
         images, image_index = pixels.images, pixels.index
         if pixels.errors:
             if self.on_bad_image == "error":
@@ -207,30 +227,30 @@ class PoseLoader:
             self.bad_images.update(pixels.errors)
             good = ~torch.isin(self._image_index[rows], torch.tensor(list(pixels.errors)))
             kept = good.nonzero().flatten()
-            rows, kept = rows[kept], to_device(kept, self.device)
+            rows, kept = rows[kept], to_device(kept, self._maker)
             on_device, image_index = on_device[kept], image_index[kept]
         draws = self._draw(len(rows), epoch, step)
-        center = self._center[on_device]
-        scale = self._scale[on_device] * draws.scale[:, None]
+        center, scale = self._boxes[on_device, draws.body].split(2, dim=1)
+        scale = scale * draws.scale[:, None]
         if pixels.frame is None:
             center_on_pixels, scale_on_pixels = center, scale
         else:
-            # Moving and shrinking the box gives the matrix of the pixels that there are: rotation and mirroring are
-            # about the box's centre.
+            # Moving and shrinking the box gives the matrix of the pixels that there are, with udp too: rotation and
+            # mirroring are about the box's centre, and its sides alone set the scale.
             pixel, origin = pixels.frame[image_index].split((1, 2), dim=1)
             center_on_pixels, scale_on_pixels = (center - origin) / pixel, scale / pixel
         crop_to_pixels = fastpose.crop_to_image_matrix(
-            center_on_pixels, scale_on_pixels, draws.rotation, self.size, flip=draws.flip
+            center_on_pixels, scale_on_pixels, draws.rotation, self.size, flip=draws.flip, udp=self.udp
         )
         heatmap_to_image = fastpose.crop_to_image_matrix(
-            center, scale, draws.rotation, self.heatmap_size, flip=draws.flip
+            center, scale, draws.rotation, self.heatmap_size, flip=draws.flip, udp=self.udp
         )
         crops = fastpose.affine_crop(
             images,
             crop_to_pixels,
             self.size,
             image_index=image_index,
-            color=self._color,
+            color=self._color if draws.color is None else fastpose.jitter_color(self._color, *draws.color),
             dtype=self.dtype,
             memory_format=self.memory_format,
         )
@@ -242,9 +262,17 @@ class PoseLoader:
 
     def _draw(self, count: int, epoch: int, step: int) -> Draws:
         if self.augmentation is not None:
-            return self.augmentation.draw(count, seeded_generator(self.device, self.seed, epoch, 1 + step))
-        zeros = torch.zeros(count, device=self.device)
-        return Draws(zeros, zeros + 1.0, zeros.bool())
+            return self.augmentation.draw(count, seeded_generator(self._maker, self.seed, epoch, 1 + step))
+        zeros = torch.zeros(count, device=self._maker)
+        return Draws(zeros, zeros + 1.0, zeros.bool(), zeros.long())
+
+
+def making_device(device: torch.device) -> torch.device:
+    """Where batches for `device` are made: there, or on the CPU if it is neither that nor CUDA.
+
+    Others may not bear that a background thread runs ops beside the one that trains: Apple's MPS ends the process.
+    """
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
 class HostWait:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from os import PathLike
 from pathlib import Path
@@ -17,6 +16,8 @@ from fastpose.data.annotation_rows import (
     PersonRow,
     mpii_box,
     persons_from_rows,
+    read_json,
+    read_numbers,
 )
 from fastpose.data.mpii_release import load_mat, read_release
 from fastpose.data.persons import Persons
@@ -135,13 +136,7 @@ def read_ground_truth(path: str | PathLike[str]) -> GroundTruth:
 
 
 def _read_json(file: Path, head_boxes: str | PathLike[str] | None) -> list[PersonRow]:
-    content = file.read_bytes()
-    if not content.strip():
-        raise AnnotationError(f"{file}: the file is empty")
-    try:
-        records = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{file}: is not JSON: {error}") from error
+    records = read_json(file)
     if not isinstance(records, list) or not records:
         raise AnnotationError(f"{file}: must be a list of persons, got {type(records).__name__} {str(records)[:40]}")
     rows = [_read_record(record, index, f"{file}, record {index}") for index, record in enumerate(records)]
@@ -154,33 +149,16 @@ def _read_record(record: Any, index: int, where: str) -> PersonRow:
     image = record.get("image")
     if not isinstance(image, str) or not image:
         raise AnnotationError(f"{where}: image must be a file name, got {image!r}")
-    scale = float(_numbers(record, "scale", (), where))
+    scale = float(read_numbers(record, "scale", (), where))
     if scale <= 0:
         raise AnnotationError(f"{where}: scale must be positive, got {scale}")
-    joints = _numbers(record, "joints", (16, 2), where)
-    visible = _numbers(record, "joints_vis", (16,), where)
+    joints = read_numbers(record, "joints", (16, 2), where)
+    visible = read_numbers(record, "joints_vis", (16,), where, kinds="iufb")
     if not ((visible == 0) | (visible == 1)).all():
         raise AnnotationError(f"{where}: joints_vis must be 0 or 1, got {record['joints_vis']}")
-    center, scale = mpii_box(_numbers(record, "center", (2,), where), scale)
+    center, scale = mpii_box(read_numbers(record, "center", (2,), where), scale)
     keypoints = np.where(visible[:, None] > 0, joints - 1, 0)
-    return PersonRow(f"record {index}", index, image, center, scale, keypoints, visible, None)
-
-
-def _numbers(record: dict[str, Any], key: str, shape: tuple[int, ...], where: str) -> np.ndarray:
-    if key not in record:
-        raise AnnotationError(f"{where}: has no {key!r}")
-    expected = f"{key} must be {f'numbers of shape {list(shape)}' if shape else 'a number'}"
-    try:
-        array = np.asarray(record[key])
-    except ValueError as error:  # rows of different lengths
-        raise AnnotationError(f"{where}: {expected}, got {str(record[key])[:80]}") from error
-    kinds = "iufb" if key == "joints_vis" else "iuf"
-    if array.dtype.kind not in kinds or array.shape != shape:
-        raise AnnotationError(f"{where}: {expected}, got {str(record[key])[:80]} (shape {list(array.shape)})")
-    array = array.astype(np.float64)
-    if not (np.abs(array) < _LARGEST).all():  # also False for NaN
-        raise AnnotationError(f"{where}: {key} must be finite and below {_LARGEST:.0e}, got {str(record[key])[:80]}")
-    return array
+    return PersonRow(f"record {index}", index, image, center, scale, keypoints, visible)
 
 
 def _add_head_sizes(rows: list[PersonRow], file: Path, head_boxes: Path) -> list[PersonRow]:
