@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,25 @@ FORMAT = "fastpose-checkpoint-1"
 CONTENTS = {"format", "model", "optimizer", "learning_rate", "progress", "config", "skeleton"}
 
 
+# What other programs' files hold beside tensors and plain values: scores, histories, tables of joints. Nothing of them
+# is needed, nor NumPy's own code that would read them: each is read as an _Ignored.
+IGNORED = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+    "mmengine.logging.history_buffer.HistoryBuffer",
+)
+
+
 class CheckpointError(ValueError):
     """A checkpoint file is missing, damaged or not ours; the message names the file."""
+
+
+class _Ignored:
+    """Takes the place of a value that nobody looks at."""
+
+    def __init__(self, *arguments: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
 
 
 def save_checkpoint(
@@ -29,7 +48,7 @@ def save_checkpoint(
     learning_rate: dict[str, Any],
     progress: dict[str, Any],
     config: dict[str, Any],
-    skeleton: str,
+    skeleton: dict[str, Any] | str,
     keep_previous: bool = False,
 ) -> None:
     """Writes a checkpoint beside `path` and renames it into place, so `path` is at every moment a whole file.
@@ -41,7 +60,7 @@ def save_checkpoint(
         learning_rate: the learning-rate rule's state.
         progress: plain values: epoch, step and whatever else the loop has to remember.
         config: the run's options as plain values.
-        skeleton: name of the joints' skeleton.
+        skeleton: the joints, `dataclasses.asdict` of a Skeleton; in files of version 0.1 its name alone.
         keep_previous: keep the file that was there as `previous_path(path)`.
     """
     contents = {
@@ -53,6 +72,11 @@ def save_checkpoint(
         "config": config,
         "skeleton": skeleton,
     }
+    save_contents(path, contents, keep_previous=keep_previous)
+
+
+def save_contents(path: Path, contents: Any, *, keep_previous: bool = False) -> None:
+    """`torch.save`, but beside `path` and renamed into place. `keep_previous` as in `save_checkpoint`."""
     beside = path.with_name(path.name + ".part")
     with open(beside, "wb") as file:
         torch.save(contents, file)
@@ -76,12 +100,41 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
+    return check_checkpoint(path, read_contents(path, ignored=()))
+
+
+def read_contents(path: Path, ignored: Sequence[str] = IGNORED) -> Any:
+    """What any program has written with `torch.save`: tensors, on the CPU, and plain values. Nothing in it is executed.
+
+    Args:
+        path: the file.
+        ignored: full names of the classes and functions whose objects are read as ones without content.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the file is damaged, or holds more than that.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Ignored, name) for name in ignored]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead to
         # Of a file that it refuses to unpickle torch says, at length, how to run the code in it; that is no advice.
-        reason = "" if "weights_only" in str(error) else ": " + str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}{reason})") from error
+        reason = str(error).strip().partition("\n")[0]
+        if "weights_only" in str(error):
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"holds {found[1]}, and only tensors and plain values are read" if found else ""
+        kind = type(error).__name__ + (f": {reason}" if reason else "")
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({kind})") from error
+
+
+def check_checkpoint(path: Path, contents: Any) -> dict[str, Any]:
+    """The contents of a file, if they are a checkpoint of ours.
+
+    Raises:
+        CheckpointError: they are not, or something is missing.
+    """
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         found = f"format {contents.get('format')!r}" if isinstance(contents, dict) else type(contents).__name__
         raise CheckpointError(f"{path}: not a fastpose checkpoint: expected format {FORMAT!r}, got {found}")

@@ -1,10 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from fastpose.models import compare_heads, count_flops, count_parameters, load_imagenet_backbone, pose_resnet
+from fastpose import build, drawing, evaluate, predict, train
+from fastpose.config import TrainOptions
+from fastpose.models import (
+    compare_heads,
+    count_flops,
+    count_parameters,
+    load_imagenet_backbone,
+    make_own_model,
+    pose_resnet,
+)
 from fastpose.models.__main__ import main
+from fastpose.models.own import check_heatmaps
+from fastpose.skeletons import MPII
+from tests.tiny_mpii import write_tiny_mpii
 
 DEPTHS = (18, 34, 50, 101, 152)
 
@@ -281,7 +301,7 @@ def test_a_file_that_is_no_state_dict_is_refused_and_runs_no_code(tmp_path):
     path, mark = tmp_path / "r.pth", tmp_path / "executed"
     model = pose_resnet(18, channels=8)
     torch.save({"conv1.weight": Opens(mark)}, path)
-    with pytest.raises(ValueError, match=r"r\.pth: is not a file of weights"):
+    with pytest.raises(ValueError, match=r"r\.pth: damaged, or not a checkpoint"):
         load_imagenet_backbone(model, path)
     assert not mark.exists()
     for content in ([1, 2], {"conv1.weight": 3}):
@@ -290,7 +310,156 @@ def test_a_file_that_is_no_state_dict_is_refused_and_runs_no_code(tmp_path):
             load_imagenet_backbone(model, path)
     for raw in (b"", b"hello", b"PK\x03\x04 torn"):
         path.write_bytes(raw)
-        with pytest.raises(ValueError, match=r"r\.pth: is not a file of weights"):
+        with pytest.raises(ValueError, match=r"r\.pth: damaged, or not a checkpoint"):
             load_imagenet_backbone(model, path)
     with pytest.raises(FileNotFoundError):
         load_imagenet_backbone(model, tmp_path / "absent.pth")
+
+
+# ---- networks of one's own ----
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory, from which modules can be imported, and are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def test_a_network_of_one_s_own_is_imported_from_the_working_directory(here):
+    (here / "nets").mkdir()
+    (here / "nets" / "small.py").write_text(
+        "from torch import nn\nclass Nets:\n    make = staticmethod(lambda joints: nn.Conv2d(3, joints, 4, stride=4))\n"
+    )
+    model = make_own_model("nets.small:Nets.make", 5)
+    assert model(torch.zeros(2, 3, 64, 48)).shape == (2, 5, 16, 12)
+
+
+MODULE = """
+import torch
+from torch import nn
+
+number = 3
+
+def fails(joints):
+    return 1 // 0
+
+def no_module(joints):
+    return joints
+
+def takes_nothing():
+    return nn.Identity()
+
+class Own(nn.Module):
+    def __init__(self, joints):
+        super().__init__()
+        self.conv = nn.Conv2d(3, joints, 4, stride=4)
+
+class Full(Own):
+    def forward(self, x):
+        return self.conv(x)[:, :, ::2]
+
+class Two(Own):
+    def forward(self, x):
+        return self.conv(x), x
+
+class Whole(Own):
+    def forward(self, x):
+        return self.conv(x).long()
+
+class Wrong(Own):
+    def forward(self, x):
+        return self.conv(x[:, :2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine", "expected PACKAGE.MODULE:FACTORY, for instance mynet:make, got 'mine'"),
+        ("mine.py:Own", "no module 'mine.py' in "),
+        ("./mine:Own", "expected PACKAGE.MODULE:FACTORY"),
+        ("nowhere:make", r"no module 'nowhere' in .* wanted for 'nowhere:make'"),
+        ("mine:Onw", r"mine\.py has no 'Onw', wanted for 'mine:Onw'"),
+        ("mine:number", r"mine:number must be callable with the number of joints, got int"),
+        ("mine:no_module", r"mine:no_module\(16\) must return a torch.nn.Module, got int"),
+        ("mine:fails", r"mine:fails\(16\) fails: ZeroDivisionError: .* \(mine.py, line 8\)"),
+        ("mine:takes_nothing", r"mine:takes_nothing\(16\) fails: TypeError"),
+        ("needs:Own", r"importing needs fails: ModuleNotFoundError: No .* 'missing_part' \(needs.py, line 1\)"),
+        ("broken:Own", r"importing broken fails: SyntaxError"),
+        ("mine:Full", r"mine:Full must map .* to heatmaps \[1, 16, 8, 12\], got torch.float32 \[1, 16, 4, 12\]"),
+        ("mine:Two", "got tuple"),
+        ("mine:Whole", r"got torch.int64 \[1, 16, 8, 12\]"),
+        ("mine:Wrong", r"mine:Wrong, given images \[1, 3, 32, 48\], fails: RuntimeError: .*\(\w+\.py, line \d+\)"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_network_of_one_s_own_is_said_before_the_training(here, name, message):
+    (here / "mine.py").write_text(MODULE)
+    (here / "needs.py").write_text("import missing_part\n")
+    (here / "broken.py").write_text("class Own(\n")
+    with pytest.raises(ValueError, match=f"^model: .*({message})"):
+        build.make_model(TrainOptions(model=name, size=(32, 48)), MPII, torch.device("cpu"))
+
+
+def test_the_look_at_a_network_leaves_it_as_it_was():
+    model = nn.Sequential(nn.Conv2d(3, 5, 4, stride=4), nn.BatchNorm2d(5), nn.Dropout(0.5))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check_heatmaps(model, "m:f", 5, (16, 20))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    check_heatmaps(model.eval(), "m:f", 5, (16, 20))
+    assert not model.training
+
+
+def test_sizes_are_multiples_of_32_for_the_resnets_and_of_4_for_others():
+    for size in ((64, 48), (33, 64)):
+        with pytest.raises(ValueError, match=rf"multiples of 32 pixels, got \[{size[0]}, {size[1]}\]"):
+            TrainOptions(size=size)
+    assert TrainOptions(size=(64, 48), model="a:b").size == (64, 48)
+    with pytest.raises(ValueError, match="multiples of 4 pixels"):
+        TrainOptions(size=(64, 50), model="a:b")
+
+
+def test_imagenet_weights_are_for_the_resnets(here):
+    (here / "mine.py").write_text(MODULE)
+    options = TrainOptions(model="mine:Own", backbone_weights="resnet50.pth")
+    with pytest.raises(ValueError, match=r"backbone_weights: .* not together with --model mine:Own"):
+        build.make_model(options, MPII, torch.device("cpu"))
+
+
+DOCUMENTED = re.findall(
+    r"```python\n# (\w+)\.py\n(.*?)```",
+    (Path(__file__).parents[1] / "docs" / "own_model.md").read_text(encoding="utf-8"),
+    re.DOTALL,
+)
+
+
+@pytest.mark.parametrize(("module", "code"), DOCUMENTED, ids=[module for module, _ in DOCUMENTED])
+def test_the_documented_networks_train_evaluate_and_go_on(here, capsys, monkeypatch, module, code):
+    for name in ("draw_curves", "draw_predictions", "draw_heatmaps"):
+        monkeypatch.setattr(drawing, name, lambda *arguments, **named: None)
+    (here / f"{module}.py").write_text(code)
+    factory = {"hrnet_like": "hrnet_like:HrnetLike", "vit_like": "vit_like:tiny"}[module]
+    # Three quarters of 64 px: no multiple of 32, which only the ResNets need.
+    options = {"data_root": str(write_tiny_mpii(here / "data", persons=4)), "size": [64, 48], "batch_size": 4}
+    (here / "tiny.yaml").write_text(yaml.safe_dump(options | {"model": factory, "epochs": 1, "device": "cpu"}))
+    assert train.main(["--recipe", "tiny.yaml", "--run", "run"]) == 0
+    assert f"network {factory}, 64x48 px, on cpu" in capsys.readouterr().out
+    assert torch.load("run/best.pt", weights_only=True)["config"]["model"] == factory
+    assert evaluate.main(["--checkpoint", "run", "--device", "cpu"]) == 0
+    assert f"network {factory} of fastpose" in capsys.readouterr().out
+    scores = [json.loads((here / "run" / name).read_text())["pckh"] for name in ("scores.json", "summary.json")]
+    assert scores[0] == scores[1]
+    cv2.imwrite("a.png", np.full((60, 80, 3), 90, np.uint8))
+    assert predict.main(["--checkpoint", "run", "--image", "a.png", "--device", "cpu"]) == 0
+    assert train.main(["--resume", "run", "--epochs", "2"]) == 0
+    # Elsewhere under another name it can be evaluated; a run keeps its network.
+    (here / "moved.py").write_text(f"from {module} import {factory.partition(':')[2]} as make\n")
+    assert evaluate.main(["--checkpoint", "run", "--device", "cpu", "--model", "moved:make"]) == 0
+    assert train.main(["--resume", "run", "--model", "moved:make"]) == 1
+    assert f"model is {factory} in the run, got moved:make: a run keeps its network" in capsys.readouterr().err

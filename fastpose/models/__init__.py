@@ -2,6 +2,30 @@
 """Pose networks."""
 
 from fastpose.models.flops import compare_heads, count_flops, count_parameters
-from fastpose.models.pose_resnet import PoseResNet, load_imagenet_backbone, pose_resnet
+from fastpose.models.own import make_own_model
+from fastpose.models.pose_resnet import PoseResNet, pose_resnet
+from fastpose.models.weights import (
+    Weights,
+    export_simple_baselines,
+    load_backbone,
+    load_imagenet_backbone,
+    load_weights,
+    read_weights,
+    to_simple_baselines,
+)
 
-__all__ = ["PoseResNet", "compare_heads", "count_flops", "count_parameters", "load_imagenet_backbone", "pose_resnet"]
+__all__ = [
+    "PoseResNet",
+    "Weights",
+    "compare_heads",
+    "count_flops",
+    "count_parameters",
+    "export_simple_baselines",
+    "load_backbone",
+    "load_imagenet_backbone",
+    "load_weights",
+    "make_own_model",
+    "pose_resnet",
+    "read_weights",
+    "to_simple_baselines",
+]

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ResNet with a heatmap head, and ImageNet weights for its backbone."""
+"""ResNet with a heatmap head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from fastpose.models.heads import FcnLayers, deconv_layers
@@ -91,62 +88,3 @@ class FcnPoseResNet(PoseResNet):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.final_layer(self.fcn_layers(self.stages(x)))
-
-
-_BACKBONE = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
-
-
-def load_imagenet_backbone(model: PoseResNet, path: str | PathLike[str]) -> str:
-    """Loads ImageNet weights into the backbone; the head stays as it is.
-
-    Args:
-        model: of the depth the weights are for.
-        path: a torchvision ResNet state dict (``resnet50-*.pth``), bare or under ``"state_dict"``, its names with or
-            without ``module.`` before them. The classifier ``fc`` is dropped. Only tensors are read
-            (``weights_only=True``), no code is run.
-
-    Returns:
-        One line that says what was loaded.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, or parameters that are missing, unexpected or of another shape; lists them.
-            The model is then unchanged.
-    """
-    loaded = _read_state_dict(path)
-    loaded = {name: value for name, value in loaded.items() if name not in ("fc.weight", "fc.bias")}
-    wanted = {name: value for name, value in model.state_dict().items() if name.startswith(_BACKBONE)}
-    # Files written before PyTorch 0.4.1, the first torchvision ResNets among them, have no such counters.
-    missing = [n for n in wanted if n not in loaded and not n.endswith(".num_batches_tracked")]
-    unexpected = [n for n in loaded if n not in wanted]
-    mismatched = [
-        f"{n} {list(loaded[n].shape)} for {list(wanted[n].shape)}"
-        for n in wanted
-        if n in loaded and loaded[n].shape != wanted[n].shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    if any(problems.values()):
-        listed = "; ".join(f"{len(names)} {kind}: {_shortened(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"{path}: does not fit the backbone: {listed}")
-    model.load_state_dict(loaded, strict=False)
-    count = sum(parameter.numel() for name, parameter in model.named_parameters() if name in loaded)
-    return f"{path}: loaded {len(loaded)} tensors ({count:,} parameters) into the backbone"
-
-
-def _read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a file that is something else makes the unpickler raise anything, KeyError too
-        # Only torch's first line: the rest is advice to load the file unsafely.
-        raise ValueError(f"{path}: is not a file of weights: {str(error).partition(chr(10))[0]}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path}: must hold a state dict of tensors, got {type(content).__name__}")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

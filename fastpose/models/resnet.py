@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 
 
@@ -72,6 +74,16 @@ _BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
     152: (Bottleneck, (3, 8, 36, 3)),
 }
 DEPTHS = tuple(_BLOCKS)
+WIDTHS = (64, 128, 256, 512)  # of the four stages' blocks
+
+
+def resnet_depth(names: Collection[str]) -> int | None:
+    """The depth of the ResNet whose parameters have these names; None if it is none of `DEPTHS`."""
+    block = Bottleneck if "layer1.0.conv3.weight" in names else BasicBlock
+    counts = tuple(
+        len({name.split(".")[1] for name in names if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)
+    )
+    return next((depth for depth, blocks in _BLOCKS.items() if blocks == (block, counts)), None)
 
 
 class ResNet(nn.Module):
@@ -93,13 +105,12 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        widths = (64, 128, 256, 512)
-        self.stage_channels = tuple(width * block.expansion for width in widths)
+        self.stage_channels = tuple(width * block.expansion for width in WIDTHS)
         inputs = (64, *self.stage_channels[:3])
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             nn.Sequential(
-                block(inputs[stage], widths[stage], 1 if stage == 0 else 2),
-                *(block(self.stage_channels[stage], widths[stage], 1) for _ in range(counts[stage] - 1)),
+                block(inputs[stage], WIDTHS[stage], 1 if stage == 0 else 2),
+                *(block(self.stage_channels[stage], WIDTHS[stage], 1) for _ in range(counts[stage] - 1)),
             )
             for stage in range(4)
         )

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of the user's own, named on the command line as PACKAGE.MODULE:FACTORY."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def make_own_model(name: str, num_joints: int) -> nn.Module:
+    """Calls a factory of the user's own for a network with ``num_joints`` heatmaps.
+
+    Args:
+        name: ``"package.module:factory"``. The module is imported as Python imports, from the working directory first;
+            its code is run.
+        num_joints: what the factory is called with, K. Its network is to map images [B, 3, H, W] to heatmaps
+            [B, K, H/4, W/4]; see `check_heatmaps`.
+
+    Raises:
+        ValueError: the name is no such name, there is no such module or factory, it cannot be called, fails, or returns
+            no `nn.Module`. Errors of the user's code are told with the line they come from.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+        raise ValueError(f"model: expected PACKAGE.MODULE:FACTORY, for instance mynet:make, got {name!r}")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` has it; the fastpose script has its own folder there
+    try:
+        found = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _failed(f"importing {module_name}", error) from error
+        raise ValueError(
+            f"model: no module {error.name!r} in {here} or among the installed packages, wanted for {name!r}"
+        ) from error
+    except Exception as error:
+        raise _failed(f"importing {module_name}", error) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"model: {getattr(found, '__file__', None) or found} has no {part!r}, wanted for {name!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"model: {name} must be callable with the number of joints, got {type(found).__name__}")
+    try:
+        model = found(num_joints)
+    except Exception as error:
+        raise _failed(f"{name}({num_joints})", error) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: {name}({num_joints}) must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def check_heatmaps(model: nn.Module, name: str, num_joints: int, size: tuple[int, int]) -> None:
+    """Passes one black image of ``size`` (h, w) through a network in evaluation mode and looks at what comes out.
+
+    Args:
+        model: the network, on any device; its mode and weights stay as they are.
+        name: for messages.
+        num_joints: K.
+        size: of the image, multiples of 4.
+
+    Raises:
+        ValueError: the network fails, or does not return one tensor of floating-point heatmaps [1, K, h/4, w/4].
+    """
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    image, training = torch.zeros(1, 3, *size, device=device), model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            heatmaps = model(image)
+    except Exception as error:
+        raise _failed(f"{name}, given images {list(image.shape)},", error) from error
+    finally:
+        model.train(training)
+    expected = [1, num_joints, size[0] // 4, size[1] // 4]
+    if not isinstance(heatmaps, Tensor) or list(heatmaps.shape) != expected or not heatmaps.is_floating_point():
+        tensor = isinstance(heatmaps, Tensor)
+        got = f"{heatmaps.dtype} {list(heatmaps.shape)}" if tensor else type(heatmaps).__name__
+        raise ValueError(f"model: {name} must map images {list(image.shape)} to heatmaps {expected}, got {got}")
+
+
+def _failed(what: str, error: Exception) -> ValueError:
+    """The error of the user's code in one line, with the place it comes from."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}, line {frame.lineno}"
+    return ValueError(f"model: {what} fails: {type(error).__name__}: {error} ({place})")

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of weights, ours and other programs': what they hold, and into which networks it fits."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from fastpose.checkpoint import FORMAT, check_checkpoint, read_contents, save_contents
+from fastpose.models.pose_resnet import Head, PoseResNet
+from fastpose.models.resnet import resnet_depth
+
+ColorOrder = Literal["rgb", "bgr"]
+
+_BACKBONE = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
+_HEADS = ("fc.", "deconv_layers.", "fcn_layers.", "final_layer.")
+# What DataParallel, torch.compile and Lightning put before all names.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+# mmpose's names of its parts, and the versions that have them. Ours have no such parts: their names are flat.
+_MMPOSE = {"keypoint_head.": "mmpose 0.x", "head.": "mmpose 1.x", "backbone.": "mmpose"}
+_ARCHITECTURES = {"stage2.": "HRNet", "patch_embed.": "ViT"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file of weights holds.
+
+    Attributes:
+        path: the file.
+        state: the tensors, by their names in the file.
+        origin: whose layout it is: "fastpose", "SimpleBaselines", "mmpose 0.x", "mmpose 1.x", "mmpose" (a backbone),
+            "torchvision", or "" where it is none of them.
+        architecture: "ResNet", "HRNet", "ViT", or "" for another.
+        depth: layers of the ResNet; None if it is no ResNet of ours.
+        head: "deconv", "fcn", or None where there is neither.
+        channels, num_joints: of ``final_layer``, from its shape; None where there is none.
+        color_order: of the images that the network was trained on, as far as the layout tells: BGR for
+            SimpleBaselines, which takes images as OpenCV reads them; None where it does not tell.
+        checkpoint: all that is in the file where it is a checkpoint of ours, else None.
+    """
+
+    path: Path
+    state: Mapping[str, Tensor]
+    origin: str
+    architecture: str
+    depth: int | None
+    head: Head | None
+    channels: int | None
+    num_joints: int | None
+    color_order: ColorOrder | None
+    checkpoint: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        """What was recognised, in one line, without the file's name."""
+        if own := (self.checkpoint or {}).get("config", {}).get("model"):
+            return f"network {own} of fastpose"
+        name = f"ResNet-{self.depth}" if self.depth else self.architecture or "network of unknown architecture"
+        parts = [f"{name} in the layout of {self.origin}" if self.origin else name]
+        if self.depth:
+            parts.append(f"{self.head} head with {self.channels} channels" if self.head else "no head")
+        if self.num_joints:
+            parts.append(f"{self.num_joints} joints")
+        if self.color_order:
+            parts.append(f"for {self.color_order.upper()} images")
+        return ", ".join(parts)
+
+
+def read_weights(path: str | PathLike[str]) -> Weights:
+    """Reads a file of weights and recognises what it is. Only tensors and plain values are read, no code is run.
+
+    The layouts, bare or under ``"state_dict"``, the names with or without ``module.`` before them:
+
+    - fastpose's: its checkpoints, and state dicts of `pose_resnet`;
+    - SimpleBaselines': ``pose_resnet_*.pth.tar``, ``checkpoint.pth.tar``, what `export_simple_baselines` writes;
+    - mmpose's: ResNet with TopdownHeatmapSimpleHead (0.x) or HeatmapHead (1.x);
+    - torchvision's: ResNet, with or without its classifier;
+    - any other state dict: `load_weights` loads it into a network that has its names.
+
+    Whether a ResNet strides in its bottlenecks' 3x3 convolutions, as ours, or in the first 1x1 ("caffe" style) is
+    nothing that a file tells; SimpleBaselines' ``*_caffe`` models are of the second kind and do not fit.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the file is damaged, or holds more than tensors and plain values (a ValueError).
+        ValueError: there is no state dict in it.
+    """
+    path = Path(path)
+    contents, checkpoint = read_contents(path), None
+    if isinstance(contents, Mapping) and contents.get("format") == FORMAT:
+        checkpoint = check_checkpoint(path, contents)
+        contents = checkpoint["model"]
+    elif isinstance(contents, Mapping) and isinstance(contents.get("state_dict"), Mapping):
+        contents = contents["state_dict"]
+    if not isinstance(contents, Mapping) or not (checkpoint or all(isinstance(v, Tensor) for v in contents.values())):
+        raise ValueError(f"{path}: must hold a state dict of tensors, got {type(contents).__name__}")
+    # In a checkpoint a network of the user's own may have an extra state that is none.
+    state = {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
+    *_, flat = _layouts(state)
+    depth = resnet_depth(flat)
+    heads: tuple[Head, ...] = ("deconv", "fcn")
+    head = next((head for head in heads if _any_begins(flat, f"{head}_layers.")), None)
+    origin = next((version for part, version in _MMPOSE.items() if _any_begins(_unwrapped(state), part)), "")
+    if checkpoint is not None or (depth and head == "fcn"):
+        origin = "fastpose"
+    elif depth and not origin:
+        origin = "SimpleBaselines" if head else "torchvision"
+    names = (name for part, name in _ARCHITECTURES.items() if _any_begins(flat, part))
+    final = flat.get("final_layer.weight")
+    num_joints, channels = final.shape[:2] if final is not None and final.ndim == 4 else (None, None)
+    if checkpoint is not None:
+        noted = checkpoint["config"].get("color_order")
+    else:  # `to_simple_baselines` makes such a note
+        noted = getattr(contents, "_metadata", {}).get("", {}).get("color_order")
+    color_order: ColorOrder | None = "bgr" if origin == "SimpleBaselines" else "rgb" if origin else None
+    if noted in ("rgb", "bgr"):
+        color_order = noted
+    architecture = "ResNet" if depth else next(names, "")
+    return Weights(path, state, origin, architecture, depth, head, channels, num_joints, color_order, checkpoint)
+
+
+def load_weights(model: nn.Module, weights: Weights) -> str:
+    """Loads all of a file's weights into a network of the same parameters.
+
+    The names may be the network's own, or those with `DataParallel`'s, `torch.compile`'s, Lightning's or mmpose's
+    before them: the form that has the most names in common with the network is taken.
+
+    Args:
+        model: the network.
+        weights: see `read_weights`.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        ValueError: parameters are missing, unexpected or of another shape; lists them. The model is then unchanged.
+    """
+    wanted = model.state_dict()
+    found = max(_layouts(weights.state), key=lambda state: len(state.keys() & wanted.keys()))
+    if problems := _mismatches(wanted, found):
+        raise ValueError(f"{weights.path}: does not fit the network: {problems}; the file has a {weights}")
+    model.load_state_dict(found, strict=False)
+    return f"{weights.path}: {weights}: loaded {_count(model, found)}"
+
+
+def load_backbone(model: PoseResNet, weights: Weights) -> str:
+    """Loads a ResNet's weights into the backbone; a classifier or head in the file is left out, the model's stays.
+
+    Args:
+        model: of the depth the weights are for.
+        weights: any ResNet that `read_weights` recognises. Mind their colour order.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        ValueError: parameters of the backbone are missing, unexpected or of another shape; lists them. The model is
+            then unchanged.
+    """
+    *_, flat = _layouts(weights.state)
+    found = {name: value for name, value in flat.items() if not name.startswith(_HEADS)}
+    wanted = {name: value for name, value in model.state_dict().items() if name.startswith(_BACKBONE)}
+    if problems := _mismatches(wanted, found):
+        raise ValueError(f"{weights.path}: does not fit the backbone: {problems}; the file has a {weights}")
+    model.load_state_dict(found, strict=False)
+    return f"{weights.path}: {weights}: loaded {_count(model, found)} into the backbone"
+
+
+def load_imagenet_backbone(model: PoseResNet, path: str | PathLike[str]) -> str:
+    """Loads ImageNet weights into the backbone: `load_backbone` of a torchvision ResNet (``resnet50-*.pth``).
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_weights` and `load_backbone`.
+    """
+    return load_backbone(model, read_weights(path))
+
+
+def to_simple_baselines(state: Mapping[str, Tensor], color_order: str = "rgb") -> OrderedDict[str, Tensor]:
+    """The state dict of a `pose_resnet` with deconvolutions as SimpleBaselines' and HRNet's ``pose_resnet`` load it.
+
+    The names are the same. Counters of batches, which PyTorch had not when SimpleBaselines was written, are left out.
+
+    Args:
+        state: the network's state dict.
+        color_order: of the images that the network was trained on. SimpleBaselines' loaders give BGR images; for
+            "rgb" HRNet's have ``DATASET.COLOR_RGB``. The dict has a note of it, which `read_weights` looks at.
+
+    Raises:
+        ValueError: not the state dict of such a network, or not a colour order.
+    """
+    if color_order not in get_args(ColorOrder):
+        raise ValueError(f"color_order must be rgb or bgr, got {color_order!r}")
+    if not resnet_depth(state) or not _any_begins(state, "deconv_layers."):
+        head = "the fcn head" if _any_begins(state, "fcn_layers.") else "another network"
+        raise ValueError(
+            f"SimpleBaselines' layout is that of ResNets with the deconv head; these weights are of {head}"
+        )
+    kept = OrderedDict(
+        (name, value.detach().cpu().contiguous())
+        for name, value in state.items()
+        if not name.endswith(".num_batches_tracked")
+    )
+    kept._metadata = {"": {"color_order": color_order}}  # type: ignore[attr-defined]  # as Module.state_dict has it
+    return kept
+
+
+def export_simple_baselines(model: nn.Module, path: str | PathLike[str], color_order: str = "rgb") -> None:
+    """Writes the weights of a `pose_resnet` with deconvolutions as a ``pose_resnet_*.pth.tar`` of SimpleBaselines.
+
+    Args:
+        model: the network.
+        path: the file to write.
+        color_order: see `to_simple_baselines`.
+
+    Raises:
+        ValueError: see `to_simple_baselines`.
+    """
+    save_contents(Path(path), to_simple_baselines(model.state_dict(), color_order))
+
+
+def _layouts(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state dict as it is, then without what wrappers and mmpose put before its names."""
+    yield dict(state)
+    bare = _unwrapped(state)
+    yield bare
+    if _any_begins(bare, "backbone."):
+        flat = {}
+        for name, value in bare.items():
+            part = next((part for part in _MMPOSE if name.startswith(part)), "")
+            if not name.startswith("data_preprocessor."):  # mean and deviation of colours, the same everywhere
+                flat[name.removeprefix(part)] = value
+        yield flat
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    bare = dict(state)
+    while prefix := next((p for p in _WRAPPERS if bare and all(name.startswith(p) for name in bare)), ""):
+        bare = {name.removeprefix(prefix): value for name, value in bare.items()}
+    return bare
+
+
+def _any_begins(names: Mapping[str, Tensor], beginning: str) -> bool:
+    return any(name.startswith(beginning) for name in names)
+
+
+def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Lists the parameters that are missing, unexpected or of another shape; empty if there are none."""
+    # Files written before PyTorch 0.4.1, the first torchvision ResNets among them, have no such counters.
+    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in found if n not in wanted]
+    mismatched = [
+        f"{n} {list(found[n].shape)} for {list(wanted[n].shape)}"
+        for n in wanted
+        if n in found and found[n].shape != wanted[n].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    return "; ".join(f"{len(names)} {kind}: {_shortened(names)}" for kind, names in problems.items() if names)
+
+
+def _count(model: nn.Module, found: Mapping[str, Tensor]) -> str:
+    count = sum(parameter.numel() for name, parameter in model.named_parameters() if name in found)
+    return f"{len(found)} tensors ({count:,} parameters)"
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
