@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent
 DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"
 
 # What options were, in effect, before they existed: for the checkpoints and config.yaml files of older runs.
-BEFORE = {"reduced_decode": False}
+BEFORE = {"reduced_decode": False, "color_order": "rgb"}
 
 Options = TypeVar("Options")
 
@@ -38,14 +38,28 @@ class TrainOptions:
     data_root: str = option(
         "",
         "directory the data paths are relative to, or a pack (see fastpose pack), which holds all of the data; empty: "
-        "the environment variable FASTPOSE_DATA_ROOT, else data/mpii",
+        "the environment variable FASTPOSE_DATA_ROOT, else data/mpii or data/coco",
+    )
+    dataset: Literal["mpii", "coco"] = option(
+        "mpii",
+        "format of the annotations and score: MPII's and PCKh, or COCO's keypoints, with whichever joints a skeleton "
+        "names, and AP (pip install 'fastpose[coco]')",
+    )
+    skeleton: str = option(
+        "", "joints of a data set in COCO's format: a YAML file (see docs/skeletons.md); empty: the data set's own"
     )
     train_annotations: str = option(
-        "annot/train.json", "training annotations: MPII .json (community) or .mat (official)"
+        "annot/train.json", "training annotations: MPII .json (community) or .mat (official), or COCO .json"
     )
     valid_annotations: str = option("annot/valid.json", "validation annotations, in the same formats")
     head_boxes: str = option(
         "annot/gt_valid.mat", "head boxes of the validation .json for PCKh; not used with a .mat, which has its own"
+    )
+    detections: str = option(
+        "",
+        "a detector's boxes of persons, to evaluate COCO in: below data_root, in the format of "
+        "COCO_val2017_detections_AP_H_56_person.json; empty: the annotations' own boxes, with which AP is some points "
+        "higher than the published ones",
     )
     split_list: str = option(
         "",
@@ -53,6 +67,7 @@ class TrainOptions:
         "the rest is for training; empty with .json",
     )
     images: str = option("images", "directory of the images")
+    valid_images: str = option("", "directory of the validation images; empty: that of `images`")
     missing_images: Literal["error", "drop"] = option("error", "what to do with annotations whose image is not there")
     on_bad_image: Literal["error", "skip"] = option(
         "error",
@@ -63,27 +78,66 @@ class TrainOptions:
     )
     synthetic_seed: int = option(0, "seed of the synthetic persons")
 
+    model: str = option(
+        "",
+        "a network of one's own, PACKAGE.MODULE:FACTORY, called with the number of joints; it maps images [B, 3, H, W] "
+        "to heatmaps [B, K, H/4, W/4]; empty: the ResNet that depth, head and channels describe",
+    )
     depth: Literal[18, 34, 50, 101, 152] = option(50, "depth of the ResNet, layers")
     head: Literal["fcn", "deconv"] = option("fcn", "head: fcn (the paper's) or deconv (SimpleBaselines')")
     channels: int = option(256, "width of the head, channels")
-    backbone_weights: str = option("", "file with ImageNet weights in torchvision's format; empty: random weights")
+    backbone_weights: str = option(
+        "",
+        "file with weights for the backbone alone: ImageNet's in torchvision's format, or any other ResNet that "
+        "--weights takes; empty: random weights",
+    )
+    weights: str = option(
+        "",
+        "file with weights of the whole network to begin with: fastpose's, SimpleBaselines', mmpose's, or a state dict "
+        "of --model; empty: none",
+    )
+    color_order: Literal["auto", "rgb", "bgr"] = option(
+        "auto",
+        "order of the colours that the network sees; auto: that of the file of weights to begin with, where there is "
+        "one (SimpleBaselines' networks were trained on bgr), else rgb",
+    )
     size: tuple[int, int] = option(
-        (256, 256), "height and width of the network's input, pixels; heatmaps have a quarter of it"
+        (256, 256),
+        "height and width of the network's input, pixels, multiples of 32 (with --model of 4); heatmaps have a quarter",
     )
 
     epochs: int = option(140, "length of the training, epochs")
     batch_size: int = option(32, "persons in a training batch, count")
     eval_batch_size: int = option(64, "persons in an evaluation batch, count")
-    lr: float = option(2.5e-4, "RMSprop's learning rate, per step")
+    optimizer: Literal["rmsprop", "adam", "adamw"] = option("rmsprop", "optimiser: rmsprop (the paper), adam or adamw")
+    lr: float = option(2.5e-4, "the optimiser's learning rate, per step")
+    weight_decay: float = option(
+        0.0, "the optimiser's weight decay, factor: of rmsprop and adam on the gradient, of adamw on the weights"
+    )
     warmup_steps: int = option(0, "training steps over which the learning rate rises from 0 to lr, count; 0: none")
     lr_drop_factor: float = option(5.0, "what the learning rate is divided by when it drops, factor")
     lr_drop_patience: int = option(
-        5, "evaluations without a better validation PCKh after which the learning rate drops, once; count"
+        5, "evaluations without a better validation score after which the learning rate drops, once; count"
     )
     lr_drop_epochs: tuple[int, ...] = option(
         (), "numbers of finished epochs after which the learning rate drops, instead of on a plateau; counts"
     )
     sigma: float = option(1.0, "standard deviation of the target Gaussians, heatmap pixels")
+    encoding: Literal["msra", "unbiased", "udp"] = option(
+        "msra", "where target Gaussians are centred and cut off: msra (SimpleBaselines), unbiased (DARK) or udp"
+    )
+    refine: Literal["none", "quarter", "dark", "dark_udp"] = option(
+        "quarter",
+        "how a maximum is moved between pixels in evaluation: none, quarter (SimpleBaselines), dark, dark_udp",
+    )
+    blur_kernel: int = option(11, "side of the Gaussian that dark and dark_udp smooth with, heatmap pixels, odd")
+    udp: bool = option(
+        False, "unbiased data processing: crops and heatmaps are measured from first to last pixel centre"
+    )
+    joint_weights: bool = option(
+        False,
+        "weigh joints in the loss by the skeleton's weights (COCO: 1, 1.2 and 1.5), once; SimpleBaselines squares them",
+    )
     missing: Literal["zeros", "ignore"] = option(
         "zeros", "supervision of joints without annotation: an all-zero heatmap (the paper), or none (SimpleBaselines)"
     )
@@ -91,14 +145,27 @@ class TrainOptions:
     scale_min: float = option(0.75, "smallest scaling of the person's box, factor")
     scale_max: float = option(1.25, "largest scaling of the person's box, factor")
     flip: float = option(0.5, "probability of mirroring a training sample, 0 to 1")
+    half_body: float = option(
+        0.0,
+        "probability of cropping to the upper or the lower body, each as likely, of a person with more than 8 visible "
+        "joints, 0 to 1",
+    )
+    brightness: float = option(0.0, "largest relative change of brightness in training, factor either way, 0 to 1")
+    contrast: float = option(0.0, "largest relative change of contrast in training, factor either way, 0 to 1")
+    saturation: float = option(0.0, "largest relative change of saturation in training, factor either way, 0 to 1")
     eval_every: int = option(1, "epochs from one evaluation to the next, count; the last epoch is always evaluated")
     target_pckh: float = option(
-        0.0, "end the training when an evaluation reaches this mean PCKh@0.5, percent; 0: train all epochs"
+        0.0,
+        "end the training when an evaluation reaches this score, mean PCKh@0.5 or COCO's AP, percent; 0: train all "
+        "epochs",
     )
     flip_test: bool = option(True, "evaluate the picture and its mirror image and average their heatmaps")
+    flip_shift: Literal["auto", "on", "off"] | bool = option(
+        "auto", "shift the mirror image's heatmaps by a pixel before averaging; auto: on, off under udp"
+    )
     seed: int = option(0, "seed of weights, order and augmentation; on the CPU equal seeds give equal bits")
 
-    device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto: cuda where there is one, else cpu")
+    device: str = option("auto", "cpu, cuda, cuda:1, mps, xpu and so on; auto: cuda where there is one, else cpu")
     amp: Literal["auto", "off", "bfloat16"] = option(
         "auto",
         "type that convolutions run in: float32 (off; TF32 where torch.backends.cudnn.allow_tf32 has it so) or "
@@ -109,7 +176,8 @@ class TrainOptions:
     )
     foreach: Literal["auto", "on", "off"] = option(
         "auto",
-        "let RMSprop update all weights with a few launches instead of one by one; auto: on for a GPU, off for the CPU",
+        "let the optimiser update all weights with a few launches instead of one by one; auto: one launch of torch's "
+        "fused kernel for adam and adamw; for rmsprop, which has none, on for a GPU, off for the CPU",
     )
     compile: bool = option(
         False, "compile the network with torch.compile, which takes about a minute when the training begins"
@@ -150,26 +218,76 @@ class TrainOptions:
         check_at_least(self, 1, "channels", "epochs", "batch_size", "eval_batch_size", "lr_drop_patience", "eval_every")
         check_at_least(self, 1, "prefetch", "log_every", "lr_drop_factor")
         check_at_least(self, 0, "synthetic_persons", "synthetic_seed", "seed", "warmup_steps", "decode_threads")
-        if isinstance(self.channels_last, bool):  # runs of version 0.1 have it so, and YAML's bare `on` is true
-            object.__setattr__(self, "channels_last", "on" if self.channels_last else "off")
+        for name in ("channels_last", "flip_shift"):
+            # Runs of version 0.1 have the first so, and YAML's bare `on` is true.
+            if isinstance(value := getattr(self, name), bool):
+                object.__setattr__(self, name, "on" if value else "off")
+        if self.detections and self.dataset == "mpii":
+            raise ValueError(f"detections: goes with --dataset coco, got {self.detections!r} with MPII's format")
+        if not 1 <= self.blur_kernel <= 255 or self.blur_kernel % 2 == 0:  # 255: what decode_heatmaps takes
+            raise ValueError(f"blur_kernel: expected an odd number of pixels from 1 to 255, got {self.blur_kernel}")
+        check_at_least(self, 0, "weight_decay", "half_body", "brightness", "contrast", "saturation")
         for name in ("lr", "sigma"):
             value = getattr(self, name)
             if not 0.0 < value < float("inf"):
                 raise ValueError(f"{name}: expected a positive number, got {value}")
-        if len(self.size) != 2 or any(side < 32 or side % 32 for side in self.size):
-            raise ValueError(f"size: expected height and width, positive multiples of 32 pixels, got {list(self.size)}")
+        step = 4 if self.model else 32
+        if len(self.size) != 2 or any(side < step or side % step for side in self.size):
+            raise ValueError(
+                f"size: expected height and width, positive multiples of {step} pixels, got {list(self.size)}"
+            )
 
     def data_path(self, name: str) -> Path:
         """The file or directory that option `name` names, below the data root."""
         return self.resolved_data_root() / getattr(self, name)
 
+    def images_path(self, split: Literal["train", "valid"]) -> Path:
+        """The directory of a split's images."""
+        return self.data_path("valid_images" if split == "valid" and self.valid_images else "images")
+
     def resolved_data_root(self) -> Path:
-        return Path(self.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or "data/mpii").expanduser().resolve()
+        return (
+            Path(self.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{self.dataset}")
+            .expanduser()
+            .resolve()
+        )
 
     def as_plain(self) -> dict[str, Any]:
-        """Plain values for YAML and checkpoints; the data root is absolute, so that a run can go on from anywhere."""
+        """Plain values for YAML and checkpoints; paths are absolute, so that a run can go on from anywhere."""
         plain = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        for name in ("skeleton", "backbone_weights", "weights"):
+            if file := getattr(self, name):
+                plain[name] = str(Path(file).expanduser().resolve())
         return plain | {"data_root": str(self.resolved_data_root())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What there may be to say about a checkpoint's network, above all one of another program, whose file tells little.
+
+    None and empty stand for what the file tells or, where it does not, what is usual for its number of joints.
+    """
+
+    model: str = option("", "the network of the weights, PACKAGE.MODULE:FACTORY; empty: as the file tells")
+    size: tuple[int, ...] = option(
+        (),
+        "height and width of the network's input, pixels; empty: as in training; of another program's file 256 256, "
+        "where it has COCO's 17 joints 256 192",
+    )
+    dataset: Literal["mpii", "coco"] | None = option(
+        None, "format of the annotations; not given: as in training; of another program's file MPII's for 16 joints"
+    )
+    skeleton: str = option(
+        "", "joints of the network, a YAML file (see docs/skeletons.md); empty: as in training, or the data set's own"
+    )
+    color_order: Literal["rgb", "bgr"] | None = option(
+        None, "order of the colours that the network sees; not given: as in training; bgr for SimpleBaselines' files"
+    )
+
+    def told(self) -> dict[str, Any]:
+        """Those of these options that are given."""
+        names = [field.name for field in dataclasses.fields(NetworkOptions)]
+        return {name: value for name in names if (value := getattr(self, name))}
 
 
 def check_at_least(options: object, least: float, *names: str) -> None:

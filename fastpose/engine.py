@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from types import FrameType
@@ -22,7 +22,8 @@ import fastpose
 from fastpose.config import TrainOptions
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.persons import Persons
-from fastpose.metrics import pckh
+from fastpose.metrics import keypoint_ap, keypoint_results, pckh
+from fastpose.ops.fallback import exact_type
 from fastpose.skeletons import Skeleton
 
 
@@ -112,6 +113,15 @@ class StopSignals(AbstractContextManager["StopSignals"]):
         print("\nstopping after this step; once more to quit at once", file=sys.stderr, flush=True)
 
 
+def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    """The optimiser that the options name, over all parameters, with torch's other defaults.
+
+    Weight decay adds to the gradient in RMSprop and Adam; in AdamW it shrinks the weights, apart from the gradient.
+    """
+    kinds = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[options.optimizer](model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+
+
 class TrainStep:
     """One step of training: forward, loss, backward, optimiser.
 
@@ -121,10 +131,12 @@ class TrainStep:
 
     Args:
         model: the network, on `device`; its parameters and buffers must stay where they are.
-        optimizer: RMSprop over the network's parameters, with the state to go on from, if any; later
-            `load_state_dict` would replace tensors that a captured graph writes to.
-        options: sigma, missing, batch_size, amp, compile and cuda_graph are looked at.
+        optimizer: of `make_optimizer`, with the state to go on from, if any; later `load_state_dict` would replace
+            tensors that a captured graph writes to.
+        options: sigma, encoding, missing, batch_size, weight_decay, amp, foreach, compile and cuda_graph are looked at.
         device: where batches will be.
+        joint_weights: weight of each joint in the loss, once; None: 1 each. (SimpleBaselines weighs prediction and
+            target, so each joint of its training counts by the square.)
 
     Raises:
         ValueError: a CUDA graph is asked for and `device` is none of CUDA.
@@ -133,7 +145,12 @@ class TrainStep:
     WARMUP_STEPS = 3  # before a capture: what allocates or tunes itself at its first use has then done so
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, options: TrainOptions, device: torch.device
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        options: TrainOptions,
+        device: torch.device,
+        joint_weights: Sequence[float] | None = None,
     ) -> None:
         on_gpu = device.type == "cuda"
         if options.cuda_graph:
@@ -146,14 +163,20 @@ class TrainStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
         self._loss = torch.empty(0)
+        self._joint_weights = None if joint_weights is None else torch.tensor(joint_weights, device=device)
+        # Adam and AdamW have one kernel for all weights, on the CPU too, where it takes a third of the time; torch's
+        # RMSprop has none.
+        fused = options.foreach == "auto" and "fused" in optimizer.defaults
         for group in optimizer.param_groups:
-            # torch has no fused RMSprop. A graph keeps the numbers it was captured with, so there the rate is a tensor
-            # that steps fill.
-            group["foreach"] = options.foreach == "on" or (options.foreach == "auto" and on_gpu)
+            if "fused" in group:
+                group["fused"] = fused
+            group["foreach"] = options.foreach == "on" or (options.foreach == "auto" and on_gpu and not fused)
+            group["weight_decay"] = options.weight_decay
+            # A graph keeps the numbers it was captured with, so there the rate is a tensor that steps fill.
             group["capturable"] = options.cuda_graph
             group["lr"] = torch.tensor(float(group["lr"]), device=device) if options.cuda_graph else float(group["lr"])
         for state in optimizer.state.values():
-            state["step"] = state["step"].to(device if options.cuda_graph else "cpu")
+            state["step"] = state["step"].to(device if options.cuda_graph or fused else "cpu")
 
     def __call__(self, batch: Batch, lr: float) -> Tensor:
         """Trains on one batch with learning rate `lr`; returns its loss, detached, a scalar on the device."""
@@ -181,7 +204,13 @@ class TrainStep:
         with autocast(self.device, self.options):
             heatmaps = forward(images)
         loss = fastpose.heatmap_mse_loss(
-            heatmaps, keypoints, visible, sigma=self.options.sigma, missing=self.options.missing
+            heatmaps,
+            keypoints,
+            visible,
+            sigma=self.options.sigma,
+            encoding=self.options.encoding,
+            missing=self.options.missing,
+            joint_weights=self._joint_weights,
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -256,7 +285,7 @@ def train_one_epoch(
         BadImageError: see PoseLoader.epoch.
     """
     train_step.model.train()
-    loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=loader.device)
+    loss_sum = torch.tensor(progress.loss_sum, dtype=exact_type(loader.device), device=loader.device)
     watch = LossWatch()
     start, waited, first_sample = time.perf_counter(), loader.wait_seconds, progress.samples
     try:
@@ -304,19 +333,33 @@ class Evaluation:
         scores: float32 [N, K], heatmap values at the maxima; NaN likewise.
         pckh: PCKh over the persons whose image could be read; None where the annotations have no head sizes.
         skipped: persons left out because of their image.
+        coco: COCO's AP and AR over the images that could be read, see keypoint_ap; None where there is nothing to
+            compare with.
+        box_source: where COCO's boxes came from, "annotations" or a detector's file; empty where they are not COCO's.
+        results: the predictions in COCO's results format, see keypoint_results; None where they are not COCO's.
     """
 
     predictions: np.ndarray
     scores: np.ndarray
     pckh: dict[str, float] | None
     skipped: int
+    coco: dict[str, float] | None = None
+    box_source: str = ""
+    results: list[dict[str, Any]] | None = None
+
+    @property
+    def score(self) -> float | None:
+        """How good the network is: COCO's AP or the mean PCKh@0.5, percent; None where it is not known."""
+        if self.coco:
+            return self.coco["AP"]
+        return self.pckh["Mean"] if self.pckh else None
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, loader: PoseLoader, options: TrainOptions, stop: StopSignals | None = None
 ) -> Evaluation | None:
-    """Predicts the joints of all persons of `loader` and scores them with PCKh. None if a stop signal came."""
+    """Predicts the joints of all persons of `loader` and scores them. None if a stop signal came."""
     persons = loader.persons
     predictions = np.full((len(persons), persons.skeleton.num_joints, 2), np.nan, np.float32)
     scores = np.full(predictions.shape[:2], np.nan, np.float32)
@@ -339,7 +382,16 @@ def evaluate(
         result = pckh(predictions[seen], persons.keypoints[seen], persons.visible[seen], persons.head_size[seen])
         if math.isnan(result["Mean"]):
             raise ValueError("PCKh needs annotated joints, and the persons to evaluate have none")
-    return Evaluation(predictions, scores, result, int((~seen).sum()))
+    if (truth := persons.truth) is None:
+        return Evaluation(predictions, scores, result, int((~seen).sum()))
+    assert persons.image_id is not None
+    results, ap = keypoint_results(persons, predictions, scores), None
+    if truth.annotations:
+        unread = set(persons.image_id[~seen].tolist())
+        ap = keypoint_ap(truth, results, persons.skeleton.sigmas, without_images=unread)
+        if math.isnan(ap["AP"]):
+            raise ValueError("AP needs annotated joints, and the persons to evaluate have none")
+    return Evaluation(predictions, scores, result, int((~seen).sum()), ap, truth.box_source, results)
 
 
 def predict(model: nn.Module, batch: Batch, skeleton: Skeleton, options: TrainOptions) -> tuple[Tensor, Tensor]:
@@ -349,12 +401,19 @@ def predict(model: nn.Module, batch: Batch, skeleton: Skeleton, options: TrainOp
         flipped = model(batch.images.flip(-1)) if options.flip_test else None
     return fastpose.decode_heatmaps(
         heatmaps,
-        refine="quarter",
+        refine=options.refine,
         heatmap_to_image=batch.heatmap_to_image,
         flipped=flipped,
         flip_pairs=skeleton.mirror_pairs if options.flip_test else None,
-        flip_shift=options.flip_test,
+        flip_shift=options.flip_test and shifts_mirror_image(options),
+        blur_kernel=options.blur_kernel,
     )
+
+
+def shifts_mirror_image(options: TrainOptions) -> bool:
+    """Whether option `flip_shift` means a shift. Without udp a crop's middle lies between columns: the mirror image's
+    maps are 3/4 of a pixel off, and a pixel is the nearest that a shift can be. With udp they lie where they should."""
+    return options.flip_shift == "on" or (options.flip_shift == "auto" and not options.udp)
 
 
 def best_seen_person(persons: Persons, evaluation: Evaluation) -> int:
@@ -391,18 +450,21 @@ def require_cuda(option: str, device: torch.device) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of option `device`.
+    """The torch device of option `device`: the CPU, CUDA, or the accelerator that torch finds (mps, xpu and so on).
 
     Raises:
-        ValueError: no device that fastpose runs on, or a CUDA device that is not there.
+        ValueError: no such device, or none that is there.
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError:  # not a device at all
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:NUMBER, got {name!r}")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"device: {name} was asked for, but torch finds {count} CUDA devices")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    other = found.type if found is not None and found.type != "cuda" else ""
+    if device is None or device.type not in ("cpu", "cuda", other):
+        also = f" or {other}" if other else ""
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:NUMBER{also}, got {name!r}")
+    count = torch.cuda.device_count() if device.type == "cuda" else torch.accelerator.device_count()
+    if device.type != "cpu" and (device.index or 0) >= count:
+        raise ValueError(f"device: {name} was asked for, but torch finds {count} {device.type.upper()} devices")
     return device

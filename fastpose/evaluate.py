@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m fastpose.evaluate`: scores a checkpoint and writes its predictions in MPII's format."""
+"""`python -m fastpose.evaluate`: scores a checkpoint and writes its predictions in MPII's or COCO's format."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,27 +14,42 @@ from typing import Literal
 import numpy as np
 from scipy.io import savemat
 
-from fastpose.build import load_model, make_loader, read_split
+from fastpose.build import DATA_OPTIONS, as_packed, load_model, make_loader, read_split
 from fastpose.checkpoint import checkpoint_file
-from fastpose.config import TrainOptions, option, run_command
+from fastpose.config import NetworkOptions, TrainOptions, option, run_command
+from fastpose.data.packed import is_pack
 from fastpose.engine import choose_device, evaluate
-from fastpose.metrics import format_pckh
-from fastpose.report import scores_or_null, write_json
+from fastpose.metrics.coco import known_sigmas, require_pycocotools
+from fastpose.report import format_scores, replace_text, scores_entry, write_json
 
-DESCRIPTION = """Evaluate a checkpoint with PCKh and write pred.mat and scores.json. Where a data option is not given,
-the checkpoint's validation data is taken."""
+DESCRIPTION = """Evaluate a checkpoint and write scores.json: with PCKh and pred.mat on MPII, with AP and
+keypoints_results.json on COCO. Where a data option is not given, the checkpoint's validation data is taken."""
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(NetworkOptions):
     """What to evaluate, and on what. None stands for what the checkpoint was trained with."""
 
-    checkpoint: str = option(dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt")
-    out: str = option("", "folder to write pred.mat and scores.json to; empty: the checkpoint's, on its own data only")
+    checkpoint: str = option(
+        dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt; or SimpleBaselines' or mmpose's file"
+    )
+    out: str = option(
+        "",
+        "folder to write scores.json and predictions to; empty: the checkpoint's, on its own data only; for another "
+        "program's FILE.pth.tar FILE-results beside it",
+    )
     data_root: str | None = option(None, "directory the data paths are relative to, or a pack (see fastpose pack)")
-    annotations: str | None = option(None, "annotations: MPII .json (community) or .mat (official)")
+    annotations: str | None = option(
+        None,
+        "annotations: MPII .json (community) or .mat (official), or COCO .json; a pack has its own and refuses others",
+    )
     head_boxes: str | None = option(
         None, "head boxes (gt_valid.mat) of the .json for PCKh; empty: none, predictions only"
+    )
+    detections: str | None = option(
+        None,
+        "a detector's boxes of persons, to evaluate COCO in, in the format of "
+        "COCO_val2017_detections_AP_H_56_person.json; empty: the annotations' own boxes",
     )
     split_list: str | None = option(
         None,
@@ -47,6 +63,15 @@ class EvaluateOptions:
     on_bad_image: Literal["error", "skip"] | None = option(None, "what to do with an image that cannot be decoded")
     eval_batch_size: int | None = option(None, "persons in a batch, count")
     flip_test: bool | None = option(None, "evaluate the picture and its mirror image and average their heatmaps")
+    flip_shift: Literal["auto", "on", "off"] | None = option(
+        None, "shift the mirror image's heatmaps by a pixel before averaging; auto: on, off under udp"
+    )
+    refine: Literal["none", "quarter", "dark", "dark_udp"] | None = option(
+        None, "how a maximum is moved between pixels"
+    )
+    blur_kernel: int | None = option(
+        None, "side of the Gaussian that dark and dark_udp smooth with, heatmap pixels, odd"
+    )
     decoder: Literal["cpu", "gpu"] = option("cpu", "what decodes JPEG files, whatever it was in training")
     reduced_decode: bool | None = option(
         None, "decode images at 1/2, 1/4 or 1/8 of their size where the crop shrinks them at least that much"
@@ -57,14 +82,17 @@ class EvaluateOptions:
     amp: Literal["auto", "off", "bfloat16"] | None = option(
         None, "type that convolutions run in: float32 (off) or bfloat16; auto: bfloat16 on GPUs that are fast at it"
     )
-    device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto: cuda where there is one, else cpu")
+    device: str = option("auto", "cpu, cuda, cuda:1, mps, xpu and so on; auto: cuda where there is one, else cpu")
 
     def apply(self, trained: TrainOptions) -> TrainOptions:
         """The training's options with those given here in their place."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        given.pop("checkpoint"), given.pop("out")
+        for name in ("checkpoint", "out", *(field.name for field in dataclasses.fields(NetworkOptions))):
+            given.pop(name, None)  # load_model has looked at the latter
         if "annotations" in given:
             given["valid_annotations"] = given.pop("annotations")
+        if "images" in given:
+            given["valid_images"] = ""
         # One pass over the images: to keep them would only take memory.
         return dataclasses.replace(trained, resident=False, **given)
 
@@ -75,45 +103,65 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(given: EvaluateOptions) -> int:
-    """Evaluates and writes pred.mat and scores.json."""
+    """Evaluates and writes scores.json and the predictions."""
     device = choose_device(given.device)
     checkpoint = checkpoint_file(Path(given.checkpoint))
-    model, trained, _ = load_model(checkpoint, device)
+    model, trained, skeleton = load_model(checkpoint, device, given)
     options = given.apply(trained)
-    if not given.out and (changed := other_data(trained, options)):
+    foreign = trained.weights == str(checkpoint)  # another program's, with no run around it
+    if not given.out and not foreign and (changed := other_data(trained, options)):
         raise ValueError(
             f"out: {', '.join(changed)} differs from the run's own; name a folder with --out, so that the results on "
             f"other data do not replace those in {checkpoint.parent}"
         )
-    persons = read_split(options, "valid")
+    names = {"valid_annotations": given.annotations} | dataclasses.asdict(given)
+    root = options.resolved_data_root()
+    options = as_packed(options, [name for name in DATA_OPTIONS if names.get(name) is not None])
+    persons = read_split(options, "valid", skeleton)
+    if persons.truth is not None:  # said now, and not after the evaluation
+        known_sigmas(persons)
+        if persons.truth.annotations:
+            require_pycocotools()
     evaluation = evaluate(model, make_loader(persons, options, device, training=False), options)
     assert evaluation is not None  # only a stop signal makes it None, and none is listened for
-    out = Path(given.out) if given.out else checkpoint.parent
+    out = Path(given.out) if given.out else results_of(checkpoint) if foreign else checkpoint.parent
     out.mkdir(parents=True, exist_ok=True)
-    write_predictions(out / "pred.mat", evaluation.predictions, persons.source_row)
+    if evaluation.results is None:
+        predictions = out / "pred.mat"
+        write_predictions(predictions, evaluation.predictions, persons.source_row)
+    else:
+        predictions = out / "keypoints_results.json"
+        replace_text(predictions, json.dumps(evaluation.results, allow_nan=False))
     scores = {
-        "pckh": scores_or_null(evaluation.pckh),
+        **scores_entry(evaluation, coco=persons.truth is not None),
         "checkpoint": str(checkpoint.resolve()),
-        "annotations": str(options.data_path("valid_annotations")),
+        "annotations": str(root if is_pack(root) else options.data_path("valid_annotations")),
         "persons": len(persons),
         "skipped_persons": evaluation.skipped,
         "flip_test": options.flip_test,
         "device": str(device),
     }
     write_json(out / "scores.json", scores)
-    print(format_pckh(evaluation.pckh) if evaluation.pckh else "no head boxes, no PCKh: predictions only")
+    print(format_scores(evaluation))
     if evaluation.skipped:
-        print(f"without {evaluation.skipped} persons whose image could not be read (NaN in pred.mat)")
-    print(f"wrote {out / 'pred.mat'}\nwrote {out / 'scores.json'}")
+        how = "NaN" if evaluation.results is None else "absent"
+        print(f"without {evaluation.skipped} persons whose image could not be read ({how} in {predictions.name})")
+    print(f"wrote {predictions}\nwrote {out / 'scores.json'}")
     return 0
+
+
+def results_of(file: Path) -> Path:
+    """models/pose_resnet_50_256x256.pth.tar -> models/pose_resnet_50_256x256-results"""
+    return file.with_name(file.name.partition(".")[0] + "-results")
 
 
 def other_data(trained: TrainOptions, options: TrainOptions) -> list[str]:
     """Names of the options by which the validation data differs from the training run's."""
-    names = {name: name for name in ("images", "head_boxes", "split_list")} | {"valid_annotations": "annotations"}
+    names = {name: name for name in ("head_boxes", "split_list", "detections")} | {"valid_annotations": "annotations"}
     if trained.resolved_data_root() != options.resolved_data_root():
         return ["data_root"]
-    return [shown for name, shown in names.items() if trained.data_path(name) != options.data_path(name)]
+    other = [shown for name, shown in names.items() if trained.data_path(name) != options.data_path(name)]
+    return other + ["images"] * (trained.images_path("valid") != options.images_path("valid"))
 
 
 def write_predictions(path: Path, predictions: np.ndarray, source_row: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from fastpose import drawing
 from fastpose.build import load_model, make_loader
 from fastpose.checkpoint import checkpoint_file
-from fastpose.config import option, run_command
+from fastpose.config import NetworkOptions, option, run_command
 from fastpose.data.images import read_image
 from fastpose.data.persons import Persons
 from fastpose.engine import choose_device, evaluate
@@ -26,10 +26,12 @@ with the skeleton drawn into it."""
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(NetworkOptions):
     """Which pictures to look at, and where in them."""
 
-    checkpoint: str = option(dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt")
+    checkpoint: str = option(
+        dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt; or SimpleBaselines' or mmpose's file"
+    )
     image: tuple[str, ...] = option(dataclasses.MISSING, "picture files")
     box: tuple[float, ...] = option(
         (), "X Y WIDTH HEIGHT of the person in every picture, pixels; empty: the whole picture"
@@ -37,7 +39,7 @@ class PredictOptions:
     padding: float = option(1.25, "margin around the box as in training, factor; not used without a box")
     out: str = option("predictions", "folder to write to")
     flip_test: bool = option(True, "look at the picture and its mirror image and average their heatmaps")
-    device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto: cuda where there is one, else cpu")
+    device: str = option("auto", "cpu, cuda, cuda:1, mps, xpu and so on; auto: cuda where there is one, else cpu")
 
     def __post_init__(self) -> None:
         if self.box and (len(self.box) != 4 or min(self.box[2:]) <= 0):
@@ -56,7 +58,7 @@ def run(given: PredictOptions) -> int:
     device = choose_device(given.device)
     images = [Path(name) for name in given.image]
     targets = drawn_files(images, Path(given.out))
-    model, trained, skeleton = load_model(checkpoint_file(Path(given.checkpoint)), device)
+    model, trained, skeleton = load_model(checkpoint_file(Path(given.checkpoint)), device, given)
     options = dataclasses.replace(
         trained, flip_test=given.flip_test, on_bad_image="error", decoder="cpu", resident=False
     )

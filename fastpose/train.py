@@ -10,20 +10,26 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastpose import drawing
 from fastpose.build import (
     as_packed,
     check_batches,
+    check_scorable,
     describe,
     generate_missing_data,
     make_loader,
     make_model,
+    network_name,
     read_split,
+    skeleton_of,
+    with_color_order,
 )
 from fastpose.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
 from fastpose.config import (
@@ -38,6 +44,7 @@ from fastpose.config import (
     write_yaml,
 )
 from fastpose.data.images import BadImageError
+from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.packed import PackError
 from fastpose.engine import (
     Evaluation,
@@ -47,14 +54,24 @@ from fastpose.engine import (
     StopSignals,
     TrainStep,
     best_seen_person,
+    check_finite,
     choose_device,
     evaluate,
+    make_optimizer,
     person_heatmaps,
+    predict,
     require_cuda,
     train_one_epoch,
 )
-from fastpose.metrics import format_pckh
-from fastpose.report import Report, append_line, code_version, read_lines, scores_or_null, write_json
+from fastpose.report import (
+    Report,
+    append_line,
+    code_version,
+    format_scores,
+    read_lines,
+    scores_entry,
+    write_json,
+)
 
 DESCRIPTION = """Train a pose network. Values come from the command line, else from the recipe, else from the defaults
 shown here, which are the paper's settings; without --recipe that is the recipe synthetic_resnet18_fcn_128, not these
@@ -74,14 +91,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="",
         help="folder (or last.pt) of a run to go on with; further options override its own",
     )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="build everything, train one step, evaluate one batch, print shapes, memory and speed, and end without "
+        "writing a run folder",
+    )
     try:
         words, name, resume = with_recipe(sys.argv[1:] if argv is None else argv)
         options, values = parse(parser, TrainOptions, words)
         root = options.resolved_data_root()
         print(f"{f'run {resume}' if resume else f'recipe {name}'}, data root {root}", flush=True)
         if resume:
-            return Run(options, Path(resume), resume=True).train()
+            run = Run(options, Path(resume), resume=True)
+            return run.dry_run() if values["dry_run"] else run.train()
         folder = Path(values["run"] or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        if values["dry_run"]:
+            return Run(options, folder).dry_run()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(
                 f"{folder} exists and is not empty: choose another --run, or go on with it: --resume {folder}"
@@ -131,7 +157,7 @@ class Run:
 
     def __init__(self, options: TrainOptions, folder: Path, *, resume: bool = False) -> None:
         self.begin = self.last_save = time.perf_counter()
-        options = as_packed(options)
+        options = with_color_order(as_packed(options))
         self.options, self.folder = options, folder
         self.device = choose_device(options.device)
         for name, wanted in (("cuda_graph", options.cuda_graph), ("decoder gpu", options.decoder == "gpu")):
@@ -142,30 +168,31 @@ class Run:
         self.valid_loader = make_loader(read_split(options, "valid"), options, self.device, training=False)
         check_batches(len(self.train_loader.persons), options)
         persons = self.valid_loader.persons
-        if persons.head_size is None:
-            raise ValueError("head_boxes: PCKh needs the head boxes of the validation persons (gt_valid.mat)")
+        self.coco = persons.truth is not None
+        check_scorable(persons)
         self.skeleton = persons.skeleton
         self.model = make_model(options, self.skeleton, self.device)
-        self.optimizer = torch.optim.RMSprop(self.model.parameters(), lr=options.lr)
+        self.optimizer = make_optimizer(self.model, options)
         self.rate = LearningRate(
             options.lr, options.lr_drop_factor, options.lr_drop_epochs, options.lr_drop_patience, options.warmup_steps
         )
         self.progress = Progress(train_data=describe(self.train_loader.persons))
         if resume:
             self.load()
-        self.train_step = TrainStep(self.model, self.optimizer, options, self.device)
+        weights = self.skeleton.joint_weights if options.joint_weights else None
+        self.train_step = TrainStep(self.model, self.optimizer, options, self.device, weights)
         self.seconds_before = self.progress.seconds
-        folder.mkdir(parents=True, exist_ok=True)
-        write_yaml(folder / "config.yaml", options.as_plain())
-        self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
 
     def train(self) -> int:
         """Trains to the end, or until a stop signal arrives. Returns the exit code."""
-        options = self.options
+        options, folder = self.options, self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(folder / "config.yaml", options.as_plain())
+        self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
         report = Report(options, self.progress, len(self.train_loader))
         report.line(
             f"{len(self.train_loader.persons)} persons to train on, {len(self.valid_loader.persons)} to evaluate; "
-            f"ResNet-{options.depth} with {options.head} head, {options.size[0]}x{options.size[1]} px, on {self.device}"
+            f"{network_name(options)}, {options.size[0]}x{options.size[1]} px, on {self.device}"
         )
         with StopSignals() as stop:
             try:
@@ -176,6 +203,42 @@ class Run:
             if evaluation is None:
                 return self.stopped(stop.received)
         self.write_results(evaluation)
+        return 0
+
+    def dry_run(self) -> int:
+        """Trains one step, evaluates one batch and tells what there is to know of both. Writes nothing. Returns 0."""
+        options, epoch = self.options, self.progress.epoch
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        lr = self.rate.at(epoch, epoch * len(self.train_loader))
+        print(f"{network_name(options)}: {parameters:,} parameters, on {self.device}")
+        print(f"optimiser: {options.optimizer}, learning rate of this step {lr:.3g}")
+
+        start = time.perf_counter()
+        batch = first_batch(self.train_loader, epoch)
+        ready = time.perf_counter()
+        self.model.train()
+        loss = float(self.train_step(batch, lr))  # waits for the device
+        seconds = time.perf_counter() - ready
+        check_finite(loss, epoch, 1)
+        print(f"training: {len(self.train_loader.persons)} persons, {len(self.train_loader)} steps an epoch")
+        print(f"  first batch in {ready - start:.2f} s: {shape_of(batch.images)}, joints {shape_of(batch.keypoints)}")
+        rate = len(batch.rows) / seconds
+        print(f"  first step in {seconds:.2f} s: {rate:.2f} samples/s (later ones are quicker), loss {loss:.6f}")
+
+        batch = first_batch(self.valid_loader)
+        heatmaps: list[Tensor] = []
+        start = time.perf_counter()
+        self.model.eval()
+        hook = self.model.register_forward_hook(lambda model, images, maps: heatmaps.append(maps))
+        with hook, torch.inference_mode():
+            points = predict(self.model, batch, self.skeleton, options)[0].cpu()
+        seconds = time.perf_counter() - start
+        print(f"evaluation: {len(self.valid_loader.persons)} persons, {len(self.valid_loader)} batches")
+        print(
+            f"  first batch in {seconds:.2f} s: {shape_of(batch.images)}, heatmaps {shape_of(heatmaps[0])}, "
+            f"points {shape_of(points)}"
+        )
+        print(peak_memory(self.device), flush=True)
         return 0
 
     def train_epochs(self, report: Report, stop: StopSignals) -> Evaluation | None:
@@ -191,7 +254,7 @@ class Run:
                 return None
             self.finish_epoch(evaluation)
             report.epoch(self.history[-1])
-            if evaluation and evaluation.pckh and 0 < options.target_pckh <= evaluation.pckh["Mean"]:
+            if evaluation and evaluation.score is not None and 0 < options.target_pckh <= evaluation.score:
                 return evaluation
         # A run that was complete when it was resumed has not been evaluated here.
         return evaluation or evaluate(self.model, self.valid_loader, options, stop)
@@ -207,13 +270,12 @@ class Run:
             "samples_per_second": progress.samples / seconds,
             "input_wait_fraction": progress.epoch_wait_seconds / seconds,
             "bad_images": len(self.train_loader.bad_images) + len(self.valid_loader.bad_images),
-            "pckh": scores_or_null(evaluation.pckh) if evaluation else None,
+            **scores_entry(evaluation, coco=self.coco),
         }
         append_line(self.folder / "metrics.jsonl", line)
         self.history.append(line)
         progress.next_epoch()
-        if evaluation and evaluation.pckh:
-            score = evaluation.pckh["Mean"]
+        if evaluation and (score := evaluation.score) is not None:
             self.rate.observe(score)
             if score > progress.best_score:
                 progress.best_epoch, progress.best_score = progress.epoch, score
@@ -233,7 +295,7 @@ class Run:
             learning_rate=self.rate.state_dict(),
             progress=dataclasses.asdict(self.progress),
             config=self.options.as_plain(),
-            skeleton=self.skeleton.name,
+            skeleton=dataclasses.asdict(self.skeleton),
             keep_previous=name == "last.pt",
         )
 
@@ -249,8 +311,14 @@ class Run:
             print(f"no checkpoint in {self.folder} to go on from: training from the beginning", flush=True)
             return
         contents, file = load_latest(last)
-        was, now = contents["config"], self.options.as_plain()
-        refuse_changes(was, now, ("depth", "head", "channels"), "a run keeps its network")
+        # A run of an older version does not name the options that there were not; it ran as their defaults do.
+        was, now = TrainOptions().as_plain() | BEFORE | contents["config"], self.options.as_plain()
+        refuse_changes(was, now, ("model", "depth", "head", "channels", "color_order"), "a run keeps its network")
+        joints = skeleton_of(contents["skeleton"]).joints
+        refuse_changes(
+            {"skeleton": joints}, {"skeleton": self.skeleton.joints}, ("skeleton",), "a run keeps its joints"
+        )
+        refuse_changes(was, now, ("optimizer",), "a run keeps its optimiser, whose state is in the checkpoint")
         try:
             self.model.load_state_dict(contents["model"])
             self.optimizer.load_state_dict(contents["optimizer"])
@@ -287,10 +355,9 @@ class Run:
     def write_results(self, evaluation: Evaluation) -> None:
         """Writes summary.json and the pictures; prints the score and what was written."""
         progress, folder = self.progress, self.folder
-        assert evaluation.pckh is not None
         summary = {
-            "pckh": scores_or_null(evaluation.pckh),
-            "best": {"epoch": progress.best_epoch, "Mean": progress.best_score},
+            **scores_entry(evaluation, coco=self.coco),
+            "best": {"epoch": progress.best_epoch, "AP" if self.coco else "Mean": progress.best_score},
             "samples_per_second": progress.total_samples / max(progress.train_seconds, 1e-9),
             "input_wait_fraction": progress.wait_seconds / max(progress.train_seconds, 1e-9),
             "seconds": self.seconds_before + time.perf_counter() - self.begin,
@@ -304,7 +371,7 @@ class Run:
             ],
         }
         write_json(folder / "summary.json", summary)
-        print(f"\n{format_pckh(evaluation.pckh)}\n", flush=True)
+        print(f"\n{format_scores(evaluation)}\n", flush=True)
         if evaluation.skipped:
             print(f"without {evaluation.skipped} persons whose image could not be read, see summary.json")
         drawing.draw_curves(folder / "curves.png", self.history)
@@ -320,9 +387,35 @@ class Run:
             heatmaps,
             evaluation.predictions[row],
             evaluation.scores[row],
+            self.options.udp,
         )
         for name in ("summary.json", "curves.png", "predictions.png", "heatmaps.png", "best.pt", "last.pt"):
             print(f"wrote {folder / name}")
+
+
+def first_batch(loader: PoseLoader, epoch: int = 0) -> Batch:
+    """The first batch of an epoch."""
+    with closing(loader.epoch(epoch)) as batches:
+        return next(batches)
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Shape and type of a tensor, for people."""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def peak_memory(device: torch.device) -> str:
+    """What this process has taken of memory at the most: of a GPU's, else of the host's."""
+    if device.type == "cuda":
+        allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        return f"memory of the GPU: at most {allocated / 2**20:.0f} MiB in tensors, {reserved / 2**20:.0f} MiB in all"
+    if sys.platform == "win32":
+        return "memory: not told by Windows"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"memory of this process: at most {peak / 2**20:.0f} MiB"
 
 
 def refuse_changes(was: dict[str, Any], now: dict[str, Any], names: Sequence[str], reason: str) -> None:

@@ -340,6 +340,81 @@ def test_a_resumed_run_keeps_its_network(finished, capsys):
     assert capsys.readouterr().err == "error: --resume: depth is 18 in the run, got 34: a run keeps its network\n"
 
 
+def test_a_resumed_run_keeps_its_optimiser(recipe, finished, tmp_path, capsys):
+    message = "error: --resume: optimizer is rmsprop in the run, got adam: a run keeps its optimiser"
+    assert train.main(["--resume", str(finished), "--optimizer", "adam"]) == 1
+    assert capsys.readouterr().err.startswith(message)
+    # A run of a version that had no other goes on, and with no other.
+    run = tmp_path / "run"
+    start_and_stop(recipe, run, 1)
+    contents = torch.load(run / "last.pt", weights_only=True)
+    del contents["config"]["optimizer"]
+    torch.save(contents, run / "last.pt")
+    (run / "config.yaml").write_text(yaml.safe_dump(contents["config"]))
+    assert train.main(["--resume", str(run), "--optimizer", "adam"]) == 1
+    assert message in capsys.readouterr().err
+    assert train.main(["--resume", str(run)]) == 0
+    assert_same_run(finished, run)
+
+
+FIELD = {
+    **{"encoding": "udp", "udp": True, "refine": "none", "flip_shift": "auto", "joint_weights": True},
+    **{"half_body": 0.5, "brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "color_order": "bgr"},
+    **{"optimizer": "adamw", "weight_decay": 0.01},
+}
+
+
+@pytest.fixture(scope="module")
+def field_recipe(recipe, tmp_path_factory) -> Path:
+    """The recipe, with what the field does beyond the paper."""
+    path = tmp_path_factory.mktemp("field") / "field.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | FIELD))
+    return path
+
+
+@pytest.fixture(scope="module")
+def field_run(field_recipe, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "field"
+    assert train.main(["--recipe", str(field_recipe), "--run", str(run)]) == 0
+    return run
+
+
+def test_a_run_with_what_the_field_does_repeats_and_resumes_to_the_bit(field_recipe, field_run, finished, tmp_path):
+    config = yaml.safe_load((field_run / "config.yaml").read_text())
+    assert {name: config[name] for name in FIELD} == FIELD
+    assert losses(field_run) != losses(finished)
+    start_and_stop(field_recipe, tmp_path / "run", 5)
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    assert_same_run(field_run, tmp_path / "run")
+
+
+def test_evaluation_decodes_as_training_did_or_as_it_is_told(field_run, tmp_path):
+    predictions = {}
+    for name, given in {
+        "as trained": [],
+        "the same": ["--refine", "none", "--flip_shift", "off", "--blur_kernel", "17"],
+        "quarter": ["--refine", "quarter"],
+        "shifted": ["--flip_shift", "on"],
+    }.items():
+        out = tmp_path / name
+        assert evaluate.main(["--checkpoint", str(field_run), "--out", str(out), *given]) == 0
+        predictions[name] = loadmat(out / "pred.mat")["preds"]
+    assert np.array_equal(predictions["as trained"], predictions["the same"])
+    for name in ("quarter", "shifted"):
+        assert not np.array_equal(predictions["as trained"], predictions[name])
+
+
+def test_predict_decodes_as_training_did(field_run, tmp_path):
+    image = Path(yaml.safe_load((field_run / "config.yaml").read_text())["data_root"]) / "images/000.jpg"
+    given = ["--checkpoint", str(field_run), "--image", str(image), "--out", str(tmp_path), "--flip_test", "false"]
+    assert predict.main(given) == 0
+    (found,) = json.loads((tmp_path / "predictions.json").read_text())
+    # The box is the picture, 96 px: maxima lie on pixels of a 16 x 16 map whose corners are the box's.
+    for joint in found["joints"].values():
+        for value in (joint["x"], joint["y"]):
+            assert value * 15 / 96 == pytest.approx(round(value * 15 / 96), abs=1e-3)
+
+
 def test_a_checkpoint_that_does_not_fit_is_named(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     start_and_stop(recipe, run, 1)
@@ -493,7 +568,7 @@ def test_a_run_folder_is_not_written_over(recipe, finished, capsys):
         (["--recipe", "no_such"], "synthetic_resnet18_fcn_128"),
         (["--resume", "no/such/run"], "no run to go on with"),
         (["--resume", "runs/a", "--recipe", "b"], "--resume"),
-        (["--data_root", "x"], "--recipe and one of mpii_real5_resnet18_fcn_128, mpii_resnet50_fcn_256, synthetic_res"),
+        (["--data_root", "x"], "--recipe and one of coco_resnet101_deconv_256x192, coco_resnet101_deconv_3"),
         (["--data-root=x", "--epochs", "1"], "synthetic_resnet18_fcn_128 draws synthetic persons there"),
         (
             ["--recipe", "mpii_resnet50_fcn_256", "--data_root", "/no/such/place"],

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import dataclasses
 import functools
 import math
@@ -27,6 +28,8 @@ from fastpose.engine import (
     best_seen_person,
     choose_device,
     evaluate,
+    make_optimizer,
+    predict,
     train_one_epoch,
     uses_bfloat16,
 )
@@ -60,6 +63,7 @@ class Oracle(torch.nn.Module):
     def __init__(self, loader):
         super().__init__()
         self.batches, self.batch = loader.epoch(), None
+        self.mirror_offset = 0.0 if loader.udp else 0.25
 
     def forward(self, images):
         height, width = images.shape[2] // 4, images.shape[3] // 4
@@ -69,9 +73,10 @@ class Oracle(torch.nn.Module):
             points = self.batch.keypoints
         else:
             assert torch.equal(self.batch.images.flip(-1), images)
-            # Column x of the picture is column W - 1 - x of its mirror image; a quarter of that in heatmap pixels.
+            # Column x of the picture is column W - 1 - x of its mirror image; a quarter of that in heatmap pixels, and
+            # with udp as many of w - 1.
             x, y = self.batch.keypoints.unbind(-1)
-            points = torch.stack([width - 0.25 - x, y], -1)
+            points = torch.stack([width - 1 + 3 * self.mirror_offset - x, y], -1)
             points, _ = fastpose.swap_pairs(
                 points, self.batch.visible, torch.ones(len(points), dtype=torch.bool), MPII.mirror_pairs
             )
@@ -96,10 +101,25 @@ def test_the_mirror_test_of_perfect_heatmaps_is_perfect(persons):
     assert result.skipped == 0
 
 
-def test_without_the_mirror_test_the_network_is_asked_once(persons):
-    options = dataclasses.replace(OPTIONS, flip_test=False)
-    loader = make_loader(persons)
-    oracle = Oracle(loader)
+def test_with_udp_the_mirror_image_s_maps_lie_where_the_picture_s_do(persons):
+    """Averaged with them they are the same maps, so the decoded points are the same as without it."""
+    found = {}
+    for flip_test in (False, True):
+        options = dataclasses.replace(OPTIONS, udp=True, flip_test=flip_test)
+        loader = make_loader(persons, udp=True)
+        oracle = Oracle(loader)
+        if not flip_test:
+            oracle = forgetful(oracle)
+        found[flip_test] = evaluate(oracle, make_loader(persons, udp=True), options)
+        assert found[flip_test].pckh["Mean"] == 100
+        # A heatmap pixel is 96 / 15 = 6.4 px.
+        assert np.abs(found[flip_test].predictions - persons.keypoints).max() <= 3.2 + 1e-3
+    np.testing.assert_allclose(found[True].predictions, found[False].predictions, atol=1e-3)
+    np.testing.assert_allclose(found[True].scores, found[False].scores, atol=1e-4)
+
+
+def forgetful(oracle):
+    """The oracle, asked for the picture alone."""
     forward = oracle.forward
 
     def once(images):
@@ -108,18 +128,53 @@ def test_without_the_mirror_test_the_network_is_asked_once(persons):
         return maps
 
     oracle.forward = once
+    return oracle
+
+
+@pytest.mark.parametrize(
+    ("changes", "shift"),
+    [
+        ({}, True),
+        ({"udp": True}, False),
+        ({"udp": True, "flip_shift": "on"}, True),
+        ({"flip_shift": "off"}, False),
+        ({"flip_shift": True}, True),  # as YAML reads a bare `on`
+        ({"flip_test": False, "flip_shift": "on"}, False),
+    ],
+)
+def test_decoding_is_what_the_options_say(persons, monkeypatch, changes, shift):
+    asked = []
+    decode = fastpose.decode_heatmaps
+
+    def listen(heatmaps, *, refine, blur_kernel, **others):
+        asked.append({"refine": refine, "blur_kernel": blur_kernel, **others})
+        return decode(heatmaps, **others)
+
+    monkeypatch.setattr(fastpose, "decode_heatmaps", listen)
+    options = dataclasses.replace(OPTIONS, refine="dark", blur_kernel=17, **changes)
+    predict(Constant(0.5), next(make_loader(persons).epoch()), MPII, options)
+    (call,) = asked
+    assert (call["refine"], call["blur_kernel"], call["flip_shift"]) == ("dark", 17, shift)
+    assert (call["flipped"] is None) == (not options.flip_test)
+
+
+def test_without_the_mirror_test_the_network_is_asked_once(persons):
+    options = dataclasses.replace(OPTIONS, flip_test=False)
+    oracle = forgetful(Oracle(make_loader(persons)))
     assert evaluate(oracle, make_loader(persons), options).pckh["Mean"] == 100
 
 
-@pytest.mark.parametrize("augmentation", [None, Augmentation()])
-def test_ground_truth_through_the_whole_chain_scores_100(persons, augmentation):
-    error, scores = through_the_chain(persons, augmentation, (64, 64))
+@pytest.mark.parametrize("udp", [False, True])
+@pytest.mark.parametrize("augmentation", [None, Augmentation(), Augmentation(half_body=1.0)])
+def test_ground_truth_through_the_whole_chain_scores_100(persons, augmentation, udp):
+    error, scores = through_the_chain(persons, augmentation, (64, 64), udp)
     assert error < 1e-3
     assert scores["Mean"] == scores["Mean@0.1"] == 100
 
 
-@pytest.mark.parametrize("augmentation", [None, Augmentation()])
-def test_real_ground_truth_through_the_whole_chain_scores_100(real_data, augmentation):
+@pytest.mark.parametrize("udp", [False, True])
+@pytest.mark.parametrize("augmentation", [None, Augmentation(half_body=0.5)])
+def test_real_ground_truth_through_the_whole_chain_scores_100(real_data, augmentation, udp):
     annot = real_data / "mpii/annot"
     real = read_mpii(
         annot / "valid.json",
@@ -127,16 +182,16 @@ def test_real_ground_truth_through_the_whole_chain_scores_100(real_data, augment
         head_boxes=annot / "gt_valid.mat",
         missing_images="drop",
     )
-    error, scores = through_the_chain(real, augmentation, (256, 256))
+    error, scores = through_the_chain(real, augmentation, (256, 192), udp)
     assert error < 1e-3
     assert scores["Mean"] == scores["Mean@0.1"] == 100
 
 
-def through_the_chain(persons, augmentation, size):
+def through_the_chain(persons, augmentation, size, udp):
     """Annotation -> crop -> heatmap pixels -> image pixels: the largest error of a visible joint in px, and PCKh."""
     back, visible = np.empty_like(persons.keypoints), np.empty_like(persons.visible)
     mirrored = []
-    for batch in make_loader(persons, size, augmentation=augmentation, seed=1).epoch():
+    for batch in make_loader(persons, size, augmentation=augmentation, seed=1, udp=udp).epoch():
         flip = batch.heatmap_to_image[:, :, :2].det() < 0
         points = fastpose.transform_points(batch.keypoints, batch.heatmap_to_image)
         points, seen = fastpose.swap_pairs(points, batch.visible, flip, MPII.mirror_pairs)
@@ -184,7 +239,7 @@ def train_small_network(persons, device="cpu", epochs=1, **changes):
     device = torch.device(device)
     options = dataclasses.replace(OPTIONS, **changes)
     model, progress, sums, scores = small_network().to(device), Progress(), [], []
-    step = TrainStep(model, torch.optim.RMSprop(model.parameters()), options, device)
+    step = TrainStep(model, make_optimizer(model, options), options, device)
     loader = make_loader(persons, device=device, memory_format=memory_format(options, device))
     rate = dataclasses.replace(RATE, base=1e-3, warmup_steps=4)
     for _ in range(epochs):
@@ -235,6 +290,75 @@ def test_a_step_takes_the_rate_it_is_given_and_returns_its_loss(persons):
     assert model.value.item() == pytest.approx(0.5 - 0.01 / math.sqrt(1 - 0.99**2), rel=1e-4)
 
 
+def test_the_loss_is_what_the_options_say(persons):
+    batch = next(make_loader(persons).epoch())
+    weights = [1.0 + 0.1 * joint for joint in range(16)]
+    options = dataclasses.replace(OPTIONS, encoding="udp", sigma=2.0, missing="ignore")
+    model = Constant(0.5)
+    step = TrainStep(model, make_optimizer(model, options), options, torch.device("cpu"), weights)
+    maps = torch.full((4, 16, 16, 16), 0.5)
+    given = {"sigma": 2.0, "encoding": "udp", "missing": "ignore", "joint_weights": torch.tensor(weights)}
+    loss = step(batch, 0.0)
+    assert loss == fastpose.heatmap_mse_loss(maps, batch.keypoints, batch.visible, **given)
+    for name in given:
+        others = {key: value for key, value in given.items() if key != name}
+        assert loss != fastpose.heatmap_mse_loss(maps, batch.keypoints, batch.visible, **others)
+
+
+OPTIMIZERS = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_is_that_of_torch_s_optimiser(persons, name):
+    """However the flags are set, and with a changed weight decay."""
+    expected = small_network()
+    plain = OPTIMIZERS[name](expected.parameters(), lr=1e-3, weight_decay=0.1, foreach=False)
+    batches = list(make_loader(persons).epoch())[:2]
+    for batch in batches:
+        plain.zero_grad()
+        fastpose.heatmap_mse_loss(expected(batch.images), batch.keypoints, batch.visible).backward()
+        plain.step()
+    for foreach in ("auto", "on", "off"):
+        model = small_network()
+        options = dataclasses.replace(OPTIONS, optimizer=name, foreach=foreach, weight_decay=0.2)
+        optimizer = make_optimizer(model, options)
+        assert type(optimizer) is OPTIMIZERS[name]
+        assert optimizer.param_groups[0]["weight_decay"] == 0.2
+        step = TrainStep(model, optimizer, dataclasses.replace(options, weight_decay=0.1), torch.device("cpu"))
+        (group,) = optimizer.param_groups
+        assert group["weight_decay"] == 0.1
+        assert group["foreach"] == (foreach == "on")
+        assert group.get("fused", False) == (foreach == "auto" and name != "rmsprop")
+        for batch in batches:
+            step(batch, 1e-3)
+        for got, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("foreach", ["auto", "off"])
+def test_an_optimiser_goes_on_from_its_state_to_the_bit(persons, name, foreach):
+    """From one saved with other flags, too: what is stored does not depend on them."""
+    options = dataclasses.replace(OPTIONS, optimizer=name, foreach=foreach)
+    batch = next(make_loader(persons).epoch())
+    model = small_network()
+    step = TrainStep(model, make_optimizer(model, options), options, torch.device("cpu"))
+    step(batch, 1e-3)
+    saved = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
+    step(batch, 1e-3)
+    for flags in ({}, {"foreach": True, "fused": False}):
+        other = small_network()
+        other.load_state_dict(saved[0])
+        optimizer = make_optimizer(other, options)
+        state = copy.deepcopy(saved[1])
+        for group in state["param_groups"]:
+            group.update({key: value for key, value in flags.items() if key in group})
+        optimizer.load_state_dict(state)
+        TrainStep(other, optimizer, options, torch.device("cpu"))(batch, 1e-3)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+        assert {float(state["step"]) for state in optimizer.state.values()} == {2}
+
+
 def test_what_a_step_does_to_the_optimiser_undoes_another_device_s_settings():
     model = Constant(0.5)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=torch.tensor(0.25), foreach=True)
@@ -272,6 +396,30 @@ def test_crops_are_made_in_the_type_that_the_network_runs_in(persons):
     assert torch.equal(off.to(torch.bfloat16), bfloat16)
 
 
+def test_bgr_is_the_same_normalisation_on_channels_in_the_other_order(persons):
+    """Blue comes first, by red's mean and deviation, as in SimpleBaselines: cv2.imread's pixels by RGB's numbers."""
+    rgb, bgr = (
+        next(build.make_loader(persons, options, torch.device("cpu"), training=True).epoch()).images
+        for options in (OPTIONS, dataclasses.replace(OPTIONS, color_order="bgr"))
+    )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD))
+    pixels = rgb * std + mean
+    torch.testing.assert_close(bgr, (pixels.flip(1) - mean) / std, rtol=0, atol=1e-5)
+    assert (rgb != bgr).any()
+
+
+def test_loaders_are_made_as_the_options_say(persons):
+    options = dataclasses.replace(
+        OPTIONS, udp=True, half_body=0.3, brightness=0.1, contrast=0.2, saturation=0.4, rotation=10, scale_min=0.9
+    )
+    training, evaluation = (build.make_loader(persons, options, torch.device("cpu"), training=t) for t in (True, False))
+    assert training.udp
+    assert evaluation.udp
+    assert evaluation.augmentation is None
+    expected = Augmentation(10, (0.9, 1.25), 0.5, half_body=0.3, brightness=0.1, contrast=0.2, saturation=0.4)
+    assert training.augmentation == expected
+
+
 @pytest.fixture
 def no_tf32():
     """Convolutions in real float32, as the CPU's are."""
@@ -283,7 +431,18 @@ def no_tf32():
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("no_tf32")
-@pytest.mark.parametrize("changes", [{"amp": "off"}, {"amp": "bfloat16", "channels_last": "on"}, {"compile": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"amp": "off"},
+        {"amp": "bfloat16", "channels_last": "on"},
+        {"compile": True},
+        {"amp": "off", "optimizer": "adam", "weight_decay": 1e-3},
+        {"amp": "off", "optimizer": "adam", "foreach": "on", "weight_decay": 1e-3},
+        {"amp": "off", "optimizer": "adamw", "weight_decay": 1e-2, "encoding": "udp"},
+        {"amp": "off", "optimizer": "adamw", "foreach": "on", "weight_decay": 1e-2},
+    ],
+)
 def test_a_replayed_step_trains_like_an_eager_one(persons, changes):
     """Two full batches an epoch, one smaller one and an evaluation: three warm-up steps, a capture, four replays."""
     sums, scores, model = train_small_network(persons, "cuda", 4, **changes)
@@ -298,19 +457,21 @@ def test_a_replayed_step_trains_like_an_eager_one(persons, changes):
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("no_tf32")
-def test_a_step_on_the_gpu_trains_like_one_on_the_cpu(persons):
-    sums, _, _ = train_small_network(persons, "cpu", 2, amp="off")
-    gpu_sums, _, _ = train_small_network(persons, "cuda", 2, amp="off")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_on_the_gpu_trains_like_one_on_the_cpu(persons, optimizer):
+    sums, _, _ = train_small_network(persons, "cpu", 2, amp="off", optimizer=optimizer)
+    gpu_sums, _, _ = train_small_network(persons, "cuda", 2, amp="off", optimizer=optimizer)
     assert gpu_sums == pytest.approx(sums, rel=1e-2)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("cuda_graph", [False, True])
-def test_a_training_step_does_not_synchronise(persons, cuda_graph):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_training_step_does_not_synchronise(persons, cuda_graph, optimizer):
     device = torch.device("cuda")
     model = small_network().to(device)
-    options = dataclasses.replace(OPTIONS, cuda_graph=cuda_graph)
-    step = TrainStep(model, torch.optim.RMSprop(model.parameters()), options, device)
+    options = dataclasses.replace(OPTIONS, cuda_graph=cuda_graph, optimizer=optimizer)
+    step = TrainStep(model, make_optimizer(model, options), options, device, [1.5] * 16)
     batch = next(make_loader(persons, device=device).epoch())
     for _ in range(TrainStep.WARMUP_STEPS + 1):
         step(batch, 1e-3)
@@ -324,15 +485,17 @@ def test_a_training_step_does_not_synchronise(persons, cuda_graph):
 
 
 @pytest.mark.cuda
-def test_a_graph_goes_on_from_an_optimiser_that_had_none(persons):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_graph_goes_on_from_an_optimiser_that_had_none(persons, name):
     device = torch.device("cuda")
+    options = dataclasses.replace(OPTIONS, optimizer=name)
     batch = next(make_loader(persons, device=device).epoch())
     model = small_network().to(device)
-    first = TrainStep(model, torch.optim.RMSprop(model.parameters()), OPTIONS, device)
+    first = TrainStep(model, make_optimizer(model, options), options, device)
     first(batch, 1e-3)
-    optimizer = torch.optim.RMSprop(model.parameters())
+    optimizer = make_optimizer(model, options)
     optimizer.load_state_dict(first.optimizer.state_dict())
-    graphed = TrainStep(model, optimizer, dataclasses.replace(OPTIONS, cuda_graph=True), device)
+    graphed = TrainStep(model, optimizer, dataclasses.replace(options, cuda_graph=True), device)
     losses = [float(graphed(batch, 1e-3)) for _ in range(TrainStep.WARMUP_STEPS + 3)]
     assert losses[-1] < losses[0]
     assert {float(state["step"]) for state in optimizer.state.values()} == {1 + len(losses)}
@@ -399,6 +562,16 @@ def test_a_device_that_is_not_there_is_refused():
         assert choose_device("auto") == torch.device("cpu")
         with pytest.raises(ValueError, match="device"):
             choose_device("cuda:1")
+
+
+def test_the_accelerator_that_torch_finds_is_taken_by_name(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    assert choose_device("mps") == torch.device("mps")
+    with pytest.raises(ValueError, match="mps:1 was asked for, but torch finds 1 MPS devices"):
+        choose_device("mps:1")
+    with pytest.raises(ValueError, match="device: expected auto, cpu, cuda or cuda:NUMBER or mps, got 'xpu'"):
+        choose_device("xpu")
 
 
 @pytest.mark.parametrize("name", ["foo", "mps", "meta", "cuda:x", ""])
