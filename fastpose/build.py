@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -374,6 +375,12 @@ def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device) 
         weights = read_file_of(options, "weights")
         check_weights(weights, options, skeleton.num_joints)
         print(load_weights(model, weights), flush=True)
+        if weights.color_order not in (None, "auto", options.color_order):
+            print(
+                f"warning: these weights were trained on {weights.color_order} images, and will see "
+                f"{options.color_order}: --color_order {weights.color_order} gives them theirs",
+                flush=True,
+            )
     model = model.to(device, memory_format=memory_format(options, device))  # type: ignore[call-overload]  # not in its stub
     if options.model:
         check_heatmaps(model, options.model, skeleton.num_joints, options.size)
@@ -456,6 +463,9 @@ def _load_foreign(
     }
     inferred |= {name: value for name in ("depth", "head", "channels") if (value := getattr(weights, name))}
     inferred |= told
+    # Of the ways to say it only the name tells the size; SimpleBaselines and mmpose name files so, height first.
+    if named := re.search(r"(?<!\d)(\d{2,4})x(\d{2,4})(?!\d)", weights.path.name):
+        inferred.setdefault("size", (int(named[1]), int(named[2])))
     inferred.setdefault("size", (256, 256) if inferred["dataset"] == "mpii" else (256, 192))
     options = TrainOptions(**inferred)
     skeleton = _told_skeleton(weights, options, weights.num_joints)
@@ -478,9 +488,7 @@ def _told_skeleton(weights: Weights, options: TrainOptions, num_joints: int | No
 def skeleton_of(stored: dict[str, Any] | str) -> Skeleton:
     """The joints that a checkpoint was written with; in version 0.1 only the name of MPII's."""
     if isinstance(stored, dict):
-        found = Skeleton(**stored)
-        # This version's own, where there may be more than joints in it than there was.
-        return next((own for own in (MPII, COCO) if (own.name, own.joints) == (found.name, found.joints)), found)
+        return Skeleton(**stored)
     if stored != MPII.name:
         raise ValueError(f"expected joints of skeleton {MPII.name!r}, got {stored!r}")
     return MPII

@@ -75,11 +75,14 @@ def save_checkpoint(
     save_contents(path, contents, keep_previous=keep_previous)
 
 
-def save_contents(path: Path, contents: Any, *, keep_previous: bool = False) -> None:
-    """`torch.save`, but beside `path` and renamed into place. `keep_previous` as in `save_checkpoint`."""
+def save_contents(path: Path, contents: Any, *, keep_previous: bool = False, for_old_torch: bool = False) -> None:
+    """`torch.save`, but beside `path` and renamed into place. `keep_previous` as in `save_checkpoint`.
+
+    `for_old_torch`: in the format from before torch 1.6, which knows no other.
+    """
     beside = path.with_name(path.name + ".part")
     with open(beside, "wb") as file:
-        torch.save(contents, file)
+        torch.save(contents, file, _use_new_zipfile_serialization=not for_old_torch)
         file.flush()
         os.fsync(file.fileno())
     if keep_previous and path.exists():

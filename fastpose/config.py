@@ -271,8 +271,8 @@ class NetworkOptions:
     model: str = option("", "the network of the weights, PACKAGE.MODULE:FACTORY; empty: as the file tells")
     size: tuple[int, ...] = option(
         (),
-        "height and width of the network's input, pixels; empty: as in training; of another program's file 256 256, "
-        "where it has COCO's 17 joints 256 192",
+        "height and width of the network's input, pixels; empty: as in training; of another program's file those in "
+        "its name (384x288), else 256 256, where it has COCO's 17 joints 256 192",
     )
     dataset: Literal["mpii", "coco"] | None = option(
         None, "format of the annotations; not given: as in training; of another program's file MPII's for 16 joints"
@@ -283,11 +283,16 @@ class NetworkOptions:
     color_order: Literal["rgb", "bgr"] | None = option(
         None, "order of the colours that the network sees; not given: as in training; bgr for SimpleBaselines' files"
     )
+    udp: bool | None = option(
+        None,
+        "whether the network was trained with unbiased data processing, which no other program's file tells; not "
+        "given: as in training, else false",
+    )
 
     def told(self) -> dict[str, Any]:
         """Those of these options that are given."""
         names = [field.name for field in dataclasses.fields(NetworkOptions)]
-        return {name: value for name in names if (value := getattr(self, name))}
+        return {name: value for name in names if (value := getattr(self, name)) not in (None, "", ())}
 
 
 def check_at_least(options: object, least: float, *names: str) -> None:

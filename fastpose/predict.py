@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -39,6 +40,9 @@ class PredictOptions(NetworkOptions):
     padding: float = option(1.25, "margin around the box as in training, factor; not used without a box")
     out: str = option("predictions", "folder to write to")
     flip_test: bool = option(True, "look at the picture and its mirror image and average their heatmaps")
+    refine: Literal["none", "quarter", "dark", "dark_udp"] | None = option(
+        None, "how a maximum is moved between pixels; not given: as in training"
+    )
     device: str = option("auto", "cpu, cuda, cuda:1, mps, xpu and so on; auto: cuda where there is one, else cpu")
 
     def __post_init__(self) -> None:
@@ -60,7 +64,12 @@ def run(given: PredictOptions) -> int:
     targets = drawn_files(images, Path(given.out))
     model, trained, skeleton = load_model(checkpoint_file(Path(given.checkpoint)), device, given)
     options = dataclasses.replace(
-        trained, flip_test=given.flip_test, on_bad_image="error", decoder="cpu", resident=False
+        trained,
+        flip_test=given.flip_test,
+        refine=given.refine or trained.refine,
+        on_bad_image="error",
+        decoder="cpu",
+        resident=False,
     )
     persons = persons_in_boxes(images, given.box, given.padding, options.size, skeleton)
     evaluation = evaluate(model, make_loader(persons, options, device, training=False), options)

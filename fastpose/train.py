@@ -171,6 +171,12 @@ class Run:
         self.coco = persons.truth is not None
         check_scorable(persons)
         self.skeleton = persons.skeleton
+        if not self.skeleton.mirror_pairs and (options.flip > 0 or options.flip_test):
+            print(
+                f"warning: skeleton {self.skeleton.name!r} has no mirror_pairs, so that left joints count as left in "
+                "mirrored pictures: name the pairs, or give --flip 0 --flip_test false",
+                flush=True,
+            )
         self.model = make_model(options, self.skeleton, self.device)
         self.optimizer = make_optimizer(self.model, options)
         self.rate = LearningRate(

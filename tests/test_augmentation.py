@@ -8,7 +8,7 @@ import torch
 
 from fastpose.data.augmentation import Augmentation, body_boxes
 from fastpose.data.persons import Persons
-from fastpose.skeletons import COCO, MPII
+from fastpose.skeletons import COCO, MPII, Skeleton
 from tests import upstream
 
 EVERYTHING = Augmentation(half_body=0.3, brightness=0.4, contrast=0.2, saturation=1.0)
@@ -133,6 +133,15 @@ def persons_of(keypoints, visible, skeleton=MPII) -> Persons:
         source_row=np.arange(count),
         skeleton=skeleton,
     )
+
+
+def test_half_bodies_are_refused_where_no_person_has_enough_joints():
+    few = Skeleton("few", tuple("abcdefgh"), (), (), upper_body=(0, 1, 2, 3))
+    persons = persons_of(np.zeros((1, 8, 2)), np.ones((1, 8)), few)
+    with pytest.raises(
+        ValueError, match=r"half_body: it is for persons with more than 8 visible joints, .*'few' has 8"
+    ):
+        body_boxes(persons, (64, 64), half_body=True)
 
 
 @pytest.mark.parametrize("skeleton", [MPII, COCO], ids=lambda skeleton: skeleton.name)

@@ -15,6 +15,7 @@ from fastpose import build, drawing, evaluate, pack, predict, train
 from fastpose.config import TrainOptions
 from fastpose.data.coco import AnnotationError, read_coco
 from fastpose.data.loader import PoseLoader
+from fastpose.data.persons import Persons
 from fastpose.data.pixel_sources import ImageFiles
 from fastpose.engine import Evaluation
 from fastpose.engine import evaluate as evaluate_model
@@ -144,6 +145,21 @@ def test_one_category_may_have_any_name_and_of_several_person_is_taken(tmp_path,
             images,
             (64, 48),
         )
+
+
+def test_the_names_of_keypoints_are_compared_with_the_skeleton_s(tmp_path, images, caplog):
+    def read_named(names: list[str]) -> Persons:
+        category = {"id": 1, "name": "person", "keypoints": names}
+        return read_coco(
+            write(tmp_path, contents([annotation(1, 1, joints())], ["a.jpg"], categories=[category])), images, (64, 48)
+        )
+
+    read_named(list(COCO.joints))
+    assert not caplog.records
+    with pytest.raises(AnnotationError, match=r"coco\.json: its keypoints are .*: the same in another order"):
+        read_named(list(reversed(COCO.joints)))
+    read_named([name.upper() for name in COCO.joints])
+    assert "taken for the same joints in that order" in caplog.text
 
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 96, "height": 96}
@@ -524,6 +540,10 @@ def test_any_joints_in_coco_s_format_can_be_trained_and_scored(tmp_path, capsys)
     recipe = write_recipe(root, skeleton=str(skeleton), epochs=1)
     run = tmp_path / "run"
     assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 0
+    assert "warning" not in capsys.readouterr().out
+    skeleton.write_text("name: three\njoints: [left, right, top]\nsigmas: [0.05, 0.05, 0.05]\n")
+    assert train.main(["--recipe", str(recipe), "--dry-run"]) == 0
+    assert "warning: skeleton 'three' has no mirror_pairs" in capsys.readouterr().out
     skeleton.unlink()  # the checkpoint has it
     assert evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "out")]) == 0
     results = json.loads((tmp_path / "out/keypoints_results.json").read_text())

@@ -101,7 +101,7 @@ def test_the_documented_file_is_a_skeleton(tmp_path):
     (yaml,) = re.findall(r"```yaml\n(.*?)```", DOCUMENTED.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "pets.yaml").write_text(yaml)
     dog = read_skeleton(tmp_path / "pets.yaml")
-    assert (dog.name, dog.num_joints) == ("dog", 8)
+    assert (dog.name, dog.num_joints) == ("dog", 9)
     assert [tuple(dog.joints[j] for j in pair) for pair in dog.mirror_pairs] == [
         ("right_ear", "left_ear"),
         ("right_front_paw", "left_front_paw"),
@@ -109,7 +109,7 @@ def test_the_documented_file_is_a_skeleton(tmp_path):
     ]
     assert dog.limbs[0] == (0, 3)
     assert len(dog.limbs) == 7
-    assert dog.sigmas[-1] == 0.089
+    assert dog.sigmas[-2:] == (0.089, 0.079)
     assert dog.joint_weights[4] == 1.5
     assert dog.upper_body == (0, 1, 2, 3)
     for key in ("joints", "name", "mirror_pairs", "limbs", "sigmas", "joint_weights", "upper_body"):

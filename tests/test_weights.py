@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 import types
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -324,6 +326,7 @@ def test_numbers_of_numpy_are_no_part_of_a_checkpoint_of_ours(tmp_path):
 def test_what_is_exported_is_simple_baselines_file_and_comes_back(tmp_path, order):
     model = network().to(memory_format=torch.channels_last)
     export_simple_baselines(model, tmp_path / "pose_resnet_18.pth.tar", order)
+    assert not zipfile.is_zipfile(tmp_path / "pose_resnet_18.pth.tar")  # which torch reads from 1.6 on
     stored = torch.load(tmp_path / "pose_resnet_18.pth.tar", weights_only=True)
     assert isinstance(stored, OrderedDict)
     assert stored.keys() == {n for n in model.state_dict() if not n.endswith("num_batches_tracked")}
@@ -414,6 +417,12 @@ def test_options_of_a_foreign_network_follow_from_its_file(tmp_path):
         assert (found, options.size, options.dataset) == (skeleton, size, skeleton.name)
         assert (options.depth, options.head, options.channels, options.color_order) == (18, "deconv", 8, "bgr")
         assert options.reduced_decode is False
+        assert options.udp is False
+    named = tmp_path / "pose_resnet_18_384x288.pth.tar"
+    shutil.copy(tmp_path / "pose.pth", named)
+    assert build.load_model(named, CPU)[1].size == (384, 288)
+    _, options, _ = build.load_model(named, CPU, NetworkOptions(size=(64, 96), udp=True))
+    assert (options.size, options.udp) == ((64, 96), True)
     with pytest.raises(ValueError, match=r"pose\.pth has 17 joints, and mpii 16: name its joints"):
         build.load_model(tmp_path / "pose.pth", CPU, NetworkOptions(dataset="mpii"))
     write("bare", tmp_path / "pose.pth", network(joints=2))
@@ -454,6 +463,15 @@ def test_training_begins_with_another_program_s_weights_and_their_colours(recipe
     other = {"bgr": "rgb", "rgb": "bgr"}[order]
     assert train.main(["--resume", str(run), "--color_order", other]) == 1
     assert f"color_order is {order} in the run, got {other}: a run keeps its network" in capsys.readouterr().err
+
+
+def test_weights_that_will_see_other_colours_than_theirs_are_warned_of(tmp_path, capsys):
+    write("mmpose 1.x", tmp_path / "pose.pth", network())
+    options = TrainOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path / "pose.pth"), color_order="bgr")
+    build.make_model(options, MPII, CPU)
+    assert "warning: these weights were trained on rgb images, and will see bgr" in capsys.readouterr().out
+    build.make_model(dataclasses.replace(options, color_order="rgb"), MPII, CPU)
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_run_s_own_checkpoint_is_a_beginning_too(recipe, tmp_path):
@@ -508,6 +526,9 @@ def test_a_checkpoint_remembers_its_joints_without_their_file(tmp_path):
     fish = dataclasses.replace(MPII, name="fish", joints=tuple(f"fin{n}" for n in range(16)))
     write_own(tmp_path / "best.pt", network(), skeleton=fish)
     assert build.load_model(tmp_path / "best.pt", CPU)[2] == fish
+    own_sigmas = dataclasses.replace(COCO, sigmas=(0.2,) * 17)  # the name and the joints of ours
+    write_own(tmp_path / "coco.pt", network(joints=17), skeleton=own_sigmas)
+    assert build.load_model(tmp_path / "coco.pt", CPU)[2] == own_sigmas
     cv2.imwrite(str(tmp_path / "a.png"), np.full((60, 120, 3), 80, np.uint8))
     words = ["--checkpoint", str(tmp_path / "best.pt"), "--image", str(tmp_path / "a.png"), "--device", "cpu"]
     assert predict.main([*words, "--out", str(tmp_path / "out")]) == 0

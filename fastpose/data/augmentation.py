@@ -119,7 +119,7 @@ def body_boxes(persons: Persons, size: tuple[int, int], *, half_body: bool) -> N
         times 200 px is the box.
 
     Raises:
-        ValueError: half-body boxes of a skeleton whose `upper_body` is empty.
+        ValueError: half-body boxes of a skeleton whose `upper_body` is empty, or that has 8 joints or fewer.
     """
     aspect = size[1] / size[0]
     own = np.concatenate([persons.center, persons.scale[:, :1], persons.scale[:, :1] / aspect], axis=1)[:, None]
@@ -128,6 +128,11 @@ def body_boxes(persons: Persons, size: tuple[int, int], *, half_body: bool) -> N
     skeleton = persons.skeleton
     if not skeleton.upper_body:
         raise ValueError(f"half_body: skeleton {skeleton.name!r} does not say which joints are its upper_body")
+    if skeleton.num_joints <= HALF_BODY_JOINTS:
+        raise ValueError(
+            f"half_body: it is for persons with more than {HALF_BODY_JOINTS} visible joints, and skeleton "
+            f"{skeleton.name!r} has {skeleton.num_joints}"
+        )
     is_upper = np.isin(np.arange(skeleton.num_joints), skeleton.upper_body)
     seen = persons.visible > 0
     halves = seen[:, None] & np.stack([~is_upper, is_upper])  # [N, 2, K]

@@ -122,6 +122,11 @@ def _read_category(contents: dict[str, Any], skeleton: Skeleton, file: Path) -> 
         raise AnnotationError(
             f"{file}: its persons have {len(joints)} keypoints, skeleton {skeleton.name!r} has {skeleton.num_joints}"
         )
+    if isinstance(joints, list) and tuple(joints) != skeleton.joints:
+        differ = f"{file}: its keypoints are {joints}, those of skeleton {skeleton.name!r} {list(skeleton.joints)}"
+        if sorted(map(str, joints)) == sorted(skeleton.joints):
+            raise AnnotationError(f"{differ}: the same in another order")
+        log.warning("%s: taken for the same joints in that order", differ)
     return _read_integer(persons[0], "id", f"{file}, category {persons[0].get('name')!r}")
 
 

@@ -212,6 +212,8 @@ def to_simple_baselines(state: Mapping[str, Tensor], color_order: str = "rgb") -
 def export_simple_baselines(model: nn.Module, path: str | PathLike[str], color_order: str = "rgb") -> None:
     """Writes the weights of a `pose_resnet` with deconvolutions as a ``pose_resnet_*.pth.tar`` of SimpleBaselines.
 
+    In the format that its torch of 2018 reads, too.
+
     Args:
         model: the network.
         path: the file to write.
@@ -220,7 +222,7 @@ def export_simple_baselines(model: nn.Module, path: str | PathLike[str], color_o
     Raises:
         ValueError: see `to_simple_baselines`.
     """
-    save_contents(Path(path), to_simple_baselines(model.state_dict(), color_order))
+    save_contents(Path(path), to_simple_baselines(model.state_dict(), color_order), for_old_torch=True)
 
 
 def _layouts(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
