@@ -40,7 +40,7 @@ def test_nothing_else_is_left_beside_it(tmp_path):
 def test_a_save_that_fails_half_way_leaves_the_old_file(tmp_path, monkeypatch):
     save(tmp_path / "last.pt", step=1)
 
-    def half(contents, file):
+    def half(contents, file, **options):
         file.write(b"half of a")
         raise OSError("no space left on device")
 
