@@ -7,6 +7,7 @@
 # make bench-compare   the ops on 1 thread beside the last committed results
 # make gpu-report        everything about speed on a GPU in one run, JSON into bench/results
 # make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck; needs a GPU
+# make integrations      fastpose inside mmpose, and networks of mmpose and transformers, in an environment of their own
 # make lint | cpp-test | sanitize | emulate | cuda-compile   what .ci/run adds to that
 # make clean   forget the environment and every build output
 
@@ -18,7 +19,8 @@ BIN := $(abspath $(VENV))/bin
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test real bench bench-compare gpu-report compute-sanitizer lint cpp-test sanitize emulate cuda-compile clean
+.PHONY: train test real bench bench-compare gpu-report compute-sanitizer integrations lint cpp-test sanitize emulate \
+  cuda-compile clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
@@ -38,6 +40,19 @@ bench: $(VENV)/.installed-test
 COMMITTED = $(lastword $(sort $(shell git ls-files 'bench/results/*/*_1_thread.json')))
 bench-compare: $(VENV)/.installed-test
 	FASTPOSE_BENCH_THREADS=1 $(BIN)/python $(BENCH) --benchmark-compare=$(COMMITTED)
+
+# mmpose asks for packages that no longer build, and for NumPy 1; nothing of the former is called here. The library is
+# that of the other environment: same Python, same torch.
+UPSTREAM := $(VENV)-integrations
+$(UPSTREAM)/.installed:
+	$(PYTHON) -m venv $(UPSTREAM)
+	$(UPSTREAM)/bin/pip install --quiet "$(TORCH)" "numpy<2" "opencv-python-headless<4.12" "setuptools<80" scipy matplotlib \
+	  jsonargparse pyyaml pycocotools "transformers>=5" addict json_tricks munkres rich six termcolor yapf pytest hypothesis
+	$(UPSTREAM)/bin/pip install --quiet --no-deps mmpose==1.3.2 mmengine==0.10.7 mmcv-lite==2.2.0 xtcocotools==1.14.3
+	touch $@
+
+integrations: $(VENV)/.installed $(UPSTREAM)/.installed
+	$(UPSTREAM)/bin/python -m pytest tests/integrations
 
 # Machines with a GPU may be offline: these two take the environment if it is there, else the Python at hand with
 # fastpose installed in it (`pip install -e . --no-deps --no-build-isolation`).
@@ -112,4 +127,4 @@ cuda-compile: $(VENV)/.installed-dev
 	cd build/cuda && $(BIN)/python -m fastpose.doctor && FASTPOSE_FALLBACK=0 $(BIN)/python -m pytest -p no:cacheprovider -q tests/test_geometry.py
 
 clean:
-	rm -rf $(VENV) build fastpose/*.so *.egg-info
+	rm -rf $(VENV) $(UPSTREAM) build fastpose/*.so *.egg-info

@@ -19,12 +19,12 @@ FORMAT = "fastpose-checkpoint-1"
 CONTENTS = {"format", "model", "optimizer", "learning_rate", "progress", "config", "skeleton"}
 
 
-# What other programs' files hold beside tensors and plain values: scores, histories, tables of joints. Nothing of them
-# is needed, nor NumPy's own code that would read them: each is read as an _Ignored.
+# What other programs' files hold beside tensors and plain values: scores, histories (with their methods, hence
+# getattr), tables of joints. Nothing of them is needed, nor the code that would read them: each is read as an _Ignored.
 IGNORED = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.dtype", "numpy.ndarray"),
-    "mmengine.logging.history_buffer.HistoryBuffer",
+    *("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr"),
 )
 
 

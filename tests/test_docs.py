@@ -6,13 +6,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import cv2
 import numpy as np
-import pytest
 import torch
 
 import fastpose
@@ -164,87 +162,3 @@ def test_simple_baselines_augmentation_is_drawn_as_theirs(tmp_path):
     assert 0.74 < float(scale.min()) < float(scale.max()) < 1.26
     assert 300 < int((angle.abs() < 1e-3).sum()) < 500
     assert 45 < float(angle.abs().max()) < 60.01
-
-
-@pytest.fixture
-def codecs(monkeypatch):
-    """mmpose's registry of codecs; where mmpose is not installed, the few lines of it that a codec meets."""
-    try:
-        from mmpose.registry import KEYPOINT_CODECS
-
-        return KEYPOINT_CODECS
-    except ImportError:
-        pass
-
-    class BaseKeypointCodec:
-        auxiliary_encode_keys: frozenset[str] = frozenset()
-
-        def batch_decode(self, batch_encoded):
-            raise NotImplementedError
-
-        @property
-        def support_batch_decoding(self):
-            return type(self).batch_decode is not BaseKeypointCodec.batch_decode
-
-    class Registry(dict):
-        def register_module(self):
-            return lambda cls: self.setdefault(cls.__name__, cls)
-
-        def build(self, config):
-            return self[config["type"]](**{name: value for name, value in config.items() if name != "type"})
-
-    registry = Registry()
-    modules = {"mmpose": {}, "mmpose.codecs": {}, "mmpose.codecs.base": {"BaseKeypointCodec": BaseKeypointCodec}}
-    for name, contents in (modules | {"mmpose.registry": {"KEYPOINT_CODECS": registry}}).items():
-        module = ModuleType(name)
-        vars(module).update(contents)
-        monkeypatch.setitem(sys.modules, name, module)
-    return registry
-
-
-def test_the_codec_for_mmpose_encodes_and_decodes_as_its_own_do(codecs, tmp_path):
-    load("fastpose_codec", tmp_path)
-    names: dict[str, dict] = {}
-    exec(next(block for block in BLOCKS if block.startswith("custom_imports")), names)
-    assert names["custom_imports"]["imports"] == ["fastpose_codec"]
-    codec = codecs.build(names["codec"])
-    assert codec.support_batch_decoding
-    keypoints = np.random.default_rng(0).uniform([-30, -30], [220, 290], (1, 17, 2)).astype(np.float32)
-    visible = np.ones((1, 17), np.float32)
-    visible[0, 3] = 0
-    encoded = codec.encode(keypoints, visible)
-    target, weight = upstream.target(keypoints[0] / 4, visible[0], 48, 64, 2)
-    np.testing.assert_allclose(encoded[codec.field_mapping_table["heatmaps"]], target, atol=1e-6)
-    np.testing.assert_array_equal(encoded[codec.label_mapping_table["keypoint_weights"]], weight[None])
-    np.testing.assert_array_equal(
-        codec.encode(keypoints)["heatmaps"][3] > 0,
-        upstream.target(keypoints[0, 3:4] / 4, np.ones(1), 48, 64, 2)[0][0] > 0,
-    )
-
-    maps = torch.randn(2, 17, 64, 48, generator=torch.Generator().manual_seed(0))
-    points, scores = codec.batch_decode(maps)
-    assert [part.shape for part in (*points, *scores)] == [(1, 17, 2)] * 2 + [(1, 17)] * 2
-    expected = upstream.quarter_offset(maps.numpy())
-    np.testing.assert_allclose(np.concatenate(points), expected[0] * 4, atol=1e-4)
-    np.testing.assert_array_equal(np.concatenate(scores), expected[1])
-    one = codec.decode(maps[1].numpy())
-    np.testing.assert_array_equal(one[0], points[1])
-    np.testing.assert_array_equal(one[1], scores[1])
-
-
-@pytest.mark.parametrize(("encoding", "refine"), [("unbiased", "dark"), ("udp", "dark_udp")])
-def test_the_codec_for_mmpose_gives_back_what_unbiased_maps_hold(codecs, tmp_path, encoding, refine):
-    load("fastpose_codec", tmp_path)
-    codec = codecs.build(
-        {
-            "type": "FastposeHeatmap",
-            "input_size": (192, 256),
-            "heatmap_size": (48, 64),
-            "encoding": encoding,
-            "refine": refine,
-        }
-    )
-    keypoints = np.random.default_rng(1).uniform([40, 40], [150, 210], (1, 17, 2)).astype(np.float32)
-    points, scores = codec.decode(codec.encode(keypoints)["heatmaps"])
-    np.testing.assert_allclose(points, keypoints, atol=0.2)
-    assert (scores > 0.85).all()

@@ -432,19 +432,18 @@ def test_imagenet_weights_are_for_the_resnets(here):
         build.make_model(options, MPII, torch.device("cpu"))
 
 
-DOCUMENTED = re.findall(
-    r"```python\n# (\w+)\.py\n(.*?)```",
-    (Path(__file__).parents[1] / "docs" / "own_model.md").read_text(encoding="utf-8"),
-    re.DOTALL,
-)
+# Those of other packages are in tests/integrations.
+DOCUMENTED = {"hrnet_like": "hrnet_like:HrnetLike", "vit_like": "vit_like:tiny"}
 
 
-@pytest.mark.parametrize(("module", "code"), DOCUMENTED, ids=[module for module, _ in DOCUMENTED])
-def test_the_documented_networks_train_evaluate_and_go_on(here, capsys, monkeypatch, module, code):
+@pytest.mark.parametrize("module", DOCUMENTED)
+def test_the_documented_networks_train_evaluate_and_go_on(here, capsys, monkeypatch, module):
+    guide = (Path(__file__).parents[1] / "docs" / "own_model.md").read_text(encoding="utf-8")
+    (code,) = re.findall(rf"```python\n# {module}\.py\n(.*?)```", guide, re.DOTALL)
     for name in ("draw_curves", "draw_predictions", "draw_heatmaps"):
         monkeypatch.setattr(drawing, name, lambda *arguments, **named: None)
     (here / f"{module}.py").write_text(code)
-    factory = {"hrnet_like": "hrnet_like:HrnetLike", "vit_like": "vit_like:tiny"}[module]
+    factory = DOCUMENTED[module]
     # Three quarters of 64 px: no multiple of 32, which only the ResNets need.
     options = {"data_root": str(write_tiny_mpii(here / "data", persons=4)), "size": [64, 48], "batch_size": 4}
     (here / "tiny.yaml").write_text(yaml.safe_dump(options | {"model": factory, "epochs": 1, "device": "cpu"}))

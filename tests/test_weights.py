@@ -68,10 +68,14 @@ def in_mmpose(state: dict[str, Tensor], head: str) -> OrderedDict[str, Tensor]:
 
 
 class HistoryBuffer:
-    """As mmengine's: an object with arrays."""
+    """As mmengine's: an object with arrays, numbers of NumPy and its own methods."""
 
     def __init__(self) -> None:
-        self._log_history, self.max_length = np.arange(3.0), 10
+        self._log_history, self.max_length = np.arange(3.0), np.int64(10)
+        self._statistics_methods = OrderedDict(mean=HistoryBuffer.mean)
+
+    def mean(self) -> float:
+        return float(self._log_history.mean())
 
 
 @contextmanager

@@ -36,7 +36,8 @@ def pckh(
     A joint is right when ``distance / head_size <= threshold``, computed in float64; joints that are not annotated do
     not count. ``Head`` (head top) to ``Ankle`` are @0.5, the mean of left and right. ``Mean`` (@0.5), ``Mean@0.1`` and
     ``Mean@0.11`` are over all annotated joints but pelvis and thorax, each joint of each person counting the same.
-    ``Mean@0.11`` is the number that SimpleBaselines and HRNet print as "Mean@0.1".
+    ``Mean@0.11`` is the number that SimpleBaselines and HRNet print as "Mean@0.1"; mmpose 1.x's "PCK@0.1" is
+    ``Mean@0.1``.
 
     Args:
         predictions: [N, 16, 2] px, finite, in the coordinates of ``keypoints``.
