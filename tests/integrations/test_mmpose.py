@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from mmpose.codecs import MSRAHeatmap, UDPHeatmap
 from mmpose.datasets.transforms import RandomHalfBody
 from mmpose.evaluation.functional import oks_nms as mmpose_oks_nms
-from mmpose.evaluation.metrics import MpiiPCKAccuracy
+from mmpose.evaluation.metrics import CocoMetric, MpiiPCKAccuracy
 from mmpose.models import build_pose_estimator
 from mmpose.models.utils.tta import flip_heatmaps
 from mmpose.registry import DATASETS, KEYPOINT_CODECS, MODELS, TRANSFORMS
@@ -28,12 +28,15 @@ from mmpose.structures.bbox import get_udp_warp_matrix, get_warp_matrix
 import fastpose
 import fastpose.mmpose
 from fastpose.data.augmentation import body_boxes
+from fastpose.data.coco import read_coco
+from fastpose.metrics.coco import NAMES, keypoint_ap, keypoint_results
 from fastpose.metrics.oks import oks_nms
 from fastpose.metrics.pckh import pckh
 from fastpose.models.pose_resnet import pose_resnet
 from fastpose.models.weights import load_weights, read_weights
 from fastpose.skeletons import COCO
 from tests.test_augmentation import persons_of
+from tests.tiny_coco import write_tiny_coco
 from tests.tiny_mpii import write_tiny_mpii
 
 # The name of the same thing here, and mmpose's codec with its options.
@@ -347,6 +350,44 @@ def test_pckh_is_mmposes():
     for name, theirs in names.items():
         (value,) = (value for key, value in expected.items() if key.endswith(f"/{theirs}") or key == theirs)
         np.testing.assert_allclose(mine[name], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("boxes", ["annotations", "detections"])
+def test_ap_is_mmposes(boxes, tmp_path):
+    root = write_tiny_coco(tmp_path / "coco", persons=60, images=6)
+    annotations = root / "annotations" / "valid.json"
+    detections = root / "detections.json" if boxes == "detections" else None
+    persons = read_coco(annotations, root / "images", (256, 192), detections=detections, for_evaluation=True)
+    rng = np.random.default_rng(9)
+    truth = read_coco(annotations, root / "images", (256, 192)).keypoints
+    found = truth + rng.normal(0, rng.uniform(0.2, 6, (60, 1, 1)), truth.shape)
+    found[30:36] = found[24:30] + 0.05  # the same poses in the same images once more
+    scores = rng.uniform(0.0, 1.0, (60, 17)).astype(np.float32)
+    results = keypoint_results(persons, found, scores)
+    mine = keypoint_ap(persons.truth, results, COCO.sigmas)
+
+    metric = CocoMetric(ann_file=str(annotations), score_mode="bbox_keypoint", keypoint_score_thr=0.2)
+    metric.dataset_meta = {"num_keypoints": 17, "sigmas": np.array(COCO.sigmas), "dataset_name": "coco"}
+    samples = [
+        {
+            "id": n,
+            "img_id": int(persons.image_id[n]),
+            "pred_instances": {"keypoints": found[n][None], "keypoint_scores": scores[n][None]},
+            "gt_instances": {
+                "bbox_scores": persons.box_score[n : n + 1],
+                "bbox_scales": persons.scale[n : n + 1].astype(np.float64) * 200,
+            },
+        }
+        for n in range(60)
+    ]
+    metric.process([], samples)
+    expected = metric.evaluate(60)
+    assert len(results) < 60
+    assert 5 < mine["AP"] < 95
+    names = ["AP", "AP .5", "AP .75", "AP (M)", "AP (L)", "AR", "AR .5", "AR .75", "AR (M)", "AR (L)"]
+    for name, theirs in zip(NAMES, names, strict=True):
+        value = 100 * expected[f"coco/{theirs}"]
+        np.testing.assert_allclose(np.nan_to_num(mine[name], nan=-100), value, rtol=1e-9)
 
 
 @pytest.mark.parametrize("depth", [18, 50])
