@@ -77,6 +77,7 @@ def extra_cases(timer: Timer, images: ImageBatch) -> list[partial[Case]]:
         partial(crop_case, timer, images, batch, torch.uint8, "contiguous", detail="uint8 out, no colour map"),
         partial(crop_case, timer, images, batch, single, "contiguous", size=(384, 288), detail="384 x 288 crops"),
         partial(decode_case, timer, batch, single, flipped=True, detail="with the maps of the mirrored image"),
+        partial(decode_case, timer, batch, single, refine="dark", detail="refined as DARK does"),
         partial(decode_case, timer, batch, single, size=(96, 72), detail="96 x 72 maps"),
     ]
     for drawn in (render_case, loss_case):
@@ -280,6 +281,7 @@ def decode_case(
     *,
     size: tuple[int, int] = (64, 64),
     flipped: bool = False,
+    refine: str = "quarter",
     layout: str = "contiguous",
     detail: str = "",
 ) -> Case:
@@ -290,17 +292,19 @@ def decode_case(
     maps = [one.predicted(size, dtype, n, layout=layout) for n, one in enumerate(inputs)]
     image_sizes = torch.tensor([[720, 1280]]).expand(batch, 2)
     matrix = [random_boxes(image_sizes, size, n).to(timer.device) for n in range(sets)]
-    mirror: dict[str, Any] = {"flip_pairs": MPII.mirror_pairs, "flip_shift": True} if flipped else {}
+    options: dict[str, Any] = {"refine": refine}
+    if flipped:
+        options |= {"flip_pairs": MPII.mirror_pairs, "flip_shift": True}
     mirrored = [noisy(one.flip(3), sets + n) if flipped else None for n, one in enumerate(maps)]
 
     def call(function: Callable[..., Any]) -> Run:
-        return lambda n: function(maps[n], heatmap_to_image=matrix[n], flipped=mirrored[n], **mirror)
+        return lambda n: function(maps[n], heatmap_to_image=matrix[n], flipped=mirrored[n], **options)
 
     def check(outputs: tuple[Tensor, Tensor]) -> None:
         picked = _some(batch)
         other = None if mirrored[0] is None else mirrored[0][picked]
         expected = reference.decode_heatmaps(
-            maps[0][picked], heatmap_to_image=matrix[0][picked].cpu().numpy(), flipped=other, **mirror
+            maps[0][picked], heatmap_to_image=matrix[0][picked].cpu().numpy(), flipped=other, **options
         )
         _compare("keypoints", outputs[0][picked], expected[0], 1e-2)
         _compare("scores", outputs[1][picked], expected[1], 1e-5)

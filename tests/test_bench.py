@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from bench import conftest, numba_peers, tables, vectorized
+from bench.bench_decode_dark import KERNEL, mmpose_dark
 from bench.bench_decode_heatmaps import two_stages
 from bench.bench_render_heatmaps import pasted
 from bench.tables import COPY, CROP, DECODE, GOALS, LOSS, ONE_THREAD, OWN, PIPELINE, RENDER, Goal
 from fastpose import ImageBatch, reference
 from fastpose.skeletons import MPII
+from tests import upstream
 from tests.test_affine_crop import random_images, random_matrices
-from tests.test_decode_heatmaps import INF, NAN, random_maps
+from tests.test_decode_heatmaps import INF, NAN, predicted_maps, random_maps
 from tests.test_render_heatmaps import random_points
 
 SEEDS = range(8)
@@ -99,6 +101,20 @@ def test_decoding_in_two_stages_and_in_numba(seed: int) -> None:
     numba_peers.decode_heatmaps.py_func(maps.numpy(), matrix.numpy(), points, scores)
     np.testing.assert_allclose(points, expected[0], atol=1e-5)
     np.testing.assert_array_equal(scores, expected[1])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_dark_as_mmpose_has_it_and_in_plain_torch(device: torch.device, seed: int) -> None:
+    maps = predicted_maps(2.0, (24, 18), seed, 0.02)
+    maps[0, 0] = -1.0
+    points = mmpose_dark(maps.numpy())
+    for n, k in np.ndindex(8, 16):
+        expected, _ = upstream.dark(maps[n, k].numpy(), KERNEL)
+        np.testing.assert_allclose(points[n, k], expected, rtol=0, atol=1e-4)
+    options: dict[str, Any] = {"refine": "dark", "blur_kernel": KERNEL}
+    found = vectorized.decode_heatmaps(maps.to(device), **options)
+    assert_close(found, reference.decode_heatmaps(maps, **options))
+    np.testing.assert_allclose(found[0].cpu().numpy(), points, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -235,6 +251,21 @@ def test_the_page_judges_goals_and_losses(page: list[str]) -> None:
 
 def test_the_page_shows_scaling(page: list[str]) -> None:
     assert f"| {RENDER} | 1.6× (1.44–1.76) | 1.60× |  |  | 1.60× | 1.60× |" in page
+
+
+@pytest.mark.parametrize("threads", [(), (2,), (1, 2)])
+def test_a_group_stands_on_the_page_where_it_was_measured(tmp_path: Path, threads: tuple[int, ...]) -> None:
+    group = "decode_heatmaps dark"
+    for each in (1, 2):
+        rows = benchmarks(RENDER, RENDERED, bytes=8_000_000)
+        rows += benchmarks(group, {OWN: (1e-3, 1e-4, 1.0), "mmpose": (40e-3, 1e-3, 40.0)}) if each in threads else []
+        save(tmp_path, f"{each}.json", each, "2026-01-01", rows)
+    lines = tables.page(tables.newest(tmp_path)).splitlines()
+    assert (
+        lines.count(f"### {group}") == lines.count("| mmpose | 40.0 ms | 1000 µs |  |  | 40× (36–44) |") == len(threads)
+    )
+    assert lines.count(f"| {group} |  | 1.00× |  |  |  |  |") == (threads == (1, 2))
+    assert lines.count(f"### {RENDER}") == 2
 
 
 def test_the_chart_has_a_panel_per_group(tmp_path: Path) -> None:

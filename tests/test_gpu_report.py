@@ -464,6 +464,17 @@ def test_noise_leaves_the_default_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_dark_has_a_row_that_is_checked_for_it() -> None:
+    timer = Timer(CPU)
+    makers = op_cases.extra_cases(timer, op_cases.random_images(2, CPU))
+    (make,) = [make for make in makers if make.keywords.get("refine") == "dark"]
+    assert op_cases.describe(make) == "decode_case float32 refined as DARK does"
+    case = make()
+    case.check(case.own(0))
+    with pytest.raises(op_cases.WrongResultError, match="keypoints"):
+        case.check(op_cases.decode_case(timer, 2, torch.float32).own(0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_channels_last_rows_have_such_maps(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     layouts = []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -35,12 +36,6 @@ def is_heavy(options: TrainOptions) -> bool:
     return options.depth > 50 or options.size[0] > 256
 
 
-def tried_size(options: TrainOptions) -> tuple[int, int]:
-    """The recipe's own size up to ResNet-50 at 256 pixels; beyond that its aspect ratio with a height of 128 pixels."""
-    height, width = options.size
-    return (128, 128 * width // height) if is_heavy(options) else options.size
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two persons, where the recipes of either format look for them."""
@@ -65,6 +60,11 @@ def test_each_published_setting_has_its_recipe() -> None:
         assert (options.missing, options.color_order, options.encoding) == ("ignore", "bgr", "msra"), name
 
 
+def test_the_recipe_of_coco_with_the_fcn_head_differs_in_its_head_alone() -> None:
+    deconv = options_of("coco_resnet50_deconv_256x192")
+    assert options_of("coco_resnet50_fcn_256x192") == dataclasses.replace(deconv, head="fcn")
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if is_heavy(options_of(name)) else []) for name in recipes()]
 )
@@ -76,11 +76,10 @@ def test_a_dry_run_of_each_recipe_builds_steps_and_decodes(name, data, tmp_path,
         pytest.importorskip("pycocotools")
     arguments = ["--recipe", name, "--dry-run", "--device", "cpu", "--batch_size", "1", "--eval_batch_size", "1"]
     arguments += ["--data_root", str(data["new" if options.synthetic_persons else options.dataset])]
-    height, width = tried_size(options)
-    arguments += ["--size", str(height), str(width), "--flip_test", "false"]
+    arguments += ["--flip_test", "false"]
     arguments += ["--synthetic_persons", "10"] if options.synthetic_persons else []
     assert train.main(arguments) == 0
-    told = capsys.readouterr().out
+    told, (height, width) = capsys.readouterr().out, options.size
     assert f"ResNet-{options.depth} with {options.head} head" in told
     assert f"optimiser: {options.optimizer}" in told
     assert f"[1, 3, {height}, {width}] float32, joints [1, {joints}, 2]" in told
