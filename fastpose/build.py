@@ -246,12 +246,15 @@ def make_source(
     )
 
 
-def packed_options(options: TrainOptions, given: Collection[str] = ()) -> dict[str, str]:
+def packed_options(
+    options: TrainOptions, given: Collection[str] = (), called: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The data options that the pack in the data root was made with. Empty head boxes stay empty: none are wanted.
 
     Args:
         options: of a run on that pack.
         given: names of data options that somebody has given; others may have their defaults whatever the pack holds.
+        called: what the command calls data options for which it has other names.
 
     Raises:
         ValueError: a data option names other data than the pack holds.
@@ -266,13 +269,15 @@ def packed_options(options: TrainOptions, given: Collection[str] = ()) -> dict[s
         value = getattr(options, name)
         if value != held[name] and (name in given or value != getattr(TrainOptions, name)):
             raise ValueError(
-                f"{name}: the pack {root} holds the data of {held[name]!r}, got {value!r}: "
+                f"{(called or {}).get(name, name)}: the pack {root} holds the data of {held[name]!r}, got {value!r}: "
                 "name what it holds, or pack the other"
             )
     return held
 
 
-def as_packed(options: TrainOptions, given: Collection[str] = ()) -> TrainOptions:
+def as_packed(
+    options: TrainOptions, given: Collection[str] = (), called: Mapping[str, str] | None = None
+) -> TrainOptions:
     """The options of a run as they are in effect where its data comes from a pack; others as they are.
 
     The data options become those that the pack was made with, so that what is written down about the run is true, and
@@ -282,7 +287,7 @@ def as_packed(options: TrainOptions, given: Collection[str] = ()) -> TrainOption
     root = options.resolved_data_root()
     if not is_pack(root):
         return options
-    held = packed_options(options, given)
+    held = packed_options(options, given, called)
     if other := [f"{name} {value!r}" for name, value in held.items() if value != getattr(options, name)]:
         print(f"the pack {root} holds the data of {', '.join(other)}", flush=True)
     reduced = options.reduced_decode and margins_of(root, "train").reduce
@@ -373,8 +378,8 @@ def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device) 
             print(load_backbone(resnet, read_file_of(options, "backbone_weights")), flush=True)
     if options.weights:
         weights = read_file_of(options, "weights")
-        check_weights(weights, options, skeleton.num_joints)
-        print(load_weights(model, weights), flush=True)
+        check_weights(weights, options)
+        print(load_weights(model, weights, new_joints=skeleton.num_joints), flush=True)
         if weights.color_order not in (None, "auto", options.color_order):
             print(
                 f"warning: these weights were trained on {weights.color_order} images, and will see "
@@ -387,23 +392,25 @@ def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device) 
     return model
 
 
-def check_weights(weights: Weights, options: TrainOptions, num_joints: int) -> None:
+def check_weights(weights: Weights, options: TrainOptions) -> None:
     """Raises ValueError, saying what to do, where weights are of another network than the options describe."""
     begin = f"weights: {weights.path} holds a {weights}"
     if options.model:
         return  # the names decide
-    if weights.depth is None:
-        raise ValueError(f"{begin}: name its network with --model PACKAGE.MODULE:FACTORY")
-    if weights.head is None:
-        raise ValueError(f"{begin}: it has a backbone alone, which --backbone_weights takes")
+    check_pose_network("weights", weights)
     has = {"depth": weights.depth, "head": weights.head, "channels": weights.channels}
     other = [f"--{name} {value}" for name, value in has.items() if value not in (None, getattr(options, name))]
     if other:
         raise ValueError(f"{begin}: to begin with them, add {' '.join(other)}")
-    if weights.num_joints not in (None, num_joints):
-        raise ValueError(
-            f"{begin}, and the persons here have {num_joints}: its backbone alone fits, as --backbone_weights"
-        )
+
+
+def check_pose_network(name: str, weights: Weights) -> None:
+    """Raises ValueError, naming the option and saying what to do, where weights are not of a whole `pose_resnet`."""
+    begin = f"{name}: {weights.path} holds a {weights}"
+    if weights.depth is None:
+        raise ValueError(f"{begin}: name its network with --model PACKAGE.MODULE:FACTORY")
+    if weights.head is None:
+        raise ValueError(f"{begin}: it has a backbone alone, which --backbone_weights takes in fastpose train")
 
 
 def load_model(
@@ -454,6 +461,8 @@ def load_model(
 def _load_foreign(
     weights: Weights, device: torch.device, told: Mapping[str, Any]
 ) -> tuple[nn.Module, TrainOptions, Skeleton]:
+    if "model" not in told:
+        check_pose_network("checkpoint", weights)
     mpii = weights.num_joints in (None, MPII.num_joints) and not told.get("skeleton")
     inferred: dict[str, Any] = {
         "dataset": "mpii" if mpii else "coco",

@@ -263,7 +263,8 @@ class TrainOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """What there may be to say about a checkpoint's network, above all one of another program, whose file tells little.
+    """What there may be to say about a checkpoint's network, above all one of another program, whose file tells little,
+    and how its heatmaps are decoded: the same for every command that uses it.
 
     None and empty stand for what the file tells or, where it does not, what is usual for its number of joints.
     """
@@ -287,6 +288,19 @@ class NetworkOptions:
         None,
         "whether the network was trained with unbiased data processing, which no other program's file tells; not "
         "given: as in training, else false",
+    )
+    refine: Literal["none", "quarter", "dark", "dark_udp"] | None = option(
+        None, "how a maximum is moved between pixels; not given: as in training, else quarter"
+    )
+    blur_kernel: int | None = option(
+        None,
+        "side of the Gaussian that dark and dark_udp smooth with, heatmap pixels, odd; not given: as in training, else "
+        "11",
+    )
+    flip_shift: Literal["auto", "on", "off"] | None = option(
+        None,
+        "shift the mirror image's heatmaps by a pixel before averaging; auto: on, off under udp; not given: as in "
+        "training, else auto",
     )
 
     def told(self) -> dict[str, Any]:

@@ -117,7 +117,12 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
     """The optimiser that the options name, over all parameters, with torch's other defaults.
 
     Weight decay adds to the gradient in RMSprop and Adam; in AdamW it shrinks the weights, apart from the gradient.
+
+    Raises:
+        ValueError: the network has no parameter that requires a gradient.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model: the network has no parameter to train")
     kinds = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[options.optimizer](model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
 
@@ -203,6 +208,13 @@ class TrainStep:
     def _run(self, forward: Callable[[Tensor], Tensor], images: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
         with autocast(self.device, self.options):
             heatmaps = forward(images)
+        expected = [*keypoints.shape[:2], *(side // 4 for side in images.shape[2:])]
+        if not isinstance(heatmaps, Tensor) or list(heatmaps.shape) != expected or not heatmaps.requires_grad:
+            got = f"{list(heatmaps.shape)}" if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
+            raise ValueError(
+                f"model: the network, in training, must return heatmaps {expected} that depend on its parameters, "
+                f"got {got}" + (" without a gradient" if got == str(expected) else "")
+            )
         loss = fastpose.heatmap_mse_loss(
             heatmaps,
             keypoints,

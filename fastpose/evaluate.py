@@ -14,13 +14,15 @@ from typing import Literal
 import numpy as np
 from scipy.io import savemat
 
-from fastpose.build import DATA_OPTIONS, as_packed, load_model, make_loader, read_split
+from fastpose.build import DATA_OPTIONS, as_packed, check_is_file, load_model, make_loader, read_split
 from fastpose.checkpoint import checkpoint_file
 from fastpose.config import NetworkOptions, TrainOptions, option, run_command
 from fastpose.data.packed import is_pack
 from fastpose.engine import choose_device, evaluate
 from fastpose.metrics.coco import known_sigmas, require_pycocotools
 from fastpose.report import format_scores, replace_text, scores_entry, write_json
+
+CALLED = {"valid_annotations": "annotations", "valid_images": "images"}  # options of the training, here
 
 DESCRIPTION = """Evaluate a checkpoint and write scores.json: with PCKh and pred.mat on MPII, with AP and
 keypoints_results.json on COCO. Where a data option is not given, the checkpoint's validation data is taken."""
@@ -63,15 +65,6 @@ class EvaluateOptions(NetworkOptions):
     on_bad_image: Literal["error", "skip"] | None = option(None, "what to do with an image that cannot be decoded")
     eval_batch_size: int | None = option(None, "persons in a batch, count")
     flip_test: bool | None = option(None, "evaluate the picture and its mirror image and average their heatmaps")
-    flip_shift: Literal["auto", "on", "off"] | None = option(
-        None, "shift the mirror image's heatmaps by a pixel before averaging; auto: on, off under udp"
-    )
-    refine: Literal["none", "quarter", "dark", "dark_udp"] | None = option(
-        None, "how a maximum is moved between pixels"
-    )
-    blur_kernel: int | None = option(
-        None, "side of the Gaussian that dark and dark_udp smooth with, heatmap pixels, odd"
-    )
     decoder: Literal["cpu", "gpu"] = option("cpu", "what decodes JPEG files, whatever it was in training")
     reduced_decode: bool | None = option(
         None, "decode images at 1/2, 1/4 or 1/8 of their size where the crop shrinks them at least that much"
@@ -116,7 +109,11 @@ def run(given: EvaluateOptions) -> int:
         )
     names = {"valid_annotations": given.annotations} | dataclasses.asdict(given)
     root = options.resolved_data_root()
-    options = as_packed(options, [name for name in DATA_OPTIONS if names.get(name) is not None])
+    # Nobody reads the training's annotations here, so a pack may hold any.
+    options = dataclasses.replace(options, train_annotations=TrainOptions.train_annotations)
+    options = as_packed(options, [name for name in DATA_OPTIONS if names.get(name) is not None], CALLED)
+    if not is_pack(root):
+        check_is_file("annotations", options.data_path("valid_annotations"))
     persons = read_split(options, "valid", skeleton)
     if persons.truth is not None:  # said now, and not after the evaluation
         known_sigmas(persons)
@@ -157,10 +154,10 @@ def results_of(file: Path) -> Path:
 
 def other_data(trained: TrainOptions, options: TrainOptions) -> list[str]:
     """Names of the options by which the validation data differs from the training run's."""
-    names = {name: name for name in ("head_boxes", "split_list", "detections")} | {"valid_annotations": "annotations"}
+    names = ("valid_annotations", "head_boxes", "split_list", "detections")
     if trained.resolved_data_root() != options.resolved_data_root():
         return ["data_root"]
-    other = [shown for name, shown in names.items() if trained.data_path(name) != options.data_path(name)]
+    other = [CALLED.get(name, name) for name in names if trained.data_path(name) != options.data_path(name)]
     return other + ["images"] * (trained.images_path("valid") != options.images_path("valid"))
 
 

@@ -59,7 +59,8 @@ class ExportOptions(NetworkOptions):
     format: Literal["onnx", "torch", "simple_baselines"] = option(
         "onnx",
         "onnx: an ONNX graph; torch: a torch.export program; simple_baselines: the weights alone, of a network with "
-        "the deconv head, for SimpleBaselines and HRNet (input, flip_test, refine and image are for the other two)",
+        "the deconv head, for SimpleBaselines and HRNet (input, image, flip_test, flip_shift, refine and blur_kernel "
+        "are for the other two)",
     )
     out: str = option("", "file to write, ending in .onnx, .pt2 or .pth.tar; empty: beside the checkpoint, as its name")
     input: Literal["crops", "image"] = option(
@@ -67,9 +68,6 @@ class ExportOptions(NetworkOptions):
     )
     flip_test: bool = option(
         False, "look at the picture and its mirror image and average their heatmaps: more exact, twice the work"
-    )
-    refine: Literal["none", "quarter", "dark", "dark_udp"] | None = option(
-        None, "how a maximum is moved between pixels; not given: as in training"
     )
     image: tuple[str, ...] = option((), "picture files to compare the file with fastpose on; empty: a drawn one")
 
@@ -97,7 +95,6 @@ def run(given: ExportOptions) -> int:
     if given.format == "simple_baselines":
         export_simple_baselines(model, out, "bgr" if options.color_order == "bgr" else "rgb")
     else:
-        options = dataclasses.replace(options, refine=given.refine or options.refine)
         network = PixelsToPoints(model, options, skeleton, input=given.input, flip_test=given.flip_test)
         print(write(network, out, pictures))
     print(f"wrote {out}")
@@ -280,7 +277,8 @@ def metadata(network: PixelsToPoints) -> dict[str, Any]:
 
     joints (names, in the order of the keypoints), limbs and mirror_pairs (index pairs), skeleton (its name), size
     ([H, W] of the crops), color_order (of the pixels that go in), udp (whether the crops are measured from first to
-    last pixel centre), refine, flip_test and fastpose (the version).
+    last pixel centre), refine, blur_kernel (of dark and dark_udp), flip_test, flip_shift (whether the mirror image's
+    heatmaps are shifted by a pixel) and fastpose (the version).
     """
     skeleton, options = network.skeleton, network.options
     return {
@@ -293,7 +291,9 @@ def metadata(network: PixelsToPoints) -> dict[str, Any]:
         "color_order": "rgb",
         "udp": options.udp,
         "refine": options.refine,
+        "blur_kernel": options.blur_kernel,
         "flip_test": network.flip_test,
+        "flip_shift": network.flip_shift,
     }
 
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -40,9 +39,6 @@ class PredictOptions(NetworkOptions):
     padding: float = option(1.25, "margin around the box as in training, factor; not used without a box")
     out: str = option("predictions", "folder to write to")
     flip_test: bool = option(True, "look at the picture and its mirror image and average their heatmaps")
-    refine: Literal["none", "quarter", "dark", "dark_udp"] | None = option(
-        None, "how a maximum is moved between pixels; not given: as in training"
-    )
     device: str = option("auto", "cpu, cuda, cuda:1, mps, xpu and so on; auto: cuda where there is one, else cpu")
 
     def __post_init__(self) -> None:
@@ -66,7 +62,6 @@ def run(given: PredictOptions) -> int:
     options = dataclasses.replace(
         trained,
         flip_test=given.flip_test,
-        refine=given.refine or trained.refine,
         on_bad_image="error",
         decoder="cpu",
         resident=False,

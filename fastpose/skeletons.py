@@ -39,7 +39,7 @@ class Skeleton:
     upper_body: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.joints or len(set(self.joints)) != len(self.joints):
+        if not self.joints or not all(self.joints) or len(set(self.joints)) != len(self.joints):
             raise ValueError(f"skeleton {self.name!r}: joints must be unique names, got {self.joints}")
         for field, pairs in (("mirror_pairs", self.mirror_pairs), ("limbs", self.limbs)):
             for pair in pairs:
@@ -205,7 +205,10 @@ def read_skeleton(path: str | PathLike[str]) -> Skeleton:
                 )
         return tuple(joints.index(joint) if isinstance(joint, str) else joint for joint in given)
 
-    fields: dict[str, Any] = {"name": str(contents.get("name", path.stem)), "joints": joints}
+    name = contents.get("name", path.stem)
+    if not isinstance(name, (str, int, float)) or name == "":
+        raise ValueError(f"{path}: name: expected a name, got {name!r}")
+    fields: dict[str, Any] = {"name": str(name), "joints": joints}
     for key in ("mirror_pairs", "limbs"):
         fields[key] = tuple(indices(key, pair) for pair in _checked(path, contents, key, list, "pairs of joints"))
     fields["upper_body"] = indices("upper_body", _checked(path, contents, "upper_body", (str, int), "joints"))

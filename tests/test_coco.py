@@ -19,6 +19,7 @@ from fastpose.data.persons import Persons
 from fastpose.data.pixel_sources import ImageFiles
 from fastpose.engine import Evaluation
 from fastpose.engine import evaluate as evaluate_model
+from fastpose.models import pose_resnet, resnet
 from fastpose.skeletons import COCO, MPII, Skeleton
 from tests.tiny_coco import annotation, contents, write_tiny_coco
 
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def images(tmp_path):
-    """An image folder; the files are empty because reading annotations opens no image."""
+    """An image folder; the files are empty: a picture that cannot be read is told when it is needed."""
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a.jpg", "b.jpg"):
@@ -121,7 +122,7 @@ def test_what_is_no_person_with_joints_and_a_box_is_left_out(tmp_path, images, r
     # The evaluation knows it, as predictions there are not wrong; but for other categories.
     known = [1, 3] if record["category_id"] == 5 else [1, 2, 3]
     assert [one["id"] for one in persons.truth.annotations] == known
-    with pytest.raises(AnnotationError, match=rf"coco\.json: none of its {len(known) - 2} annotations is a person"):
+    with pytest.raises(AnnotationError, match=r"coco\.json: none of its 1 annotations is a person \(category 1\)"):
         read(tmp_path, images, [record])
 
 
@@ -194,6 +195,8 @@ GOOD = annotation(9, 1, joints())
         (contents([GOOD | {"area": None}], ["a.jpg"]), "annotation 9: area must be a number"),
         (contents([GOOD | {"keypoints": [0] * 48}], ["a.jpg"]), r"annotation 9: keypoints must be .* shape \[51\]"),
         (contents([GOOD | {"keypoints": [-1] * 51}], ["a.jpg"]), "annotation 9: the v of keypoints must be 0, 1 or 2"),
+        (contents([GOOD | {"keypoints": [3] * 51}], ["a.jpg"]), "annotation 9: the v of keypoints must be 0, 1 or 2"),
+        (contents([GOOD | {"keypoints": [0.5] * 51}], ["a.jpg"]), "annotation 9: the v of keypoints must be 0, 1 or 2"),
         (contents([GOOD | {"iscrowd": "no"}], ["a.jpg"]), "annotation 9: iscrowd must be a whole number, got 'no'"),
         (contents([GOOD | {"num_keypoints": 1.5}], ["a.jpg"]), "annotation 9: num_keypoints must be a whole number"),
         (contents([{**GOOD, "x": 1} if k != "area" else {} for k in ("area",)], ["a.jpg"]), "annotation 0 of the list"),
@@ -231,6 +234,19 @@ def box(image=1, **changes):
     return {"image_id": image, "category_id": 1, "bbox": [10.0, 5.0, 59.0, 79.0], "score": 0.75, **changes}
 
 
+@pytest.mark.parametrize("detected", [False, True])
+def test_pictures_of_another_size_than_annotated_are_refused(tmp_path, images, detected):
+    half = np.zeros((48, 96, 3), np.uint8)
+    cv2.imwrite(str(images / "b.jpg"), half)
+    found = [box(1), box(2)] if detected else None
+    with pytest.raises(
+        AnnotationError, match=r"b\.jpg: expected the image's width and height, 96 and 48, got 96 and 96"
+    ):
+        read(tmp_path, images, [annotation(1, 1, joints()), annotation(2, 2, joints())], detections=found)
+    (images / "b.jpg").write_bytes(b"no picture")  # which is told when it is needed
+    read(tmp_path, images, [annotation(1, 1, joints()), annotation(2, 2, joints())], detections=found)
+
+
 def test_detected_boxes_become_persons_without_joints(tmp_path, images, caplog):
     found = [
         box(2),
@@ -253,7 +269,7 @@ def test_detected_boxes_become_persons_without_joints(tmp_path, images, caplog):
     assert persons.truth.box_source == "found.json"
     assert persons.truth.image_ids == [1, 2]
     assert [one["id"] for one in persons.truth.annotations] == [1]
-    assert "1 boxes left out on images that are not in" in caplog.text
+    assert "boxes left out: 1 of other categories than 1, 1 on images that are not in" in caplog.text
     assert "2 that are empty or have a score below 0" in caplog.text
 
 
@@ -279,7 +295,8 @@ def test_bad_detections_are_an_error_with_file_and_box(tmp_path, images, content
 
 
 class Oracle(torch.nn.Module):
-    """A network that knows the answers: perfect heatmaps for the loader's batches, one after the other."""
+    """A network that knows the answers: perfect heatmaps for the loader's batches, one after the other. Of the crops it
+    only looks whether they are that batch's."""
 
     def __init__(self, loader):
         super().__init__()
@@ -317,7 +334,7 @@ def test_the_real_persons_are_those_with_joints(real_data):
         assert ((points >= 0) & (points < [width, height]))[visible > 0].all()
 
 
-def test_ground_truth_through_crops_and_heatmaps_gives_ap_100(real_data):
+def test_perfect_heatmaps_of_the_real_annotations_decode_to_ap_100(real_data):
     folder = real_data / "coco"
     options = TrainOptions(dataset="coco", size=(256, 192), flip_test=False)
     persons = read_coco(folder / "person_keypoints.json", folder / "images", options.size, for_evaluation=True)
@@ -330,7 +347,7 @@ def test_ground_truth_through_crops_and_heatmaps_gives_ap_100(real_data):
     assert error.max() < 0.36 * 6.8
 
 
-def test_detected_boxes_that_are_the_annotated_ones_cost_what_is_found_twice_or_not(real_data, tmp_path):
+def test_boxes_found_twice_cost_nothing_and_a_person_not_found_its_share_of_ap(real_data, tmp_path):
     folder = real_data / "coco"
     records = json.loads((folder / "person_keypoints.json").read_text())["annotations"]
     found = [
@@ -363,7 +380,7 @@ def test_images_that_cannot_be_read_are_left_out_of_ap(tmp_path):
     options = TrainOptions(dataset="coco", size=(96, 96), flip_test=False)
     result = oracle_evaluation(persons, options, on_bad_image="skip")
     assert result.skipped == 3
-    assert result.coco["AR"] == 100
+    assert (result.coco["AP"], result.coco["AR"]) == (100, 100)
     assert {one["image_id"] for one in result.results} == {1, 3, 4}
 
 
@@ -488,6 +505,17 @@ def test_the_validation_images_may_lie_elsewhere(finished, tiny, tmp_path):
     assert evaluate.main(arguments) == 1
 
 
+def test_missing_annotations_are_told_by_the_name_that_evaluate_has_for_them(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "pose_resnet", pose_resnet)
+    monkeypatch.setattr(resnet, "WIDTHS", (8, 8, 8, 8))
+    file = tmp_path / "pose_resnet_18_96x64.pth.tar"
+    torch.save(pose_resnet(18, "deconv", 17, channels=8).state_dict(), file)
+    arguments = ["--checkpoint", str(file), "--data_root", str(tiny), "--device", "cpu"]
+    assert evaluate.main(arguments) == 1
+    assert capsys.readouterr().err == f"error: annotations: no file {tiny / 'annot/valid.json'}\n"
+    assert evaluate.main([*arguments, "--annotations", "annotations/valid.json"]) == 0
+
+
 def test_progress_lines_and_the_end_name_the_boxes_beside_ap(tiny, tmp_path, capsys):
     recipe = write_recipe(tiny, detections="detections.json", epochs=1, target_pckh=0.0)
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run")]) == 0
@@ -497,22 +525,33 @@ def test_progress_lines_and_the_end_name_the_boxes_beside_ap(tiny, tmp_path, cap
     assert "\nboxes: detections.json\n" in out
 
 
-def test_a_training_ends_at_its_target_ap_and_keeps_the_best(tiny, tmp_path, monkeypatch):
-    scores = iter([3.0, 40.0, 20.0, 60.0])
+@pytest.mark.parametrize(("target", "last", "best"), [(50.0, 4, 4), (70.0, 5, 4)])
+def test_a_training_ends_at_its_target_ap_and_keeps_the_best(tiny, tmp_path, monkeypatch, target, last, best):
+    every = [3.0, 40.0, 20.0, 60.0, 30.0]
+    scores = iter(every)
 
     def scored(*arguments):
         return {name: next(scores) if name == "AP" else 1.0 for name in SCORES}
 
     monkeypatch.setattr("fastpose.engine.keypoint_ap", lambda *arguments, **more: scored())
-    recipe = write_recipe(tiny, epochs=9, target_pckh=50.0)
+    recipe = write_recipe(tiny, epochs=5, target_pckh=target)
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["best"] == {"epoch": 4, "AP": 60.0}
+    assert summary["best"] == {"epoch": best, "AP": every[best - 1]}
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["coco"]["AP"] for line in lines] == [3, 40, 20, 60]
+    assert [line["coco"]["AP"] for line in lines] == every[:last]
+    for name, epoch in (("best", best), ("last", last)):
+        assert torch.load(tmp_path / f"run/{name}.pt", weights_only=True)["progress"]["epoch"] == epoch
 
 
-def test_a_picture_is_drawn_with_the_checkpoint_s_skeleton(finished, tiny, tmp_path):
+def test_a_picture_is_drawn_with_the_checkpoint_s_skeleton(finished, tiny, tmp_path, monkeypatch):
+    draw, skeletons = drawing.draw_pose, []
+
+    def watched(path, image, points, skeleton):
+        skeletons.append(skeleton)
+        draw(path, image, points, skeleton)
+
+    monkeypatch.setattr(drawing, "draw_pose", watched)
     picture = tiny / "images/000.jpg"
     out = ["--out", str(tmp_path / "out")]
     assert (
@@ -521,6 +560,7 @@ def test_a_picture_is_drawn_with_the_checkpoint_s_skeleton(finished, tiny, tmp_p
     )
     (found,) = json.loads((tmp_path / "out/predictions.json").read_text())
     assert list(found["joints"]) == list(COCO.joints)
+    assert skeletons == [COCO]
     assert cv2.imread(found["drawn"]).std() > 10
 
 
@@ -548,6 +588,7 @@ def test_any_joints_in_coco_s_format_can_be_trained_and_scored(tmp_path, capsys)
     assert evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "out")]) == 0
     results = json.loads((tmp_path / "out/keypoints_results.json").read_text())
     assert {len(result["keypoints"]) for result in results} == {9}
+    assert json.loads((tmp_path / "out/scores.json").read_text())["coco"]["AP"] >= 0
     skeleton.write_text(THREE_YAML)
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "other")]) == 1
     assert "skeleton: AP needs the sigmas of the joints, and 'three' has none" in capsys.readouterr().err
@@ -555,7 +596,7 @@ def test_any_joints_in_coco_s_format_can_be_trained_and_scored(tmp_path, capsys)
     assert "annotation 1: keypoints must be numbers of shape [51]" in capsys.readouterr().err
 
 
-def test_what_keeps_a_run_from_its_score_is_said_before_it_trains(tiny, tmp_path, monkeypatch, capsys):
+def test_a_missing_pycocotools_is_told_before_the_training_begins(tiny, tmp_path, monkeypatch, capsys):
     recipe, run = write_recipe(tiny), tmp_path / "run"
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
     assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 1
@@ -563,7 +604,7 @@ def test_what_keeps_a_run_from_its_score_is_said_before_it_trains(tiny, tmp_path
     assert not run.exists()
 
 
-def test_options_that_mpii_s_format_has_no_use_for_are_refused():
+def test_detections_are_refused_for_mpii_s_format():
     with pytest.raises(ValueError, match="detections: goes with --dataset coco, got 'boxes"):
         TrainOptions(detections="boxes.json")
 
@@ -601,7 +642,7 @@ def test_a_pack_holds_what_coco_s_evaluation_needs(tiny, packed, split):
     assert (persons.truth is None) == (split == "train")
 
 
-def test_an_evaluation_on_a_pack_gives_the_score_of_the_files(finished, tiny, packed, tmp_path, capsys):
+def test_an_evaluation_on_a_pack_finds_the_joints_that_it_finds_on_the_files(finished, tiny, packed, tmp_path, capsys):
     found = []
     for name, root in (("files", tiny), ("pack", packed)):
         arguments = ["--data_root", str(root), "--detections", "detections.json", "--reduced_decode", "false"]
@@ -612,6 +653,25 @@ def test_an_evaluation_on_a_pack_gives_the_score_of_the_files(finished, tiny, pa
     for files, regions in zip(*found, strict=True):
         assert files["image_id"] == regions["image_id"]
         np.testing.assert_allclose(files["keypoints"], regions["keypoints"], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "message"),
+    [
+        ({"train_annotations": "annotations/others.json"}, [], ""),
+        ({"valid_annotations": "annotations/others.json"}, [], "annotations: the pack "),
+        ({"valid_images": "others"}, [], "images: the pack "),
+        ({}, ["--annotations", "annotations/others.json"], "annotations: the pack "),
+        ({}, ["--images", "others"], "images: the pack "),
+    ],
+)
+def test_an_evaluation_on_a_pack_names_its_own_options(finished, packed, tmp_path, capsys, trained, given, message):
+    checkpoint = torch.load(finished / "best.pt", weights_only=True)
+    checkpoint["config"] |= trained
+    torch.save(checkpoint, tmp_path / "best.pt")
+    arguments = ["--checkpoint", str(tmp_path), "--data_root", str(packed), "--reduced_decode", "false", *given]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == (1 if message else 0)
+    assert capsys.readouterr().err.startswith(f"error: {message}" if message else "")
 
 
 def test_a_pack_of_coco_is_for_its_boxes_and_joints_alone(packed, finished, tmp_path, capsys):

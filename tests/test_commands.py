@@ -14,8 +14,9 @@ import yaml
 from scipy.io import loadmat
 
 import fastpose
-from fastpose import build, cli, drawing, evaluate, predict, train
+from fastpose import build, cli, drawing, evaluate, export, predict, train
 from fastpose.config import TrainOptions, find_recipe, recipes
+from fastpose.data.images import read_image
 from fastpose.engine import StopSignals
 from fastpose.metrics import pckh_from_mat
 from fastpose.models import pose_resnet
@@ -415,6 +416,80 @@ def test_predict_decodes_as_training_did(field_run, tmp_path):
             assert value * 15 / 96 == pytest.approx(round(value * 15 / 96), abs=1e-3)
 
 
+SETTING = {"refine": "dark", "blur_kernel": 5, "flip_shift": "on", "udp": True, "color_order": "bgr"}
+OTHERWISE = {"refine": "quarter", "blur_kernel": 11, "flip_shift": "auto", "udp": False, "color_order": "rgb"}
+
+
+@pytest.fixture(scope="module")
+def set_checkpoint(finished, tmp_path_factory) -> Path:
+    """The weights of `finished` with SETTING in their config, where all else is as it was."""
+    contents = torch.load(finished / "best.pt", weights_only=True)
+    assert {name: contents["config"][name] for name in OTHERWISE} == OTHERWISE
+    contents["config"] |= SETTING
+    path = tmp_path_factory.mktemp("set") / "best.pt"
+    torch.save(contents, path)
+    return path
+
+
+def words_for(setting: dict[str, object]) -> list[str]:
+    return [word for name, value in setting.items() for word in (f"--{name}", str(value).lower())]
+
+
+def evaluated(checkpoint: Path, out: Path, *words: str) -> np.ndarray:
+    """The joints [16, 2] of the first person, whose box is the picture 000.jpg."""
+    assert evaluate.main(["--checkpoint", str(checkpoint), "--out", str(out), *words]) == 0
+    return loadmat(out / "pred.mat")["preds"][0] - 1
+
+
+def predicted(checkpoint: Path, picture: Path, out: Path, *words: str) -> np.ndarray:
+    assert predict.main(["--checkpoint", str(checkpoint), "--image", str(picture), "--out", str(out), *words]) == 0
+    (found,) = json.loads((out / "predictions.json").read_text())
+    return np.array([[joint["x"], joint["y"]] for joint in found["joints"].values()])
+
+
+def exported(checkpoint: Path, picture: Path, *words: str) -> np.ndarray:
+    """What the network finds that the command is about to write; tests/test_export.py is about files of networks."""
+    networks: list[export.PixelsToPoints] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "write", lambda network, file, pictures: networks.append(network))
+        given = ["--format", "torch", "--input", "image", "--flip_test", "true", "--image", str(picture), *words]
+        assert export.main(["--checkpoint", str(checkpoint), *given]) == 0
+    pixels = read_image(picture)
+    side = pixels.shape[0]
+    box = torch.tensor([[side / 2, side / 2]]), torch.tensor([side / 200])
+    matrix = fastpose.crop_to_image_matrix(*box, 0.0, (64, 64), udp=True)
+    return networks[0](torch.from_numpy(pixels), matrix)[0][0].numpy()
+
+
+def test_each_setting_of_a_checkpoint_matters_and_evaluate_predict_and_export_take_it(
+    set_checkpoint, finished, recipe, tmp_path
+):
+    picture = recipe.parent / "tiny/images/000.jpg"
+    joints = evaluated(set_checkpoint, tmp_path / "set")
+    for name, value in OTHERWISE.items():
+        other = evaluated(set_checkpoint, tmp_path / name, *words_for({name: value}))
+        assert not np.allclose(other, joints, atol=0.05), name
+        # The same by predict, with the same words.
+        found = predicted(set_checkpoint, picture, tmp_path / name, *words_for({name: value}))
+        np.testing.assert_allclose(found, other, atol=1e-3, err_msg=name)
+    for checkpoint, words in ((set_checkpoint, []), (finished, words_for(SETTING))):
+        for found in (
+            evaluated(checkpoint, tmp_path / "found", *words),
+            predicted(checkpoint, picture, tmp_path / "found", *words),
+            exported(checkpoint, picture, *words),
+        ):
+            np.testing.assert_allclose(found, joints, rtol=1e-4, atol=5e-3)
+
+
+@pytest.mark.parametrize("command", [evaluate, predict, export])
+def test_a_blur_kernel_that_is_none_is_refused_by_every_command(finished, tmp_path, capsys, command):
+    given = ["--checkpoint", str(finished), "--out", str(tmp_path / "out.onnx"), "--blur_kernel", "4"]
+    picture = tmp_path / "a.png"
+    cv2.imwrite(str(picture), np.full((60, 120, 3), 80, np.uint8))
+    assert command.main(given + ["--image", str(picture)] * (command is not evaluate)) == 1
+    assert capsys.readouterr().err == "error: blur_kernel: expected an odd number of pixels from 1 to 255, got 4\n"
+
+
 def test_a_checkpoint_that_does_not_fit_is_named(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     start_and_stop(recipe, run, 1)
@@ -674,6 +749,29 @@ def test_a_checkpoint_that_is_none_is_an_error(tmp_path, capsys):
     assert "none.pt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            [f"layer{stage}.{block}.conv1.weight" for stage in (1, 2, 3, 4) for block in (0, 1)],
+            "holds a ResNet-18 in the layout of torchvision, no head, for RGB images: it has a backbone alone, which "
+            "--backbone_weights takes in fastpose train",
+        ),
+        (["stage2.0.weight"], "holds a HRNet: name its network with --model PACKAGE.MODULE:FACTORY"),
+    ],
+)
+@pytest.mark.parametrize("command", [evaluate, predict, export])
+def test_weights_that_make_no_network_are_told_as_the_checkpoint_they_were_given_as(
+    tmp_path, capsys, command, names, message
+):
+    file, picture = tmp_path / "resnet.pth", tmp_path / "a.png"
+    torch.save({name: torch.zeros(1) for name in names}, file)
+    cv2.imwrite(str(picture), np.full((60, 120, 3), 80, np.uint8))
+    given = ["--checkpoint", str(file)] + ["--image", str(picture)] * (command is not evaluate)
+    assert command.main(given) == 1
+    assert capsys.readouterr().err == f"error: checkpoint: {file} {message}\n"
+
+
 def test_predict_writes_joints_by_name_and_a_picture(finished, tmp_path):
     picture = np.full((60, 120, 3), 80, np.uint8)
     for name in ("a.png", "b.png"):
@@ -722,7 +820,7 @@ def test_a_box_that_is_none_is_refused(capsys):
         assert "box" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "export"])
 def test_help_gives_every_option_its_type_and_default(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])

@@ -290,6 +290,32 @@ def test_a_step_takes_the_rate_it_is_given_and_returns_its_loss(persons):
     assert model.value.item() == pytest.approx(0.5 - 0.01 / math.sqrt(1 - 0.99**2), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("forward", "got"),
+    [
+        (lambda maps: (maps, maps), "got tuple"),
+        (lambda maps: maps[:2], r"got \[2, 16, 16, 16\]"),
+        (lambda maps: maps[..., 1:], r"got \[4, 16, 16, 15\]"),
+        (lambda maps: maps.detach(), r"got \[4, 16, 16, 16\] without a gradient"),
+    ],
+)
+def test_what_a_network_returns_in_training_alone_is_looked_at_too(persons, forward, got):
+    class Other(Constant):
+        def forward(self, images):
+            return forward(super().forward(images))
+
+    message = rf"^model: the network, in training, must return heatmaps \[4, 16, 16, 16\] that depend .*, {got}$"
+    with pytest.raises(ValueError, match=message):
+        step_of(Other(0.5))(next(make_loader(persons).epoch()), 1e-3)
+
+
+def test_a_network_without_parameters_cannot_be_trained():
+    frozen = torch.nn.Conv2d(3, 16, 4, stride=4).requires_grad_(False)
+    for model in (frozen, torch.nn.Identity()):
+        with pytest.raises(ValueError, match="model: the network has no parameter to train"):
+            make_optimizer(model, OPTIONS)
+
+
 def test_the_loss_is_what_the_options_say(persons):
     batch = next(make_loader(persons).epoch())
     weights = [1.0 + 0.1 * joint for joint in range(16)]

@@ -270,6 +270,7 @@ def test_the_onnx_file_is_whole_and_says_what_it_is(onnx_file):
     assert about["limbs"] == [list(limb) for limb in MPII.limbs]
     assert (about["size"], about["color_order"], about["refine"]) == ([64, 64], "rgb", "quarter")
     assert (about["udp"], about["flip_test"], about["fastpose"]) == (False, False, fastpose.__version__)
+    assert (about["blur_kernel"], about["flip_shift"]) == (11, False)
 
 
 def test_the_documented_programs_run_without_fastpose(onnx_file, image_file, picture, tmp_path):
@@ -369,6 +370,18 @@ def test_a_file_that_differs_does_not_get_its_name(tmp_path, picture, monkeypatc
         export.write(network, file, [picture])
     assert [path.name for path in tmp_path.iterdir()] == ["pose.pt2"]
     assert file.read_text() == "the one before"
+
+
+@pytest.mark.parametrize("change", [{"blur_kernel": 11}, {"flip_shift": "on"}, {"refine": "dark_udp"}], ids=str)
+def test_a_file_that_decodes_with_another_setting_is_found_out(picture, change):
+    options = dataclasses.replace(OPTIONS, refine="dark", blur_kernel=5, flip_shift="off")
+    network, other = (
+        PixelsToPoints(small_network(16), dataclasses.replace(options, **changes), MPII, flip_test=True)
+        for changes in ({}, change)
+    )
+    assert " of 64 keypoints, those that do not hang on rounding" in export.compare(network, network, [picture])
+    with pytest.raises(ExportError, match="does not compute what fastpose does"):
+        export.compare(network, other, [picture])
 
 
 class Flat(nn.Module):

@@ -352,6 +352,9 @@ def fails(joints):
 def no_module(joints):
     return joints
 
+def leaves(joints):
+    raise SystemExit(3)
+
 def takes_nothing():
     return nn.Identity()
 
@@ -390,6 +393,7 @@ class Wrong(Own):
         ("mine:no_module", r"mine:no_module\(16\) must return a torch.nn.Module, got int"),
         ("mine:fails", r"mine:fails\(16\) fails: ZeroDivisionError: .* \(mine.py, line 8\)"),
         ("mine:takes_nothing", r"mine:takes_nothing\(16\) fails: TypeError"),
+        ("mine:leaves", r"mine:leaves\(16\) fails: SystemExit: 3"),
         ("needs:Own", r"importing needs fails: ModuleNotFoundError: No .* 'missing_part' \(needs.py, line 1\)"),
         ("broken:Own", r"importing broken fails: SyntaxError"),
         ("mine:Full", r"mine:Full must map .* to heatmaps \[1, 16, 8, 12\], got torch.float32 \[1, 16, 4, 12\]"),

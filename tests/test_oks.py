@@ -144,8 +144,8 @@ def test_suppression_keeps_the_best_of_similar_poses():
     assert min(numbers) == 5
 
 
-def test_of_equal_poses_with_equal_scores_the_first_stays():
-    assert oks_nms(np.zeros((3, 17, 2)), np.ones(3), np.ones(3), SIGMAS).tolist() == [0]
+def test_of_equal_poses_with_equal_scores_the_last_stays_as_upstream():
+    assert oks_nms(np.zeros((3, 17, 2)), np.ones(3), np.ones(3), SIGMAS).tolist() == [2]
     assert oks_nms(np.zeros((0, 17, 2)), np.zeros(0), np.zeros(0), SIGMAS).tolist() == []
 
 

@@ -879,7 +879,7 @@ def test_an_evaluation_on_a_pack_takes_its_annotations_and_refuses_others(checkp
     for name in ("annot/valid.json", str(data / "annot/valid.json")):
         assert evaluate.main([*arguments, "--annotations", name]) == 1
         error = capsys.readouterr().err
-        assert f"valid_annotations: the pack {renamed} holds the data of 'annot/train.json', got '{name}'" in error
+        assert f"error: annotations: the pack {renamed} holds the data of 'annot/train.json', got '{name}'" in error
     assert evaluate.main([*arguments, "--head_boxes", "other.mat"]) == 1
     assert "head_boxes: the pack" in capsys.readouterr().err
     assert evaluate.main([*arguments, "--split_list", "other.txt"]) == 1

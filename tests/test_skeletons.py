@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from pycocotools.cocoeval import Params
 
+from fastpose import train
 from fastpose.skeletons import COCO, MPII, Skeleton, read_skeleton
+from tests.tiny_coco import write_tiny_coco
 
 DOCUMENTED = Path(__file__).parents[1] / "docs" / "skeletons.md"
 
@@ -98,7 +100,7 @@ def test_an_inconsistent_skeleton_is_refused(joints, pairs, limbs, message):
 
 
 def test_the_documented_file_is_a_skeleton(tmp_path):
-    (yaml,) = re.findall(r"```yaml\n(.*?)```", DOCUMENTED.read_text(encoding="utf-8"), re.DOTALL)
+    yaml, _ = re.findall(r"```yaml\n(.*?)```", DOCUMENTED.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "pets.yaml").write_text(yaml)
     dog = read_skeleton(tmp_path / "pets.yaml")
     assert (dog.name, dog.num_joints) == ("dog", 9)
@@ -114,6 +116,19 @@ def test_the_documented_file_is_a_skeleton(tmp_path):
     assert dog.upper_body == (0, 1, 2, 3)
     for key in ("joints", "name", "mirror_pairs", "limbs", "sigmas", "joint_weights", "upper_body"):
         assert f"| `{key}` |" in DOCUMENTED.read_text(encoding="utf-8")
+
+
+def test_the_documented_recipe_is_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    skeleton, recipe = re.findall(r"```yaml\n(.*?)```", DOCUMENTED.read_text(encoding="utf-8"), re.DOTALL)
+    Path("dog.yaml").write_text(skeleton)
+    Path("dogs.yaml").write_text(recipe)
+    root = write_tiny_coco(tmp_path / "DOGS", persons=2, images=1, skeleton=read_skeleton("dog.yaml"))
+    for split in ("train", "valid"):
+        (root / "annotations" / f"{split}.json").rename(root / f"{split}.json")
+    arguments = ["--recipe", "dogs.yaml", "--dry-run", "--device", "cpu", "--size", "64", "64", "--batch_size", "2"]
+    assert train.main(arguments) == 0
+    assert "heatmaps [2, 9, 16, 16]" in capsys.readouterr().out
 
 
 def test_joints_alone_are_a_skeleton_and_indices_are_as_good_as_names(tmp_path):
@@ -137,6 +152,9 @@ def test_joints_alone_are_a_skeleton_and_indices_are_as_good_as_names(tmp_path):
         ("joints: [a, 1]", "joints: expected a list of names"),
         ("joints: [yes, no]", "joints: expected a list of names .*in quotes"),
         ("joints: [a, a]", "joints must be unique names"),
+        ("joints: [a, '']", "joints must be unique names"),
+        ("joints: [a, b]\nname:", "name: expected a name, got None"),
+        ("joints: [a, b]\nname: [a]", r"name: expected a name, got \['a'\]"),
         ("joints: [a, b]\nmirror_pairs: [a, b]", "mirror_pairs: expected a list of pairs of joints"),
         (
             "joints: [a, b]\nmirror_pairs: [[a, c]]",

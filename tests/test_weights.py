@@ -503,13 +503,33 @@ def test_weights_of_another_network_are_refused_with_what_to_do(tmp_path, change
         build.make_model(dataclasses.replace(options, **changes), MPII, CPU)
 
 
-def test_of_weights_for_other_joints_the_backbone_can_be_had(tmp_path):
+def test_weights_for_other_joints_lend_all_but_the_last_layer(tmp_path, capsys):
     source = network(joints=17)
     write("bare", tmp_path / "pose.pth", source)
     options = TrainOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path / "pose.pth"))
-    with pytest.raises(ValueError, match=r"17 joints, .*the persons here have 16: .*--backbone_weights"):
-        build.make_model(options, MPII, CPU)
-    options = dataclasses.replace(options, weights="", backbone_weights=str(tmp_path / "pose.pth"))
+    model, fresh = (
+        build.make_model(options, MPII, CPU),
+        build.make_model(dataclasses.replace(options, weights=""), MPII, CPU),
+    )
+    assert "; for 16 joints new: final_layer.bias, final_layer.weight" in capsys.readouterr().out
+    state, expected = (
+        model.state_dict(),
+        source.state_dict()
+        | {name: value for name, value in fresh.state_dict().items() if name.startswith("final_layer.")},
+    )
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    # Everywhere else another number of joints is another network.
+    with pytest.raises(ValueError, match=r"2 of another shape: final_layer\.\w+ \[17"):
+        load_weights(model, read_weights(tmp_path / "pose.pth"))
+    with pytest.raises(ValueError, match=r"2 of another shape: final_layer\.\w+ \[17"):
+        load_weights(model, read_weights(tmp_path / "pose.pth"), new_joints=8)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_of_weights_for_other_joints_the_backbone_can_be_had_alone(tmp_path):
+    source = network(joints=17)
+    write("bare", tmp_path / "pose.pth", source)
+    options = TrainOptions(depth=18, head="deconv", channels=8, backbone_weights=str(tmp_path / "pose.pth"))
     model = build.make_model(options, MPII, CPU)
     assert torch.equal(model.layer4[0].conv1.weight, source.layer4[0].conv1.weight)
     assert build.with_color_order(options).color_order == "bgr"

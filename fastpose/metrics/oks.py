@@ -65,7 +65,7 @@ def oks_nms(
 
     Args:
         keypoints: [N, K, 2] px; all joints count.
-        scores: [N]; of equal ones the first comes first.
+        scores: [N]; of equal ones the last comes first, as in HRNet: poses without a sure joint all have 0.
         area: [N], square px; a pair is compared by its mean.
         sigmas: [K], see `Skeleton.sigmas`.
         threshold: two poses are alike where their similarity is above it.
@@ -79,7 +79,7 @@ def oks_nms(
     alike = oks(keypoints, keypoints, (area[:, None] + area) / 2, sigmas) > threshold
     suppressed = np.zeros(len(area), bool)
     kept = []
-    for row in np.argsort(-np.asarray(scores, np.float64), kind="stable"):
+    for row in np.argsort(np.asarray(scores, np.float64), kind="stable")[::-1]:
         if not suppressed[row]:
             kept.append(row)
             suppressed |= alike[row]

@@ -39,7 +39,7 @@ def make_own_model(name: str, num_joints: int) -> nn.Module:
         raise ValueError(
             f"model: no module {error.name!r} in {here} or among the installed packages, wanted for {name!r}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(f"importing {module_name}", error) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -49,7 +49,7 @@ def make_own_model(name: str, num_joints: int) -> nn.Module:
         raise ValueError(f"model: {name} must be callable with the number of joints, got {type(found).__name__}")
     try:
         model = found(num_joints)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(f"{name}({num_joints})", error) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: {name}({num_joints}) must return a torch.nn.Module, got {type(model).__name__}")
@@ -85,7 +85,7 @@ def check_heatmaps(model: nn.Module, name: str, num_joints: int, size: tuple[int
         raise ValueError(f"model: {name} must map images {list(image.shape)} to heatmaps {expected}, got {got}")
 
 
-def _failed(what: str, error: Exception) -> ValueError:
+def _failed(what: str, error: BaseException) -> ValueError:
     """The error of the user's code in one line, with the place it comes from."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}"

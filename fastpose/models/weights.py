@@ -124,7 +124,7 @@ def read_weights(path: str | PathLike[str]) -> Weights:
     return Weights(path, state, origin, architecture, depth, head, channels, num_joints, color_order, checkpoint)
 
 
-def load_weights(model: nn.Module, weights: Weights) -> str:
+def load_weights(model: nn.Module, weights: Weights, *, new_joints: int | None = None) -> str:
     """Loads all of a file's weights into a network of the same parameters.
 
     The names may be the network's own, or those with `DataParallel`'s, `torch.compile`'s, Lightning's or mmpose's
@@ -133,6 +133,8 @@ def load_weights(model: nn.Module, weights: Weights) -> str:
     Args:
         model: the network.
         weights: see `read_weights`.
+        new_joints: the network's number of joints, where the file's may be another: parameters with a row per joint,
+            those of the last layer, then stay the network's own.
 
     Returns:
         One line that says what was loaded.
@@ -142,10 +144,20 @@ def load_weights(model: nn.Module, weights: Weights) -> str:
     """
     wanted = model.state_dict()
     found = max(_layouts(weights.state), key=lambda state: len(state.keys() & wanted.keys()))
+    of_joints = [
+        name
+        for name in wanted.keys() & found.keys()
+        if wanted[name].shape != found[name].shape
+        and wanted[name].shape[1:] == found[name].shape[1:]
+        and wanted[name].shape[:1] == (new_joints,)
+    ]
+    for name in of_joints:
+        del wanted[name], found[name]
     if problems := _mismatches(wanted, found):
         raise ValueError(f"{weights.path}: does not fit the network: {problems}; the file has a {weights}")
     model.load_state_dict(found, strict=False)
-    return f"{weights.path}: {weights}: loaded {_count(model, found)}"
+    kept = f"; for {new_joints} joints new: {_shortened(sorted(of_joints))}" if of_joints else ""
+    return f"{weights.path}: {weights}: loaded {_count(model, found)}{kept}"
 
 
 def load_backbone(model: PoseResNet, weights: Weights) -> str:

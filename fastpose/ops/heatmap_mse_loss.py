@@ -28,7 +28,8 @@ def heatmap_mse_loss(
     Args:
         pred: [B, K, h, w], float32, float16, bfloat16 (or float64), any strides. Differentiable, once.
         keypoints: [B, K, 2] (x, y) in heatmap pixels.
-        visible: [B, K], 1 where the joint is annotated.
+        visible: [B, K], 1 where the joint is annotated. With ``missing="ignore"`` it is the joint's weight: clamp
+            COCO's flags 0, 1 and 2 at 1.
         sigma, encoding: as in `render_heatmaps`.
         missing: "zeros": every joint weighs 1 and one without annotation is taught an all-zero map (the paper).
             "ignore": the weight is `render_heatmaps`', 0 for such a joint (SimpleBaselines' `JointsMSELoss`).

@@ -22,7 +22,8 @@ def render_heatmaps(
 
     Args:
         keypoints: [B, K, 2] (x, y) in heatmap pixels, pixel centres at integers.
-        visible: [B, K], 1 where the joint is annotated (MPII's `joints_vis`). Drawn where above 0.5.
+        visible: [B, K], 1 where the joint is annotated (MPII's `joints_vis`; COCO's flags are 0, 1 and 2, so clamp
+            them at 1). Drawn where above 0.5.
         size: (h, w) of the maps in pixels.
         sigma: standard deviation in heatmap pixels.
         encoding: "msra": centre `int(x + 0.5)` (truncated toward zero), square window of radius `int(3 · sigma)`, as

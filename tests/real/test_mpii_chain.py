@@ -30,7 +30,7 @@ def boxes(real_data: Path) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("udp", [False, True])
 @pytest.mark.parametrize("augmented", [False, True])
-def test_ground_truth_in_gives_pckh_100_and_comes_back(
+def test_ground_truth_through_the_matrices_and_back_gives_pckh_100(
     real_data: Path, boxes: tuple[Tensor, Tensor], device: torch.device, udp: bool, augmented: bool
 ) -> None:
     mat = real_data / "mpii/annot/gt_valid.mat"
