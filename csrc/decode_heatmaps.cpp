@@ -140,6 +140,101 @@ Peak<accumulate_t<T>> find_peak(const DecodedMap<T>& map, int height, int width)
   return best;
 }
 
+// Whether a sample's maps lie joint by joint in every pixel (channels_last).
+bool side_by_side(const DecodeHeatmapsParams& p, const MapStrides& strides) {
+  return p.joints > 1 && strides.k == 1 && strides.x == p.joints;
+}
+
+// The peaks of a sample whose maps lie side by side. Whole rows, all joints of all their pixels, are held against the
+// highest values so far of each joint in each column: vector code for any number of joints.
+template <typename T>
+class PeaksSideBySide {
+ public:
+  using A = accumulate_t<T>;
+
+  explicit PeaksSideBySide(const DecodeHeatmapsParams& p)
+      : p_(p),
+        size_(p.width * p.joints),
+        highest_(size_),
+        first_rows_(size_),
+        unmirrored_(p.flipped == nullptr ? 0 : kRows * size_) {}
+
+  void load(int64_t b) {
+    std::fill(highest_.begin(), highest_.end(), -std::numeric_limits<A>::infinity());
+    const T* maps = static_cast<const T*>(p_.heatmaps) + b * p_.strides.b;
+    const T* flipped = static_cast<const T*>(p_.flipped) + b * p_.flipped_strides.b;
+    const T* other = unmirrored_.data();
+    for (int y = 0; y < p_.height; y += kRows) {
+      const T *rows[kRows], *flipped_rows[kRows];
+      for (int row = 0; row < kRows; ++row) {
+        const int at = std::min(y + row, p_.height - 1);  // the last row again changes nothing
+        rows[row] = maps + at * p_.strides.y;
+        if (p_.flipped != nullptr) flipped_rows[row] = flipped + at * p_.flipped_strides.y;
+      }
+      if (p_.flipped == nullptr) {
+        keep_highest(y, [&](int row, int64_t i) { return static_cast<A>(rows[row][i]); });
+      } else {
+        unmirror(flipped_rows, unmirrored_.data());
+        keep_highest(y, [&](int row, int64_t i) {
+          return (static_cast<A>(rows[row][i]) + static_cast<A>(other[row * size_ + i])) * A(0.5);
+        });
+      }
+    }
+  }
+
+  // Of the k-th joint, whose map this is; index -1 where it has nothing but NaN and -infinity.
+  Peak<A> peak(const DecodedMap<T>& map, int64_t k) const {
+    A wanted = -std::numeric_limits<A>::infinity();
+    for (int64_t i = k; i < size_; i += p_.joints) wanted = highest_[i] > wanted ? highest_[i] : wanted;
+    Peak<A> best{0, -1};
+    if (!(wanted > -std::numeric_limits<A>::infinity())) return best;
+    for (int x = 0; x < p_.width; ++x) {
+      const int64_t i = x * p_.joints + k;
+      if (highest_[i] != wanted) continue;
+      int y = first_rows_[i];
+      while (map.at(y, x) != wanted) ++y;
+      const Peak<A> candidate{map.at(y, x), static_cast<int64_t>(y) * p_.width + x};
+      if (is_better(candidate, best)) best = candidate;
+    }
+    return best;
+  }
+
+ private:
+  static constexpr int kRows = 4;  // at once: the highest values are then loaded and stored a quarter as often
+
+  template <typename Value>
+  void keep_highest(int y, const Value& value_at) {
+    A* __restrict highest = highest_.data();
+    int* __restrict first_row = first_rows_.data();
+    for (int64_t i = 0; i < size_; ++i) {
+      A best = highest[i];
+      for (int row = 0; row < kRows; ++row) {
+        const A value = value_at(row, i);
+        best = value > best ? value : best;
+      }
+      first_row[i] = best > highest[i] ? y : first_row[i];
+      highest[i] = best;
+    }
+  }
+
+  // Rows of the mirrored image's maps as DecodedMap::at reads them.
+  void unmirror(const T* const (&flipped)[kRows], T* __restrict out) const {
+    for (int x = 0; x < p_.width; ++x, out += p_.joints) {
+      const int64_t pixel = (p_.width - 1 - (p_.flip_shift && x > 0 ? x - 1 : x)) * p_.joints;
+      for (int64_t k = 0; k < p_.joints; ++k) {
+        const int64_t from = pixel + p_.mirrored.of[k];
+        for (int row = 0; row < kRows; ++row) out[row * size_ + k] = flipped[row][from];
+      }
+    }
+  }
+
+  const DecodeHeatmapsParams& p_;
+  const int64_t size_;           // of a row
+  std::vector<A> highest_;       // [w, K]
+  std::vector<int> first_rows_;  // [w, K] of the kRows among which the highest is
+  std::vector<T> unmirrored_;    // [kRows, w, K]
+};
+
 template <int kReach, typename T>
 Offset blurred_offset(const DecodeHeatmapsParams& p, const DecodedMap<T>& map, const Peak<accumulate_t<T>>& peak) {
   constexpr int kSide = 2 * kReach + 1;
@@ -183,16 +278,23 @@ Offset offset_at(const DecodeHeatmapsParams& p, const DecodedMap<T>& map, const 
 
 void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
   const SimdLevel level = simd_level();
+  const bool interleaved = side_by_side(p, p.strides) && (p.flipped == nullptr || side_by_side(p, p.flipped_strides));
+  const int64_t group = interleaved ? p.joints : 1;  // of maps whose peaks are found at once
+  const int64_t groups = p.batch * p.joints / group, groups_per_thread = std::max<int64_t>(1, 16 / group);
   dispatch_floating(p.kind, [&](auto zero) {
     using T = decltype(zero);
-    torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t index = begin; index < end; ++index) {
-        const int64_t b = index / p.joints;
-        const DecodedMap<T> map = decoded_map<T>(p, b, index - b * p.joints);
-        Peak<accumulate_t<T>> peak;
+    torch::stable::parallel_for(0, groups, groups_per_thread, [&](int64_t begin, int64_t end) {
+      std::optional<PeaksSideBySide<T>> peaks;
+      if (interleaved) peaks.emplace(p);
+      for (int64_t index = begin * group; index < end * group; ++index) {
+        const int64_t b = index / p.joints, k = index - b * p.joints;
+        const DecodedMap<T> map = decoded_map<T>(p, b, k);
+        Peak<accumulate_t<T>> peak{0, -1};
         Offset offset;
         with_simd(level, [&] {
-          peak = find_peak(map, p.height, p.width);
+          if (interleaved && k == 0) peaks->load(b);
+          if (interleaved) peak = peaks->peak(map, k);
+          if (peak.index < 0) peak = find_peak(map, p.height, p.width);
           offset = offset_at(p, map, peak);
         });
         write_decoded_point(p, index, peak, offset);

@@ -13,124 +13,170 @@ namespace {
 
 constexpr int kLanes = 32;  // independent partial sums: the compiler may not reorder additions, so the source does
 
-// One map of the prediction with the factors of its target, 0 outside the window.
+// Whether a sample's maps lie joint by joint in every pixel (channels_last).
+bool side_by_side(const HeatmapMseLossParams& p) {
+  return p.joints > 1 && p.stride_k == 1 && p.stride_x == p.joints &&
+         (p.grad == nullptr || (p.grad_stride_k == 1 && p.grad_stride_x == p.joints));
+}
+
+// One map of the prediction, or all of a sample where they lie side by side, with the factors of their targets, 0
+// outside the window.
 template <typename T>
-struct MapOfLoss {
+struct MapsOfLoss {
   using A = accumulate_t<T>;
   const HeatmapMseLossParams& p;
-  int64_t b, k;
-  LossOfMap loss;
-  std::vector<A> factors_x, factors_y;
+  const int64_t joints;  // side by side
+  const T* pred;
+  T* grad;
+  std::vector<A> factors_x, factors_y, weights;  // [w, joints], [h, joints], [joints]
+  std::vector<A> window;
 
-  explicit MapOfLoss(const HeatmapMseLossParams& params)
-      : p(params), factors_x(params.spec.width), factors_y(params.spec.height) {}
+  MapsOfLoss(const HeatmapMseLossParams& params, int64_t joints_)
+      : p(params),
+        joints(joints_),
+        factors_x(params.spec.width * joints),
+        factors_y(params.spec.height * joints),
+        weights(joints),
+        window(std::max(params.spec.width, params.spec.height)) {}
 
-  void load(int64_t map, const TargetFactors<A>& factors) {
-    b = map / p.joints;
-    k = map - b * p.joints;
-    loss = loss_of_map(p, b, k);
-    const JointTarget& t = loss.target;
+  void load(int64_t group, const TargetFactors<A>& factors, double scale) {
+    const int64_t b = group * joints / p.joints, k = group * joints - b * p.joints;
+    pred = static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k;
+    grad = static_cast<T*>(p.grad) + b * p.grad_stride_b + k * p.grad_stride_k;
     std::fill(factors_x.begin(), factors_x.end(), A(0));
     std::fill(factors_y.begin(), factors_y.end(), A(0));
-    factors.fill(t.center_x, t.x_begin, t.x_end, factors_x.data());
-    factors.fill(t.center_y, t.y_begin, t.y_end, factors_y.data());
+    for (int64_t j = 0; j < joints; ++j) {
+      const LossOfMap loss = loss_of_map(p, b, k + j);
+      const JointTarget& t = loss.target;
+      weights[j] = static_cast<A>(scale * loss.weight);
+      factors.fill(t.center_x, t.x_begin, t.x_end, window.data());
+      for (int x = t.x_begin; x < t.x_end; ++x) factors_x[x * joints + j] = window[x];
+      factors.fill(t.center_y, t.y_begin, t.y_end, window.data());
+      for (int y = t.y_begin; y < t.y_end; ++y) factors_y[y * joints + j] = window[y];
+    }
   }
-  const T* pred() const { return static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k; }
-  T* grad() const { return static_cast<T*>(p.grad) + b * p.grad_stride_b + k * p.grad_stride_k; }
 };
 
-// Asks for the row that lies a memory page further on: the processor's own prefetching stops at the end of each.
-template <typename T>
-void prefetch_ahead(const T* row, int width) {
-  constexpr int kAhead = 4096, kLine = 64 / sizeof(T);
-  for (int x = 0; x < width; x += kLine) __builtin_prefetch(reinterpret_cast<const char*>(row + x) + kAhead);
+// One value for all elements, in the place of a table.
+template <typename A>
+struct Same {
+  A value;
+  A operator[](int64_t) const { return value; }
+};
+
+// Calls body(dense, y, first, count, factors_x, factors_y, weights) for all rows; `dense`, known to the compiler, says
+// that elements lie without gaps. Joints side by side make one long row, so that its loops are vector code however many
+// joints there are. It is taken in parts of some pixels, as long as the tables of what depends on the joint alone.
+template <typename T, typename Body>
+void for_each_row(const MapsOfLoss<T>& maps, bool dense, const Body& body) {
+  using A = accumulate_t<T>;
+  const int height = maps.p.spec.height;
+  const int64_t joints = maps.joints, row = maps.p.spec.width * joints, part = kLanes * joints;
+  const A* factors_x = maps.factors_x.data();
+  const auto planar = [&](auto known_dense) {
+    const Same<A> weight{maps.weights[0]};
+    for (int y = 0; y < height; ++y) body(known_dense, y, 0, row, factors_x, Same<A>{maps.factors_y[y]}, weight);
+  };
+  if (joints == 1) return dense ? planar(std::true_type()) : planar(std::false_type());
+  std::vector<A> factors_y(part), weights(part);
+  const auto repeat = [&](const A* of_joints, std::vector<A>& table) {
+    std::copy_n(of_joints, joints, table.data());
+    for (int64_t n = joints; n < part; n *= 2) std::copy_n(table.data(), n, table.data() + n);
+  };
+  repeat(maps.weights.data(), weights);
+  for (int y = 0; y < height; ++y) {
+    repeat(maps.factors_y.data() + y * joints, factors_y);
+    for (int64_t first = 0; first < row; first += part)
+      body(std::true_type(), y, first, std::min(part, row - first), factors_x + first, factors_y.data(),
+           weights.data());
+  }
 }
 
-// Squared error of one map: float lanes along a row, double ones down the rows.
+// Asks for what lies a memory page further on: the processor's own prefetching stops at the end of each.
 template <typename T>
-double map_error(const MapOfLoss<T>& map) {
+void prefetch_ahead(const T* from, int64_t count) {
+  constexpr int kAhead = 4096, kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(reinterpret_cast<const char*>(from + i) + kAhead);
+}
+
+// Weighted squares of the errors: float lanes along a row, double ones down the rows.
+template <typename T>
+double squared_error(const MapsOfLoss<T>& maps) {
   using A = accumulate_t<T>;
-  const HeatmapMseLossParams& p = map.p;
-  const int height = p.spec.height, width = p.spec.width, whole = p.stride_x == 1 ? width - width % kLanes : 0;
-  const A* factors_x = map.factors_x.data();
+  const int64_t stride = maps.p.stride_x;
   double sums[kLanes] = {};
-  for (int y = 0; y < height; ++y) {
-    const T* row = map.pred() + y * p.stride_y;
-    const A factor_y = map.factors_y[y];
-    if (p.stride_x == 1) prefetch_ahead(row, width);
+  const auto add_row = [&](auto dense, int y, int64_t first, int64_t count, const A* factors_x, auto factors_y,
+                           auto weights) {
+    const T* row = maps.pred + y * maps.p.stride_y + first;
+    if (dense) prefetch_ahead(row, count);
+    constexpr bool alike = std::is_same_v<decltype(weights), Same<A>>;  // weighs the sum, below
+    const auto square = [&](int64_t i) {
+      const A difference = static_cast<A>(row[dense ? i : i * stride]) - factors_x[i] * factors_y[i];
+      return alike ? difference * difference : weights[i] * (difference * difference);
+    };
     A partial[kLanes] = {};
-    for (int x = 0; x < whole; x += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const A difference = static_cast<A>(row[x + lane]) - factors_x[x + lane] * factor_y;
-        partial[lane] += difference * difference;
-      }
-    }
-    for (int x = whole; x < width; ++x) {
-      const A difference = static_cast<A>(row[x * p.stride_x]) - factors_x[x] * factor_y;
-      partial[x % kLanes] += difference * difference;
-    }
+    const int64_t whole = count - count % kLanes;
+    for (int64_t i = 0; i < whole; i += kLanes)
+      for (int lane = 0; lane < kLanes; ++lane) partial[lane] += square(i + lane);
+    for (int lane = 0; lane < count - whole; ++lane) partial[lane] += square(whole + lane);
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(partial[lane]);
-  }
+  };
+  for_each_row(maps, stride == 1, add_row);
   double sum = 0.0;
   for (const double value : sums) sum += value;
-  return sum;
+  return maps.joints == 1 ? sum * maps.weights[0] : sum;
 }
 
-template <typename T, typename Stride>
-void write_gradient(const MapOfLoss<T>& map, accumulate_t<T> factor, Stride stride_x, Stride grad_stride_x) {
+template <typename T>
+void write_gradient(const MapsOfLoss<T>& maps) {
   using A = accumulate_t<T>;
-  const HeatmapMseLossParams& p = map.p;
-  const int height = p.spec.height, width = p.spec.width;
-  const A* factors_x = map.factors_x.data();
-  for (int y = 0; y < height; ++y) {
-    const T* row = map.pred() + y * p.stride_y;
-    T* __restrict grad_row = map.grad() + y * p.grad_stride_y;
-    const A factor_y = map.factors_y[y];
-    if (stride_x == 1) prefetch_ahead(row, width);
-    for (int x = 0; x < width; ++x) {
-      const A difference = static_cast<A>(row[x * stride_x]) - factors_x[x] * factor_y;
-      grad_row[x * grad_stride_x] = static_cast<T>(factor * difference);
+  const int64_t stride = maps.p.stride_x, grad_stride = maps.p.grad_stride_x;
+  const auto write_row = [&](auto dense, int y, int64_t first, int64_t count, const A* factors_x, auto factors_y,
+                             auto weights) {
+    const T* row = maps.pred + y * maps.p.stride_y + first;
+    T* __restrict grad = maps.grad + y * maps.p.grad_stride_y + first;
+    if (dense) prefetch_ahead(row, count);
+    for (int64_t i = 0; i < count; ++i) {
+      const A difference = static_cast<A>(row[dense ? i : i * stride]) - factors_x[i] * factors_y[i];
+      grad[dense ? i : i * grad_stride] = static_cast<T>(weights[i] * difference);
     }
-  }
+  };
+  for_each_row(maps, stride == 1 && grad_stride == 1, write_row);
+}
+
+// Calls body(i, maps) for all maps, in groups of as many as lie side by side. Returns the number of groups.
+template <typename T, typename Body>
+int64_t for_each_group(const HeatmapMseLossParams& p, double scale, const Body& body) {
+  using A = accumulate_t<T>;
+  const SimdLevel level = simd_level();
+  const TargetFactors<A> factors(p.spec);
+  const int64_t joints = side_by_side(p) ? p.joints : 1, groups = p.batch * p.joints / joints;
+  torch::stable::parallel_for(0, groups, std::max<int64_t>(1, 16 / joints), [&](int64_t begin, int64_t end) {
+    MapsOfLoss<T> maps(p, joints);
+    for (int64_t i = begin; i < end; ++i) {
+      maps.load(i, factors, scale);
+      with_simd(level, [&] { body(i, maps); });
+    }
+  });
+  return groups;
 }
 
 template <typename T>
 void forward_typed(const HeatmapMseLossParams& p) {
-  using A = accumulate_t<T>;
-  const SimdLevel level = simd_level();
-  const TargetFactors<A> factors(p.spec);
-  torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
-    MapOfLoss<T> map(p);
-    for (int64_t i = begin; i < end; ++i) {
-      map.load(i, factors);
-      with_simd(level, [&] { p.partial_sums[i] = map_error(map) * map.loss.weight; });
-    }
-  });
+  const int64_t groups =
+      for_each_group<T>(p, 1.0, [&](int64_t i, const MapsOfLoss<T>& maps) { p.partial_sums[i] = squared_error(maps); });
   // In order, whatever the number of threads: the same bits on every run.
   double total = 0.0;
-  for (int64_t map = 0; map < p.batch * p.joints; ++map) total += p.partial_sums[map];
-  *static_cast<A*>(p.loss) = static_cast<A>(total * loss_scale(p));
+  for (int64_t i = 0; i < groups; ++i) total += p.partial_sums[i];
+  *static_cast<accumulate_t<T>*>(p.loss) = static_cast<accumulate_t<T>>(total * loss_scale(p));
 }
 
 template <typename T>
 void backward_typed(const HeatmapMseLossParams& p) {
-  using A = accumulate_t<T>;
-  const SimdLevel level = simd_level();
-  const TargetFactors<A> factors(p.spec);
-  const double grad_output = *static_cast<const A*>(p.grad_output);
-  torch::stable::parallel_for(0, p.batch * p.joints, 16, [&](int64_t begin, int64_t end) {
-    MapOfLoss<T> map(p);
-    for (int64_t i = begin; i < end; ++i) {
-      map.load(i, factors);
-      // grad_output (a loss scaler's 65536, say) goes in before rounding to T: in half precision it could not after.
-      const A factor = static_cast<A>(2.0 * loss_scale(p) * grad_output * map.loss.weight);
-      using One = std::integral_constant<int, 1>;  // known to the compiler, which then vectorises
-      const bool dense = p.stride_x == 1 && p.grad_stride_x == 1;
-      with_simd(level, [&] {
-        dense ? write_gradient(map, factor, One(), One()) : write_gradient(map, factor, p.stride_x, p.grad_stride_x);
-      });
-    }
-  });
+  // grad_output (a loss scaler's 65536, say) goes in before rounding to T: in half precision it could not after.
+  const double grad_output = *static_cast<const accumulate_t<T>*>(p.grad_output);
+  for_each_group<T>(p, 2.0 * loss_scale(p) * grad_output,
+                    [](int64_t, const MapsOfLoss<T>& maps) { write_gradient(maps); });
 }
 
 void forward_cpu(const HeatmapMseLossParams& p) {

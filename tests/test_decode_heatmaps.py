@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import cv2
@@ -50,20 +51,56 @@ def test_matches_reference(device: torch.device, refine: str, dtype: torch.dtype
     refine=st.sampled_from(REFINEMENTS),
     blur_kernel=st.sampled_from([1, 3, 7, 9, 11, 35]),
     special=st.lists(st.sampled_from([NAN, INF, -INF, 0.0, -0.0, 9.0]), max_size=12),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
 def test_matches_reference_whatever_the_values(
-    seed: int, height: int, width: int, refine: str, blur_kernel: int, special: list[float]
+    seed: int,
+    height: int,
+    width: int,
+    refine: str,
+    blur_kernel: int,
+    special: list[float],
+    layout: torch.memory_format,
 ) -> None:
     maps = random_maps((2, 3, height, width), seed)
     places = torch.Generator().manual_seed(seed)
     for value in special:
         maps.view(-1)[torch.randint(0, maps.numel(), (1,), generator=places)] = value
     options: dict[str, Any] = {"refine": refine, "blur_kernel": blur_kernel}
+    maps = maps.contiguous(memory_format=layout)
     assert_matches_reference(fastpose.decode_heatmaps(maps, **options), maps, **options)
-    flipped = random_maps((2, 3, height, width), seed + 1)
+    flipped = random_maps((2, 3, height, width), seed + 1).contiguous(memory_format=layout)
     options |= {"flip_pairs": [(0, 2)], "flip_shift": bool(seed % 2)}
     out = fastpose.decode_heatmaps(maps, flipped=flipped, **options)
     assert_matches_reference(out, maps, flipped=flipped.numpy(), **options)
+
+
+@pytest.mark.parametrize(
+    ("joints", "dtype"), [*zip([2, 3, 16, 17], DTYPES, strict=True), (1, DTYPES[0]), (133, DTYPES[0])]
+)
+def test_channels_last_decodes_to_the_bits_of_planar_maps(joints: int, dtype: torch.dtype) -> None:
+    """Ties everywhere, zeros of both signs, and maps of which little is left but NaN and infinities."""
+    for size in [(1, 1), (4, 5), (6, 40), (15, 23)]:
+        maps, mirrored = random_maps((8, joints, *size)), random_maps((8, joints, *size), 1)
+        maps[0, :, ::2] = NAN
+        maps[1, :, 1:] = -0.0
+        maps[2] = -INF
+        maps[3] = NAN
+        maps[3, :, -1, -1] = -INF
+        maps[4, ..., -1] = INF
+        mirrored[5, :, 0] = NAN
+        maps[6] = 0.5
+        pairs = [(0, joints - 1)] if joints > 1 else []
+        for refine, shift in product(REFINEMENTS, (None, False, True)):
+            bits = []
+            for layout in (torch.contiguous_format, torch.channels_last):
+                options: dict[str, Any] = {"refine": refine, "blur_kernel": 5}
+                if shift is not None:
+                    flipped = mirrored.to(dtype, memory_format=layout)
+                    options |= {"flipped": flipped, "flip_pairs": pairs, "flip_shift": shift}
+                points, scores = fastpose.decode_heatmaps(maps.to(dtype, memory_format=layout), **options)
+                bits.append(torch.cat([points.flatten(), scores.flatten()]).view(torch.int32))
+            assert torch.equal(*bits)
 
 
 UPSTREAM = {"dark": upstream.dark, "dark_udp": upstream.dark_udp}

@@ -59,15 +59,16 @@ def test_matches_reference(device: torch.device, encoding: str, missing: str, we
     width=st.integers(1, 40),
     encoding=st.sampled_from(ENCODINGS),
     missing=st.sampled_from(["zeros", "ignore"]),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
 def test_is_the_mean_square_against_the_rendered_target(
-    seed: int, height: int, width: int, encoding: str, missing: str
+    seed: int, height: int, width: int, encoding: str, missing: str, layout: torch.memory_format
 ) -> None:
     """Value and gradient against our own render + the same formula in plain torch."""
     pred, points, visible = batch_of(torch.device("cpu"), (height, width), 3, seed)
     target, weights = fastpose.render_heatmaps(points, visible, (height, width), encoding=encoding)
     weight = torch.ones_like(weights) if missing == "zeros" else weights
-    plain, fused = pred.clone().requires_grad_(), pred.clone().requires_grad_()
+    plain, fused = pred.clone().requires_grad_(), pred.contiguous(memory_format=layout).requires_grad_()
     expected = 0.5 * (weight[:, :, None, None] * (plain - target) ** 2).mean()
     loss = fastpose.heatmap_mse_loss(fused, points, visible, encoding=encoding, missing=missing)
     torch.testing.assert_close(loss, expected)
@@ -167,8 +168,30 @@ def test_any_strides_and_their_gradients(device: torch.device) -> None:
     torch.testing.assert_close(one.grad, plain.grad)
 
 
-def test_two_runs_and_any_number_of_threads_give_the_same_bits() -> None:
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("joints", [1, 2, 3, 16, 17, 133])
+def test_channels_last_gives_what_planar_maps_give(encoding: str, joints: int) -> None:
+    """The gradient bit for bit, as it is of every element alone; the sums of the loss have another order."""
+    for size, missing, weighted in (((5, 33), "zeros", True), ((3, 70), "ignore", True), ((7, 9), "ignore", False)):
+        points, visible = random_points(3, joints, size)
+        values = torch.randn(3, joints, *size, generator=torch.Generator().manual_seed(joints)) * 0.3
+        weights = torch.rand(3, joints, generator=torch.Generator().manual_seed(1)) if weighted else None
+        options = {"sigma": 1.5, "encoding": encoding, "missing": missing, "joint_weights": weights}
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            planar = values.to(dtype, copy=True).requires_grad_()
+            last = values.to(dtype, copy=True, memory_format=torch.channels_last).requires_grad_()
+            losses = [fastpose.heatmap_mse_loss(pred, points, visible, **options) for pred in (planar, last)]
+            torch.testing.assert_close(losses[1], losses[0], rtol=2e-6, atol=0.0)
+            for loss in losses:
+                (loss * values.numel()).backward()
+            assert last.grad.stride() == last.stride()
+            assert torch.equal(last.grad, planar.grad)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_two_runs_and_any_number_of_threads_give_the_same_bits(layout: torch.memory_format) -> None:
     pred, points, visible = batch_of(torch.device("cpu"), (64, 64), 16)
+    pred = pred.contiguous(memory_format=layout)
     threads = torch.get_num_threads()
     try:
         losses = []

@@ -302,6 +302,13 @@ def transposed(maps: Tensor) -> Tensor:
     return torch.empty_like(maps.transpose(2, 3), memory_format=torch.contiguous_format).transpose(2, 3).copy_(maps)
 
 
+def tokens(maps: Tensor) -> Tensor:
+    """What a transformer gives, [B, 1 + h·w, K], without its first token."""
+    batch, joints, height, width = maps.shape
+    out = torch.full((batch, 1 + height * width, joints), NAN, dtype=maps.dtype, device=maps.device)
+    return out[:, 1:].transpose(1, 2).unflatten(2, (height, width)).copy_(maps)
+
+
 LAYOUTS = [
     planar,
     channels_last,
@@ -311,6 +318,7 @@ LAYOUTS = [
     some_samples_channels_last,
     one_element_off,
     one_element_off_channels_last,
+    tokens,
     columns_of_a_wider_map,
     transposed,
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +24,11 @@ from fastpose import doctor
 pytestmark = pytest.mark.native
 LEVELS = ("plain", "avx2", "avx512")
 HALVES = (torch.float16, torch.bfloat16)
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": torch.clone,
+    "strided": lambda maps: maps.mT.contiguous().mT,
+    "channels_last": lambda maps: maps.contiguous(memory_format=torch.channels_last),
+}
 
 
 def run_under(level: str | None, program: str) -> subprocess.CompletedProcess[str]:
@@ -85,8 +90,8 @@ def map_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
             yield f"maps {name}", drawn
             yield f"weights {name}", weights
             noisy = drawn + (torch.randn(drawn.shape, generator=generator) * 0.1).to(dtype)
-            for layout, pred in (("dense", noisy), ("strided", noisy.mT.contiguous().mT)):
-                pred = pred.detach().requires_grad_()
+            for layout, laid_out in LAYOUTS.items():
+                pred = laid_out(noisy).detach().requires_grad_()
                 loss = fastpose.heatmap_mse_loss(pred, keypoints, visible, sigma=sigma, encoding=encoding)
                 loss.backward()
                 yield f"loss {layout} {name}", loss.detach()
@@ -100,8 +105,8 @@ def map_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
         levels[2, 0, -1, -1] = float("inf")
         rest = torch.randn(levels.shape, generator=generator).to(dtype)
         for heatmaps, other in ((levels, rest), (rest, levels), (rest, rest.flip(3))):
-            for layout in ("dense", "strided"):
-                a, b = (t if layout == "dense" else t.mT.contiguous().mT for t in (heatmaps, other))
+            for layout, laid_out in LAYOUTS.items():
+                a, b = laid_out(heatmaps), laid_out(other)
                 name = f"{layout} {size} {dtype}"
                 for shift in (False, True):
                     options = {"flipped": b, "flip_pairs": pairs, "flip_shift": shift}
