@@ -58,6 +58,11 @@ def test_fastpose_on_one_thread(compare: Compare, own: Own) -> None:
     compare(on_one_thread(own.run))
 
 
+def test_fastpose_channels_last(compare: Compare, maps: Maps) -> None:
+    pred = maps.pred.contiguous(memory_format=torch.channels_last)
+    compare(lambda: fastpose.decode_heatmaps(pred, heatmap_to_image=maps.matrix))
+
+
 def test_simple_baselines(compare: Compare, maps: Maps) -> None:
     pred, matrices = maps.pred.numpy(), maps.matrix.double().numpy()
 

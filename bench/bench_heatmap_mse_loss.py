@@ -62,6 +62,11 @@ def test_fastpose_on_one_thread(compare: Compare, own: Own) -> None:
     compare(on_one_thread(own.run), GRADIENT)
 
 
+def test_fastpose_channels_last(compare: Compare, maps: Maps) -> None:
+    interleaved = maps._replace(pred=maps.pred.contiguous(memory_format=torch.channels_last))
+    compare(forward_and_backward(fastpose.heatmap_mse_loss, interleaved), GRADIENT)
+
+
 def test_our_render_and_mse_loss(compare: Compare, maps: Maps) -> None:
     def loss(pred: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
         return 0.5 * functional.mse_loss(pred, fastpose.render_heatmaps(keypoints, visible, HEATMAP)[0])
