@@ -262,12 +262,15 @@ def packed_options(
     """
     root = options.resolved_data_root()
     made_with = read_index(root)["options"]
-    held = {name: made_with.get(name, getattr(TrainOptions, name)) for name in DATA_OPTIONS}
+    usual = TrainOptions().with_files()
+    held = {name: made_with.get(name, getattr(usual, name)) for name in DATA_OPTIONS}
     if not options.head_boxes:
         held["head_boxes"] = ""
     for name in DATA_OPTIONS:
         value = getattr(options, name)
-        if value != held[name] and (name in given or value != getattr(TrainOptions, name)):
+        # MPII's names stand in configs of runs that named none.
+        unnamed = (getattr(TrainOptions, name), getattr(usual, name))
+        if value != held[name] and (name in given or value not in unnamed):
             raise ValueError(
                 f"{(called or {}).get(name, name)}: the pack {root} holds the data of {held[name]!r}, got {value!r}: "
                 "name what it holds, or pack the other"
@@ -287,8 +290,8 @@ def as_packed(
     root = options.resolved_data_root()
     if not is_pack(root):
         return options
-    held = packed_options(options, given, called)
-    if other := [f"{name} {value!r}" for name, value in held.items() if value != getattr(options, name)]:
+    held, named = packed_options(options, given, called), options.with_files()
+    if other := [f"{name} {value!r}" for name, value in held.items() if value != getattr(named, name)]:
         print(f"the pack {root} holds the data of {', '.join(other)}", flush=True)
     reduced = options.reduced_decode and margins_of(root, "train").reduce
     return dataclasses.replace(options, **held, reduced_decode=reduced)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import fastpose
 VERBS = {
     "train": "train a network and tell its score",
     "evaluate": "score a checkpoint, write MPII's pred.mat",
-    "predict": "find the joints of a person in a picture",
+    "predict": "find the joints of persons in pictures",
     "export": "write a network as ONNX or torch.export program, pixels in, points out",
     "pack": "cut a data set's persons out, into a few files that load quickly",
     "synthetic": "generate a data set of drawn persons",

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
@@ -20,12 +21,28 @@ DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"
 # What options were, in effect, before they existed: for the checkpoints and config.yaml files of older runs.
 BEFORE = {"reduced_decode": False, "color_order": "rgb"}
 
+# Where a data set has the files that the options do not name.
+LAYOUTS = {
+    "mpii": {
+        "train_annotations": "annot/train.json",
+        "valid_annotations": "annot/valid.json",
+        "images": "images",
+        "valid_images": "",
+    },
+    "coco": {
+        "train_annotations": "annotations/person_keypoints_train2017.json",
+        "valid_annotations": "annotations/person_keypoints_val2017.json",
+        "images": "train2017",
+        "valid_images": "val2017",
+    },
+}
+
 Options = TypeVar("Options")
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with its line of help; the unit belongs into the help."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *, once: bool = False) -> Any:
+    """A dataclass field with its line of help; the unit belongs into the help. `once`: a second time is an error."""
+    return dataclasses.field(default=default, metadata={"help": help, "once": once})
 
 
 @dataclass(frozen=True)
@@ -49,9 +66,15 @@ class TrainOptions:
         "", "joints of a data set in COCO's format: a YAML file (see docs/skeletons.md); empty: the data set's own"
     )
     train_annotations: str = option(
-        "annot/train.json", "training annotations: MPII .json (community) or .mat (official), or COCO .json"
+        "",
+        "training annotations: MPII .json (community) or .mat (official), or COCO .json; empty: annot/train.json, for "
+        "COCO annotations/person_keypoints_train2017.json",
     )
-    valid_annotations: str = option("annot/valid.json", "validation annotations, in the same formats")
+    valid_annotations: str = option(
+        "",
+        "validation annotations, in the same formats; empty: annot/valid.json, for COCO "
+        "annotations/person_keypoints_val2017.json",
+    )
     head_boxes: str = option(
         "annot/gt_valid.mat", "head boxes of the validation .json for PCKh; not used with a .mat, which has its own"
     )
@@ -66,7 +89,11 @@ class TrainOptions:
         "text file that names the validation persons of a .mat, one IMAGE or IMAGE PERSON (from 0) per line; "
         "the rest is for training; empty with .json",
     )
-    images: str = option("images", "directory of the images")
+    images: str = option(
+        "",
+        "directory of the images; empty: images; for COCO, where no annotations are named either, train2017 and, to "
+        "evaluate, val2017",
+    )
     valid_images: str = option("", "directory of the validation images; empty: that of `images`")
     missing_images: Literal["error", "drop"] = option("error", "what to do with annotations whose image is not there")
     on_bad_image: Literal["error", "skip"] = option(
@@ -237,13 +264,23 @@ class TrainOptions:
                 f"size: expected height and width, positive multiples of {step} pixels, got {list(self.size)}"
             )
 
+    def with_files(self) -> TrainOptions:
+        """These options, with the files and directories of the data set's own layout for those that are not named."""
+        layout = LAYOUTS[self.dataset]
+        if self.train_annotations or self.valid_annotations:  # in a layout of their own, unless all is named
+            layout = layout | {"images": "images", "valid_images": ""}
+        if self.images:
+            layout = layout | {"valid_images": ""}
+        named: dict[str, Any] = {name: getattr(self, name) or file for name, file in layout.items()}
+        return dataclasses.replace(self, **named)
+
     def data_path(self, name: str) -> Path:
         """The file or directory that option `name` names, below the data root."""
-        return self.resolved_data_root() / getattr(self, name)
+        return self.resolved_data_root() / getattr(self.with_files(), name)
 
     def images_path(self, split: Literal["train", "valid"]) -> Path:
         """The directory of a split's images."""
-        return self.data_path("valid_images" if split == "valid" and self.valid_images else "images")
+        return self.data_path("valid_images" if split == "valid" and self.with_files().valid_images else "images")
 
     def resolved_data_root(self) -> Path:
         return (
@@ -254,7 +291,8 @@ class TrainOptions:
 
     def as_plain(self) -> dict[str, Any]:
         """Plain values for YAML and checkpoints; paths are absolute, so that a run can go on from anywhere."""
-        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        named = dataclasses.asdict(self.with_files())
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in named.items()}
         for name in ("skeleton", "backbone_weights", "weights"):
             if file := getattr(self, name):
                 plain[name] = str(Path(file).expanduser().resolve())
@@ -342,18 +380,62 @@ def make_parser(prog: str, description: str, cls: type) -> jsonargparse.Argument
 
 
 def parse(
-    parser: jsonargparse.ArgumentParser, cls: type[Options], argv: Sequence[str]
+    parser: jsonargparse.ArgumentParser, cls: type[Options], argv: Sequence[str], recipe: Path | None = None
 ) -> tuple[Options, dict[str, Any]]:
     """Parses `argv`, where --on-bad-image may stand for --on_bad_image. Returns options and what else is in it.
 
-    A wrong option ends the program with a message and exit code 2, as argparse does.
+    A wrong option ends the program with a message and exit code 2, as argparse does. What is wrong in `recipe`, a file
+    that `argv` names, is told with its name.
     """
-    values = parser.parse_args([underscored(word) for word in argv]).as_dict()
-    plain = {field.name: values.pop(field.name) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    words = [underscored(word) for word in argv]
+    names = [word.partition("=")[0] for word in words]
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.metadata["once"] and names.count(f"--{field.name}") > 1:
+            parser.error(f"{field.name}: given more than once: put all values behind one --{field.name}")
+    held: dict[str, Any] = {}
     try:
+        if recipe:
+            held = read_recipe(recipe)
+        values = parser.parse_args(words).as_dict()
+        plain = {field.name: values.pop(field.name) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         return from_plain(cls, plain), values
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(naming(recipe, error, held.keys() - {name[2:] for name in names}))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options that a recipe gives, of their types; one by one, as with each other and with the command line's they
+    are looked at when they make options.
+
+    Raises:
+        ValueError: the file is not YAML, or something in it is no option or no value for it; names the file.
+    """
+    import jsonargparse
+    import yaml
+
+    parser = make_parser("fastpose train", "", TrainOptions)
+    parser.exit_on_error = False
+    try:
+        # Its loader takes 1e-3 for a number, which PyYAML's does not.
+        given = jsonargparse.get_loader("yaml")(path.read_text(encoding="utf-8"))
+        if not isinstance(given, dict):
+            raise ValueError(f"expected lines of NAME: VALUE, got {str(given)[:40]!r}")
+        for name, value in given.items():
+            if name not in TrainOptions.__dataclass_fields__:
+                raise ValueError(f"there is no option {name!r}")
+            if value is None:
+                raise ValueError(f"{name}: expected a value, got none")
+            if isinstance(getattr(TrainOptions, name), tuple) and not isinstance(value, list):
+                raise ValueError(f"{name}: expected a list, got {value!r}")
+        return parser.parse_object(given, defaults=False).as_dict()
+    except (ValueError, argparse.ArgumentError, yaml.YAMLError) as error:
+        message = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise ValueError(f"{path}: {message}") from error
+
+
+def naming(recipe: Path | None, error: ValueError, names: Collection[str]) -> str:
+    """The message, with the recipe's file before it if it is about one of the options `names`, which are from there."""
+    return f"{recipe}: {error}" if str(error).partition(":")[0] in names else str(error)
 
 
 def run_command(

@@ -150,13 +150,14 @@ def draw_heatmaps(
     figure.savefig(path, dpi=110)
 
 
-def draw_pose(path: Path, picture: np.ndarray, joints: np.ndarray, skeleton: Skeleton) -> None:
-    """A picture, uint8 [H, W, 3], with one predicted pose, [K, 2] in its pixels."""
+def draw_pose(path: Path, picture: np.ndarray, poses: np.ndarray, skeleton: Skeleton) -> None:
+    """A picture, uint8 [H, W, 3], with predicted poses, [N, K, 2] in its pixels."""
     height, width = picture.shape[:2]
     figure = Figure(figsize=(8, max(8 * height / width, 1)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(picture)
-    draw_skeleton(axes, joints, np.ones(len(joints), bool), skeleton, PREDICTION, width=3.0)
+    for joints in poses:
+        draw_skeleton(axes, joints, np.ones(len(joints), bool), skeleton, PREDICTION, width=3.0)
     _frame(axes, height, width)
     figure.savefig(path, dpi=110)
 

@@ -369,9 +369,17 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: PoseLoader, options: TrainOptions, stop: StopSignals | None = None
+    model: nn.Module,
+    loader: PoseLoader,
+    options: TrainOptions,
+    stop: StopSignals | None = None,
+    report: Callable[[int], None] = lambda persons: None,
 ) -> Evaluation | None:
-    """Predicts the joints of all persons of `loader` and scores them. None if a stop signal came."""
+    """Predicts the joints of all persons of `loader` and scores them. None if a stop signal came.
+
+    `report` is called after each batch with the number of persons so far, on CUDA while the GPU may have up to
+    `prefetch` batches of them still to do.
+    """
     persons = loader.persons
     predictions = np.full((len(persons), persons.skeleton.num_joints, 2), np.nan, np.float32)
     scores = np.full(predictions.shape[:2], np.nan, np.float32)
@@ -382,6 +390,7 @@ def evaluate(
             done.append((batch.rows, *predict(model, batch, persons.skeleton, options)))
             if stop is not None and stop.received:
                 return None
+            report(min((batch.step + 1) * loader.batch_size, len(persons)))
     for rows, points, values in done:
         predictions[rows.numpy()] = points.cpu().numpy()
         scores[rows.numpy()] = values.cpu().numpy()

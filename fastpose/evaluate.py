@@ -20,7 +20,7 @@ from fastpose.config import NetworkOptions, TrainOptions, option, run_command
 from fastpose.data.packed import is_pack
 from fastpose.engine import choose_device, evaluate
 from fastpose.metrics.coco import known_sigmas, require_pycocotools
-from fastpose.report import format_scores, replace_text, scores_entry, write_json
+from fastpose.report import EvaluationReport, format_scores, replace_text, scores_entry, write_json
 
 CALLED = {"valid_annotations": "annotations", "valid_images": "images"}  # options of the training, here
 
@@ -110,7 +110,7 @@ def run(given: EvaluateOptions) -> int:
     names = {"valid_annotations": given.annotations} | dataclasses.asdict(given)
     root = options.resolved_data_root()
     # Nobody reads the training's annotations here, so a pack may hold any.
-    options = dataclasses.replace(options, train_annotations=TrainOptions.train_annotations)
+    options = dataclasses.replace(options, train_annotations="")
     options = as_packed(options, [name for name in DATA_OPTIONS if names.get(name) is not None], CALLED)
     if not is_pack(root):
         check_is_file("annotations", options.data_path("valid_annotations"))
@@ -119,7 +119,12 @@ def run(given: EvaluateOptions) -> int:
         known_sigmas(persons)
         if persons.truth.annotations:
             require_pycocotools()
-    evaluation = evaluate(model, make_loader(persons, options, device, training=False), options)
+    print(f"{len(persons)} persons to evaluate, on {device}", flush=True)
+    loader, report = make_loader(persons, options, device, training=False), EvaluationReport(len(persons))
+    try:
+        evaluation = evaluate(model, loader, options, report=report.persons)
+    finally:
+        report.end_line()
     assert evaluation is not None  # only a stop signal makes it None, and none is listened for
     out = Path(given.out) if given.out else results_of(checkpoint) if foreign else checkpoint.parent
     out.mkdir(parents=True, exist_ok=True)

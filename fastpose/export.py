@@ -69,7 +69,9 @@ class ExportOptions(NetworkOptions):
     flip_test: bool = option(
         False, "look at the picture and its mirror image and average their heatmaps: more exact, twice the work"
     )
-    image: tuple[str, ...] = option((), "picture files to compare the file with fastpose on; empty: a drawn one")
+    image: tuple[str, ...] = option(
+        (), "picture files to compare the file with fastpose on; empty: a drawn one", once=True
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +83,8 @@ def run(given: ExportOptions) -> int:
     """Writes the file and prints how far it is from fastpose."""
     checkpoint = checkpoint_file(Path(given.checkpoint))
     suffix = SUFFIXES[given.format]
-    out = Path(given.out) if given.out else checkpoint.with_suffix(suffix)
+    stem = checkpoint.with_suffix("") if checkpoint.name.endswith(".pth.tar") else checkpoint
+    out = Path(given.out) if given.out else stem.with_suffix(suffix)
     if not out.name.endswith(suffix):
         raise ValueError(f"out: expected a file ending in {suffix}, got {out}")
     if out.resolve() == checkpoint.resolve():

@@ -15,10 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from fastpose.build import DATA_OPTIONS, describe, read_split
-from fastpose.config import TrainOptions, check_at_least, find_recipe, from_plain, make_parser, option, parse
+from fastpose.config import (
+    TrainOptions,
+    check_at_least,
+    find_recipe,
+    from_plain,
+    make_parser,
+    naming,
+    option,
+    parse,
+    read_recipe,
+)
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.packed import Margins, Plan, is_pack, write_pack
 from fastpose.data.persons import Persons
@@ -69,10 +77,14 @@ class PackOptions:
 
     def for_training(self, dataset: str) -> TrainOptions:
         """The options of a training on these data: the recipe's, with those given here in their place."""
-        recipe = yaml.safe_load(find_recipe(self.recipe).read_text(encoding="utf-8")) if self.recipe else {}
+        recipe = find_recipe(self.recipe) if self.recipe else None
+        held = read_recipe(recipe) if recipe else {}
         names = {field.name for field in dataclasses.fields(TrainOptions)}
         given = {n: value for n, value in dataclasses.asdict(self).items() if n in names and value not in (None, ())}
-        return from_plain(TrainOptions, recipe | given | {"data_root": dataset})
+        try:
+            return from_plain(TrainOptions, held | given | {"data_root": dataset}).with_files()
+        except ValueError as error:
+            raise ValueError(naming(recipe, error, held.keys() - given.keys())) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, paths = parse(parser, PackOptions, sys.argv[1:] if argv is None else argv)
     try:
         return run(given, paths["dataset"], Path(paths["out"]))
-    except (TypeError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -73,6 +73,31 @@ class Report:
             print(text, flush=True)
 
 
+class EvaluationReport:
+    """Progress of an evaluation on standard output, in the way of Report."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.terminal = sys.stdout.isatty()
+        self.begin = self.last = time.perf_counter()
+
+    def persons(self, done: int) -> None:
+        """Called after every batch with the persons done so far. On a terminal the line stays for another to renew."""
+        now = time.perf_counter()
+        if not self.terminal and now - self.last < 10:
+            return
+        self.last = now
+        rate = done / max(now - self.begin, 1e-9)
+        text = f"evaluation  {done}/{self.total} persons  {rate:6.1f} persons/s  "
+        text += f"{duration((self.total - done) / rate)} left"
+        print(f"\r\x1b[2K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
+
+    def end_line(self) -> None:
+        """What is printed next begins on a line of its own."""
+        if self.terminal:
+            print(flush=True)
+
+
 def duration(seconds: float) -> str:
     """75 -> 1m15s"""
     minutes, rest = divmod(round(seconds), 60)

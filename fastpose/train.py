@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import signal
 import sys
@@ -64,6 +65,7 @@ from fastpose.engine import (
     train_one_epoch,
 )
 from fastpose.report import (
+    EvaluationReport,
     Report,
     append_line,
     code_version,
@@ -98,14 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "writing a run folder",
     )
     try:
-        words, name, resume = with_recipe(sys.argv[1:] if argv is None else argv)
-        options, values = parse(parser, TrainOptions, words)
+        words, recipe, resume = with_recipe(sys.argv[1:] if argv is None else argv)
+        options, values = parse(parser, TrainOptions, words, recipe)
         root = options.resolved_data_root()
-        print(f"{f'run {resume}' if resume else f'recipe {name}'}, data root {root}", flush=True)
+        print(f"{f'run {resume}' if resume else f'recipe {recipe.stem}'}, data root {root}", flush=True)
         if resume:
             run = Run(options, Path(resume), resume=True)
             return run.dry_run() if values["dry_run"] else run.train()
-        folder = Path(values["run"] or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = Path(values["run"] or f"runs/{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
         if values["dry_run"]:
             return Run(options, folder).dry_run()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -121,10 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def with_recipe(argv: Sequence[str]) -> tuple[list[str], str, str]:
+def with_recipe(argv: Sequence[str]) -> tuple[list[str], Path, str]:
     """Puts the recipe's file, or the resumed run's config.yaml, before the other options, which then override it.
 
-    Returns the arguments, the recipe's name and the folder of the run to resume, empty if none.
+    Returns the arguments, that file and the folder of the run to resume, empty if none.
     """
     first = argparse.ArgumentParser(prog="fastpose train", add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
@@ -149,7 +151,7 @@ def with_recipe(argv: Sequence[str]) -> tuple[list[str], str, str]:
             raise ValueError(f"--resume {known.resume}: no run to go on with, {recipe} is missing")
     # First, so that config.yaml, where it has them, and the command line override them.
     before = [f"--{name}={str(value).lower()}" for name, value in BEFORE.items()] if resume else []
-    return [*before, "--recipe", str(recipe), *rest], recipe.stem, str(resume or "")
+    return [*before, "--recipe", str(recipe), *rest], recipe, str(resume or "")
 
 
 class Run:
@@ -192,6 +194,9 @@ class Run:
     def train(self) -> int:
         """Trains to the end, or until a stop signal arrives. Returns the exit code."""
         options, folder = self.options, self.folder
+        if self.is_complete():
+            print(f"nothing is left to do: {folder} has all its {self.progress.epoch} epochs; more: --epochs NUMBER")
+            return 0
         folder.mkdir(parents=True, exist_ok=True)
         write_yaml(folder / "config.yaml", options.as_plain())
         self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
@@ -210,6 +215,14 @@ class Run:
                 return self.stopped(stop.received)
         self.write_results(evaluation)
         return 0
+
+    def is_complete(self) -> bool:
+        """Whether the epochs that the options ask for are trained, and their results written."""
+        summary = self.folder / "summary.json"
+        if self.progress.epoch < self.options.epochs or not summary.is_file():
+            return False
+        # It may be that of an earlier end; where it does not tell, as in version 0.1, it is written anew.
+        return json.loads(summary.read_text(encoding="utf-8")).get("epochs") == self.progress.epoch
 
     def dry_run(self) -> int:
         """Trains one step, evaluates one batch and tells what there is to know of both. Writes nothing. Returns 0."""
@@ -255,7 +268,7 @@ class Run:
             train_one_epoch(self.train_step, self.rate, self.train_loader, progress, stop, report.step)
             due = progress.epoch + 1 == options.epochs or (progress.epoch + 1) % options.eval_every == 0
             if due and not stop.received:
-                evaluation = evaluate(self.model, self.valid_loader, options, stop)
+                evaluation = self.evaluate(stop)
             if stop.received:
                 return None
             self.finish_epoch(evaluation)
@@ -263,7 +276,12 @@ class Run:
             if evaluation and evaluation.score is not None and 0 < options.target_pckh <= evaluation.score:
                 return evaluation
         # A run that was complete when it was resumed has not been evaluated here.
-        return evaluation or evaluate(self.model, self.valid_loader, options, stop)
+        return evaluation or self.evaluate(stop)
+
+    def evaluate(self, stop: StopSignals) -> Evaluation | None:
+        """Scores the network as it is. None if a stop signal came."""
+        report = EvaluationReport(len(self.valid_loader.persons))
+        return evaluate(self.model, self.valid_loader, self.options, stop, report.persons)
 
     def finish_epoch(self, evaluation: Evaluation | None) -> None:
         """Takes the epoch into metrics.jsonl and the checkpoints, and moves on to the next."""
@@ -283,7 +301,7 @@ class Run:
         progress.next_epoch()
         if evaluation and (score := evaluation.score) is not None:
             self.rate.observe(score)
-            if score > progress.best_score:
+            if score >= progress.best_score:  # of equals the one that was trained longer
                 progress.best_epoch, progress.best_score = progress.epoch, score
                 self.save("best.pt")
         # Writing a checkpoint can take longer than a small epoch: between evaluations at most one a minute.
@@ -319,7 +337,8 @@ class Run:
         contents, file = load_latest(last)
         # A run of an older version does not name the options that there were not; it ran as their defaults do.
         was, now = TrainOptions().as_plain() | BEFORE | contents["config"], self.options.as_plain()
-        refuse_changes(was, now, ("model", "depth", "head", "channels", "color_order"), "a run keeps its network")
+        network = ("model", "depth", "head", "channels", "color_order", "size")
+        refuse_changes(was, now, network, "a run keeps its network")
         joints = skeleton_of(contents["skeleton"]).joints
         refuse_changes(
             {"skeleton": joints}, {"skeleton": self.skeleton.joints}, ("skeleton",), "a run keeps its joints"
@@ -342,13 +361,14 @@ class Run:
             data = "train_annotations (or another option of the training data)"
             refuse_changes({data: progress.train_data}, {data: train_data}, (data,), reason)
         progress.train_data = train_data
-        print(f"going on from {file}, epoch {progress.epoch + 1} after step {progress.step}", flush=True)
+        if not self.is_complete():
+            print(f"going on from {file}, epoch {progress.epoch + 1} after step {progress.step}", flush=True)
 
     def stopped(self, signal_number: int) -> int:
         self.save("last.pt")
         name, progress = signal.Signals(signal_number).name, self.progress
         print(f"stopped by {name} in epoch {progress.epoch + 1} after step {progress.step}")
-        print(f"to go on: python -m fastpose.train --resume {self.folder}", flush=True)
+        print(f"to go on: {started_as()} --resume {self.folder}", flush=True)
         return 128 + signal_number
 
     def failed(self, error: Exception) -> None:
@@ -356,13 +376,14 @@ class Run:
         if not isinstance(error, NotFiniteError) and math.isfinite(self.progress.loss_sum):
             self.save("last.pt")
         hint = " (or with --on_bad_image skip)" if isinstance(error, BadImageError) else ""
-        print(f"to go on after mending this: python -m fastpose.train --resume {self.folder}{hint}", flush=True)
+        print(f"to go on after mending this: {started_as()} --resume {self.folder}{hint}", flush=True)
 
     def write_results(self, evaluation: Evaluation) -> None:
         """Writes summary.json and the pictures; prints the score and what was written."""
         progress, folder = self.progress, self.folder
         summary = {
             **scores_entry(evaluation, coco=self.coco),
+            "epochs": progress.epoch,
             "best": {"epoch": progress.best_epoch, "AP" if self.coco else "Mean": progress.best_score},
             "samples_per_second": progress.total_samples / max(progress.train_seconds, 1e-9),
             "input_wait_fraction": progress.wait_seconds / max(progress.train_seconds, 1e-9),
@@ -378,6 +399,11 @@ class Run:
         }
         write_json(folder / "summary.json", summary)
         print(f"\n{format_scores(evaluation)}\n", flush=True)
+        name = "AP" if self.coco else "PCKh@0.5"
+        print(
+            f"best: {name} {progress.best_score:.2f} in epoch {progress.best_epoch} (best.pt); "
+            f"last: {name} {evaluation.score:.2f}"
+        )
         if evaluation.skipped:
             print(f"without {evaluation.skipped} persons whose image could not be read, see summary.json")
         drawing.draw_curves(folder / "curves.png", self.history)
@@ -397,6 +423,11 @@ class Run:
         )
         for name in ("summary.json", "curves.png", "predictions.png", "heatmaps.png", "best.pt", "last.pt"):
             print(f"wrote {folder / name}")
+
+
+def started_as() -> str:
+    """The command that this is: the script's verb, or the module."""
+    return "fastpose train" if Path(sys.argv[0]).stem == "fastpose" else "python -m fastpose.train"
 
 
 def first_batch(loader: PoseLoader, epoch: int = 0) -> Batch:

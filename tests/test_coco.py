@@ -12,7 +12,7 @@ import yaml
 
 import fastpose
 from fastpose import build, drawing, evaluate, pack, predict, train
-from fastpose.config import TrainOptions
+from fastpose.config import TrainOptions, from_plain
 from fastpose.data.coco import AnnotationError, read_coco
 from fastpose.data.loader import PoseLoader
 from fastpose.data.persons import Persons
@@ -492,7 +492,7 @@ def test_images_without_annotations_are_predicted_without_a_score(finished, tiny
 
 
 def test_the_validation_images_may_lie_elsewhere(finished, tiny, tmp_path):
-    options = TrainOptions(dataset="coco", data_root=str(tiny), valid_images="val")
+    options = TrainOptions(dataset="coco", data_root=str(tiny), images="images", valid_images="val")
     assert options.images_path("train") == tiny / "images"
     assert options.images_path("valid") == tiny / "val"
     other = tmp_path / "elsewhere"
@@ -512,7 +512,8 @@ def test_missing_annotations_are_told_by_the_name_that_evaluate_has_for_them(tin
     torch.save(pose_resnet(18, "deconv", 17, channels=8).state_dict(), file)
     arguments = ["--checkpoint", str(file), "--data_root", str(tiny), "--device", "cpu"]
     assert evaluate.main(arguments) == 1
-    assert capsys.readouterr().err == f"error: annotations: no file {tiny / 'annot/valid.json'}\n"
+    missing = tiny / "annotations/person_keypoints_val2017.json"
+    assert capsys.readouterr().err == f"error: annotations: no file {missing}\n"
     assert evaluate.main([*arguments, "--annotations", "annotations/valid.json"]) == 0
 
 
@@ -607,6 +608,59 @@ def test_a_missing_pycocotools_is_told_before_the_training_begins(tiny, tmp_path
 def test_detections_are_refused_for_mpii_s_format():
     with pytest.raises(ValueError, match="detections: goes with --dataset coco, got 'boxes"):
         TrainOptions(detections="boxes.json")
+
+
+NAMED = {"train_annotations": "a.json", "valid_annotations": "b.json", "images": "c", "valid_images": "d"}
+COCO_S = [*(f"annotations/person_keypoints_{split}2017.json" for split in ("train", "val")), "train2017", "val2017"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named", "expected"),
+    [
+        ("mpii", [], ["annot/train.json", "annot/valid.json", "images", "images"]),
+        ("mpii", NAMED, ["a.json", "b.json", "c", "d"]),
+        ("coco", [], COCO_S),
+        ("coco", NAMED, ["a.json", "b.json", "c", "d"]),
+        # Whoever names annotations keeps them beside `images`, as ever.
+        ("coco", ["train_annotations", "valid_annotations"], ["a.json", "b.json", "images", "images"]),
+        ("coco", ["valid_annotations"], [COCO_S[0], "b.json", "images", "images"]),
+        ("coco", ["valid_annotations", "valid_images"], [COCO_S[0], "b.json", "images", "d"]),
+        ("coco", ["images"], [*COCO_S[:2], "c", "c"]),
+        ("coco", ["valid_images"], [*COCO_S[:3], "d"]),
+    ],
+)
+def test_files_that_are_not_named_are_those_of_the_data_set_s_own_layout(tmp_path, dataset, named, expected):
+    options = TrainOptions(dataset=dataset, data_root=str(tmp_path), **{name: NAMED[name] for name in named})
+    for same in (options, from_plain(TrainOptions, options.as_plain())):
+        found = [same.data_path(f"{split}_annotations") for split in ("train", "valid")]
+        found += [same.images_path(split) for split in ("train", "valid")]
+        assert found == [tmp_path / name for name in expected]
+
+
+def test_coco_as_it_is_downloaded_needs_no_names(tmp_path, monkeypatch, capsys):
+    root = write_tiny_coco(tmp_path / "COCO")
+    for before, name in (("train", "train"), ("valid", "val")):
+        (root / f"annotations/{before}.json").rename(root / f"annotations/person_keypoints_{name}2017.json")
+    (root / "images").rename(root / "train2017")
+    (root / "val2017").symlink_to("train2017")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "dataset: coco\ndepth: 18\nhead: deconv\nchannels: 8\nsize: [96, 64]\nbatch_size: 5\nepochs: 1\ndevice: cpu\n"
+    )
+    given = ["--recipe", str(recipe), "--data_root"]
+    assert train.main([*given, str(root), "--run", str(tmp_path / "run")]) == 0
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["valid_images"] == "val2017"
+    assert pack.main([str(root), str(tmp_path / "pack"), "--recipe", str(recipe)]) == 0
+    capsys.readouterr()
+    assert train.main([*given, str(tmp_path / "pack"), "--dry-run"]) == 0
+    assert "the pack" not in capsys.readouterr().out  # nothing in it that the options would not name
+    monkeypatch.setattr(build, "pose_resnet", pose_resnet)
+    monkeypatch.setattr(resnet, "WIDTHS", (8, 8, 8, 8))
+    file = tmp_path / "pose_resnet_18_96x64.pth.tar"
+    torch.save(pose_resnet(18, "deconv", 17, channels=8).state_dict(), file)
+    assert evaluate.main(["--checkpoint", str(file), "--data_root", str(root), "--device", "cpu"]) == 0
+    scores = json.loads((tmp_path / "pose_resnet_18_96x64-results/scores.json").read_text())
+    assert scores["persons"] == 10
 
 
 def test_coco_has_a_data_root_of_its_own(monkeypatch):

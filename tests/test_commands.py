@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,10 +17,10 @@ import yaml
 from scipy.io import loadmat
 
 import fastpose
-from fastpose import build, cli, drawing, evaluate, export, predict, train
+from fastpose import build, cli, drawing, engine, evaluate, export, pack, predict, report, train
 from fastpose.config import TrainOptions, find_recipe, recipes
 from fastpose.data.images import read_image
-from fastpose.engine import StopSignals
+from fastpose.engine import Evaluation, StopSignals
 from fastpose.metrics import pckh_from_mat
 from fastpose.models import pose_resnet
 from fastpose.skeletons import MPII
@@ -178,8 +181,8 @@ def test_an_older_run_goes_on_without_reducing_its_images(recipe, tmp_path):
     assert train.main(["--resume", str(run)]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["reduced_decode"] is False
     # Another value, once given, stays the run's.
-    for given in (["--reduced_decode", "true"], []):
-        assert train.main(["--resume", str(run), *given]) == 0
+    for epochs, given in (("3", ["--reduced_decode", "true"]), ("4", [])):
+        assert train.main(["--resume", str(run), "--epochs", epochs, *given]) == 0
         assert yaml.safe_load((run / "config.yaml").read_text())["reduced_decode"] is True
 
 
@@ -336,9 +339,16 @@ def test_within_an_epoch_nothing_may_change_that_the_order_of_persons_depends_on
     assert train.main(["--resume", str(run), *arguments]) == 0
 
 
-def test_a_resumed_run_keeps_its_network(finished, capsys):
-    assert train.main(["--resume", str(finished), "--depth", "34"]) == 1
-    assert capsys.readouterr().err == "error: --resume: depth is 18 in the run, got 34: a run keeps its network\n"
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--depth", "34"], "depth is 18 in the run, got 34"),
+        (["--size", "32", "64"], "size is [64, 64] in the run, got [32, 64]"),
+    ],
+)
+def test_a_resumed_run_keeps_its_network(finished, capsys, given, message):
+    assert train.main(["--resume", str(finished), *given]) == 1
+    assert capsys.readouterr().err == f"error: --resume: {message}: a run keeps its network\n"
 
 
 def test_a_resumed_run_keeps_its_optimiser(recipe, finished, tmp_path, capsys):
@@ -511,13 +521,49 @@ def test_resuming_a_torn_checkpoint_takes_the_one_before(recipe, finished, tmp_p
     assert_same_run(finished, run)
 
 
-def test_a_complete_run_can_be_resumed_for_more_epochs(recipe, tmp_path):
+def test_a_complete_run_is_left_alone_and_can_be_resumed_for_more_epochs(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     assert train.main(["--recipe", str(recipe), "--run", str(run), "--epochs", "1"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    capsys.readouterr()
     assert train.main(["--resume", str(run / "last.pt")]) == 0
-    assert len(losses(run)) == 1
+    out = capsys.readouterr().out
+    assert out.endswith(f"nothing is left to do: {run} has all its 1 epochs; more: --epochs NUMBER\n")
+    assert "going on" not in out
+    assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
     assert train.main(["--resume", str(run), "--epochs", "2"]) == 0
     assert len(losses(run)) == 2
+    # What was lost between the last epoch and its results is made up for.
+    summary = json.loads((run / "summary.json").read_text())
+    for lost in (None, summary | {"epochs": 1}):
+        (run / "summary.json").write_text(json.dumps(lost)) if lost else (run / "summary.json").unlink()
+        assert train.main(["--resume", str(run)]) == 0
+        assert json.loads((run / "summary.json").read_text())["pckh"] == summary["pckh"]
+        assert json.loads((run / "summary.json").read_text())["epochs"] == 2
+
+
+def test_of_equal_scores_the_later_epoch_is_the_best_and_the_learning_rate_still_drops(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    scores = iter([50.0, 0.0, 50.0, 0.0])
+    monkeypatch.setattr(Evaluation, "score", property(lambda evaluation: evaluation.pckh["Mean"]))
+    monkeypatch.setattr(engine, "pckh", lambda *arguments: {"Mean": next(scores)})
+    arguments = ["--recipe", str(recipe), "--epochs", "4", "--lr_drop_patience", "2"]
+    assert train.main([*arguments, "--run", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "\nbest: PCKh@0.5 50.00 in epoch 3 (best.pt); last: PCKh@0.5 0.00\n" in out
+    assert torch.load(tmp_path / "run/best.pt", weights_only=True)["progress"]["epoch"] == 3
+    assert json.loads((tmp_path / "run/summary.json").read_text())["best"] == {"epoch": 3, "Mean": 50.0}
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["lr"] for line in lines] == pytest.approx(
+        [2.5e-4] * 3 + [5e-5]
+    )  # two evaluations without a better one
+
+
+def test_hints_name_the_command_that_was_started(monkeypatch):
+    for program, command in (("/bin/fastpose", "fastpose train"), ("/x/fastpose/train.py", "python -m fastpose.train")):
+        monkeypatch.setattr(sys, "argv", [program, "--lr", "1"])
+        assert train.started_as() == command
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -682,11 +728,43 @@ def test_wrong_options_are_refused_by_name(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_key_in_a_recipe_is_refused(tmp_path, capsys):
-    (tmp_path / "wrong.yaml").write_text("epochs: 1\nlearning_rate: 1\n")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: 1\nlearning_rate: 1\n", "there is no option 'learning_rate'"),
+        ("run: here\n", "there is no option 'run'"),
+        ("1: 2\n", "there is no option 1"),
+        ("size: 96\n", "size: expected a list, got 96"),
+        ("size: [64, 65]\n", "size: expected height and width, positive multiples of 32 pixels, got [64, 65]"),
+        ("rotation: x\n", "Parser key \"rotation\": Expected a <class 'float'>. Got value: x"),
+        ("epochs: 1\nbatch_size:\n", "batch_size: expected a value, got none"),
+        ("epochs: [1\n", "while parsing a flow sequence in line 1"),
+        ("- epochs\n", "expected lines of NAME: VALUE, got \"['epochs']\""),
+        ("", "expected lines of NAME: VALUE, got 'None'"),
+        (b"data_root: \xff\n", "'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_train_and_pack_tell_what_is_wrong_in_a_recipe_with_its_name(tmp_path, capsys, text, message):
+    file = tmp_path / "wrong.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--recipe", str(file)])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"error: {file}: {message}")
+    assert pack.main([str(tmp_path), str(tmp_path / "out"), "--recipe", str(file)]) == 1
+    assert capsys.readouterr().err == told + "\n"
+
+
+def test_what_the_command_line_says_is_not_told_as_the_recipe_s(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("size: [64, 64]\nlr: 1e-3\n")
     with pytest.raises(SystemExit):
-        train.main(["--recipe", str(tmp_path / "wrong.yaml")])
-    assert "learning_rate" in capsys.readouterr().err
+        train.main(["--recipe", str(file), "--size", "64", "65"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: size: expected height and width")
+    for command in (train.main, lambda words: pack.main([str(tmp_path), str(tmp_path / "out"), *words])):
+        assert command(["--recipe", str(file), *["--data_root", str(tmp_path)] * (command is train.main)]) == 1
+        assert capsys.readouterr().err == f"error: train_annotations: no file {tmp_path / 'annot/train.json'}\n"
 
 
 def test_the_recipes_are_found_by_name_and_fit_the_options():
@@ -804,20 +882,102 @@ def test_predict_never_writes_over_a_picture_it_looks_at(finished, tmp_path, cap
     assert all(Path(name).read_bytes() == before for name in [*names, tmp_path / "000_a_pose.png"])
 
 
-def test_predict_looks_into_the_box():
-    persons = predict.persons_in_boxes([Path("a")], (10, 20, 100, 40), 1.25, (128, 64), MPII)
-    # The box becomes as tall as the network's input is for its width: 100 x 200, then a quarter larger.
-    assert persons.center.tolist() == [[60, 40]]
-    assert (persons.scale * 200).tolist() == [pytest.approx([125, 250])]
-    tall = predict.persons_in_boxes([Path("a")], (0, 0, 10, 400), 1.0, (128, 64), MPII)
-    assert (tall.scale * 200).tolist() == [pytest.approx([200, 400])]
+def test_predict_looks_into_the_boxes():
+    persons = predict.persons_in_boxes([Path("a")], [[(10, 20, 100, 40), (0, 0, 10, 400)]], 1.25, (128, 64), MPII)
+    # A box becomes as tall as the network's input is for its width, 100 x 200, or as wide for its height, 200 x 400;
+    # then a quarter larger.
+    assert persons.center.tolist() == [[60, 40], [5, 200]]
+    assert (persons.scale * 200).tolist() == [pytest.approx([125, 250]), pytest.approx([250, 500])]
+    assert persons.image_index.tolist() == [0, 0]
+    plain = predict.persons_in_boxes([Path("a"), Path("b")], [[(0, 0, 10, 400)]] * 2, 1.0, (128, 64), MPII)
+    assert (plain.scale * 200).tolist() == [pytest.approx([200, 400])] * 2
+    assert plain.image_index.tolist() == [0, 1]
+
+
+def test_predict_finds_each_person_as_if_alone(finished, recipe, tmp_path):
+    images = [str(recipe.parent / f"tiny/images/00{i}.jpg") for i in (0, 1)]
+    boxes = [["10", "5", "60.5", "80"], ["-20", "30", "90", "50"]]
+    found = {}
+    for name, words in {"both": boxes[0] + boxes[1], "first": boxes[0], "second": boxes[1]}.items():
+        out = tmp_path / name
+        given = ["--checkpoint", str(finished), "--out", str(out), "--image", *images, "--box", *words]
+        assert predict.main(given) == 0
+        found[name] = json.loads((out / "predictions.json").read_text())
+    assert [(entry["image"], entry["box"]) for entry in found["both"]] == [
+        (image, [float(number) for number in box]) for image in images for box in boxes
+    ]
+    for number, entry in enumerate(found["both"]):
+        alone = found["second" if number % 2 else "first"][number // 2]
+        assert entry["box"] == alone["box"]
+        for name, joint in entry["joints"].items():
+            assert list(joint.values()) == pytest.approx(list(alone["joints"][name].values()), rel=1e-4, abs=1e-3)
+    # Both are drawn into the one picture of their image.
+    assert [Path(entry["drawn"]).name for entry in found["both"]] == ["000_000_pose.png"] * 2 + ["001_001_pose.png"] * 2
+    drawn = {name: cv2.imread(entries[0]["drawn"]).astype(int) for name, entries in found.items()}
+    blue = {name: (picture[..., 0] - picture[..., 2] > 120) for name, picture in drawn.items()}
+    assert blue["both"].sum() > max(blue["first"].sum(), blue["second"].sum())
+
+
+def test_a_whole_picture_is_a_box_too(finished, recipe, tmp_path):
+    image = recipe.parent / "tiny/images/000.jpg"
+    assert predict.main(["--checkpoint", str(finished), "--image", str(image), "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "predictions.json").read_text())[0]["box"] == [0, 0, 96, 96]
+
+
+@pytest.mark.parametrize(
+    ("box", "inside"),
+    [
+        ("96 0 9 9", "95 0 9 9"),
+        ("0 96 9 9", "0 95 9 9"),
+        ("-9 0 9 9", "-8 0 9 9"),
+        ("0 -9 9 9", "0 -8 9 9"),
+    ],
+)
+def test_a_box_beside_the_picture_is_refused_with_its_size(finished, recipe, tmp_path, capsys, box, inside):
+    image = recipe.parent / "tiny/images/000.jpg"
+    given = ["--checkpoint", str(finished), "--image", str(image), "--out", str(tmp_path / "out"), "--box"]
+    assert predict.main([*given, "0", "0", "9", "9", *box.split()]) == 1
+    assert capsys.readouterr().err == f"error: box: {box} lies outside {image}, which is 96 pixels wide and 96 high\n"
+    assert not (tmp_path / "out").exists()
+    assert predict.main([*given, *inside.split()]) == 0
 
 
 def test_a_box_that_is_none_is_refused(capsys):
-    for box in (["1", "2", "3"], ["0", "0", "0", "5"]):
+    expected = "box: expected X Y WIDTH HEIGHT of each person, with positive width and height"
+    for box in ("1 2 3", "0 0 0 5", "1 2 3 4 5", "0 0 5 5 1 1 2 -3", "0 0 5 inf"):
+        words = box.replace("inf", ".inf").split()  # YAML's way to write it
         with pytest.raises(SystemExit):
-            predict.main(["--checkpoint", "c", "--image", "a", "--box", *box])
-        assert "box" in capsys.readouterr().err
+            predict.main(["--checkpoint", "c", "--image", "a", "--box", *words])
+        assert f"error: {expected}, got {box}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["box", "image"])
+def test_values_that_a_second_option_would_silently_replace_are_refused(capsys, name):
+    words = ["--checkpoint", "c", "--image", "a", "--box", "0", "0", "9", "9", f"--{name}", "1", "1", "9", "9"]
+    with pytest.raises(SystemExit):
+        predict.main(words)
+    assert f"error: {name}: given more than once: put all values behind one --{name}\n" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_evaluation_tells_its_progress(finished, tmp_path, monkeypatch, terminal):
+    out = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    # Each look at the clock is 4 s after the one before: a line is due at every third batch.
+    monkeypatch.setattr(report, "time", SimpleNamespace(perf_counter=iter(range(0, 400, 4)).__next__))
+    arguments = ["--checkpoint", str(finished), "--out", str(tmp_path), "--eval_batch_size", "2"]
+    assert evaluate.main([*arguments, "--decode_threads", "1"]) == 0
+    first, rest = out.getvalue().split("\n", 1)
+    assert first == "10 persons to evaluate, on cpu"
+    lines = re.findall(r"evaluation  (\d+)/10 persons  +[\d.]+ persons/s  \dm\d\ds left", rest)
+    assert lines == (["2", "4", "6", "8", "10"] if terminal else ["6"])
+    assert rest.count("\r\x1b[2K") == (5 if terminal else 0)
+    assert re.search(r"left\n(evaluation.*\n)*[^\r]*Mean@0.11", rest)  # the table begins on a line of its own
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "export"])

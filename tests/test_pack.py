@@ -445,15 +445,16 @@ def test_a_pack_in_full_resolution_serves_larger_crops(whole):
 
 def test_a_recipe_says_what_to_pack_for(data, tmp_path):
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("size: [32, 64]\nrotation: 12\nvalid_annotations: annot/train.json\n")
+    recipe.write_text("size: [32, 64]\nlr: 1e-3\nrotation: 12\nvalid_annotations: annot/train.json\n")
     assert pack.main([str(data), str(tmp_path / "out"), "--recipe", str(recipe), "--rotation", "45"]) == 0
     index = json.loads((tmp_path / "out/pack.json").read_text())
     assert index["margins"]["train"]["size"] == [32, 64]
     assert index["margins"]["train"]["rotation"] == 45
     assert index["margins"]["valid"]["rotation"] == 0
     assert index["options"]["valid_annotations"] == "annot/train.json"
-    # Training may name the annotations as the recipe does, or not at all.
-    for name in ("annot/train.json", "annot/valid.json"):
+    # Training may name the annotations as the recipe does, or not at all; annot/valid.json stands in configs of runs
+    # that did not.
+    for name in ("annot/train.json", "annot/valid.json", ""):
         assert len(build.read_split(options_for(tmp_path / "out", valid_annotations=name), "valid")) == 10
 
 

@@ -124,7 +124,9 @@ def keypoint_ap(
 def known_sigmas(persons: Persons) -> tuple[float, ...]:
     """The sigmas of the persons' joints; ValueError where the skeleton has none."""
     if not persons.skeleton.sigmas:
-        raise ValueError(f"skeleton: AP needs the sigmas of the joints, and {persons.skeleton.name!r} has none")
+        raise ValueError(
+            f"skeleton: AP needs the sigmas of the joints, and {persons.skeleton.name!r} has none: add them to its file"
+        )
     return persons.skeleton.sigmas
 
 
