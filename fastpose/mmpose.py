@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.structures import PixelData
@@ -161,6 +162,8 @@ class FastposePack(PackPoseInputs):
         # PackPoseInputs would copy the picture into planes: it gets one of a single pixel.
         packed = super().transform(results | changes | {"img": np.zeros((1, 1, 3), np.uint8)})
         packed["data_samples"].set_metainfo({"bbox_rotation": results.get("bbox_rotation", np.zeros(1))})
+        if picture.strides[1] < 0:  # RandomFlip's view, which NumPy copies 30 times as slowly as OpenCV
+            picture = cv2.flip(picture[:, ::-1], 1)
         return packed | {"inputs": torch.from_numpy(np.ascontiguousarray(picture))}
 
 
