@@ -78,7 +78,7 @@ def test_matches_reference_whatever_the_values(
 @pytest.mark.parametrize(
     ("joints", "dtype"), [*zip([2, 3, 16, 17], DTYPES, strict=True), (1, DTYPES[0]), (133, DTYPES[0])]
 )
-def test_channels_last_decodes_to_the_bits_of_planar_maps(joints: int, dtype: torch.dtype) -> None:
+def test_channels_last_decodes_to_the_bits_of_planar_maps_on_the_cpu(joints: int, dtype: torch.dtype) -> None:
     """Ties everywhere, zeros of both signs, and maps of which little is left but NaN and infinities."""
     for size in [(1, 1), (4, 5), (6, 40), (15, 23)]:
         maps, mirrored = random_maps((8, joints, *size)), random_maps((8, joints, *size), 1)
