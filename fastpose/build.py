@@ -254,7 +254,7 @@ def packed_options(
     Args:
         options: of a run on that pack.
         given: names of data options that somebody has given; others may have their defaults whatever the pack holds.
-        called: what the command calls data options for which it has other names.
+        called: what the command calls data options for which it has other names; empty for one that it does not have.
 
     Raises:
         ValueError: a data option names other data than the pack holds.
@@ -291,7 +291,8 @@ def as_packed(
     if not is_pack(root):
         return options
     held, named = packed_options(options, given, called), options.with_files()
-    if other := [f"{name} {value!r}" for name, value in held.items() if value != getattr(named, name)]:
+    told = {name: value for name, value in held.items() if (called or {}).get(name) != ""}
+    if other := [f"{name} {value!r}" for name, value in told.items() if value != getattr(named, name)]:
         print(f"the pack {root} holds the data of {', '.join(other)}", flush=True)
     reduced = options.reduced_decode and margins_of(root, "train").reduce
     return dataclasses.replace(options, **held, reduced_decode=reduced)  # type: ignore[arg-type]
@@ -360,8 +361,10 @@ def read_file_of(options: TrainOptions, name: Literal["weights", "backbone_weigh
     return read_weights(path)
 
 
-def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device) -> nn.Module:
+def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device, *, to_train: bool = False) -> nn.Module:
     """The network with random weights drawn from `options.seed`, or with those of the files that the options name.
+
+    `to_train`: weights for another number of joints will do, and the last layer begins anew.
 
     Raises:
         FileNotFoundError: there is no such file; names the option.
@@ -382,7 +385,8 @@ def make_model(options: TrainOptions, skeleton: Skeleton, device: torch.device) 
     if options.weights:
         weights = read_file_of(options, "weights")
         check_weights(weights, options)
-        print(load_weights(model, weights, new_joints=skeleton.num_joints), flush=True)
+        new_joints = skeleton.num_joints if to_train else None
+        print(load_weights(model, weights, new_joints=new_joints), flush=True)
         if weights.color_order not in (None, "auto", options.color_order):
             print(
                 f"warning: these weights were trained on {weights.color_order} images, and will see "
@@ -475,8 +479,10 @@ def _load_foreign(
     }
     inferred |= {name: value for name in ("depth", "head", "channels") if (value := getattr(weights, name))}
     inferred |= told
-    # Of the ways to say it only the name tells the size; SimpleBaselines and mmpose name files so, height first.
-    if named := re.search(r"(?<!\d)(\d{2,4})x(\d{2,4})(?!\d)", weights.path.name):
+    # Only the name tells the size; SimpleBaselines and mmpose name files so, height first. No network of theirs has a
+    # side that is no multiple of 16.
+    named = re.search(r"(?<!\d)(\d{2,4})x(\d{2,4})(?!\d)", weights.path.name)
+    if named and not any(int(side) % 16 for side in named.groups()):
         inferred.setdefault("size", (int(named[1]), int(named[2])))
     inferred.setdefault("size", (256, 256) if inferred["dataset"] == "mpii" else (256, 192))
     options = TrainOptions(**inferred)

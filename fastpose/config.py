@@ -267,7 +267,8 @@ class TrainOptions:
     def with_files(self) -> TrainOptions:
         """These options, with the files and directories of the data set's own layout for those that are not named."""
         layout = LAYOUTS[self.dataset]
-        if self.train_annotations or self.valid_annotations:  # in a layout of their own, unless all is named
+        names = ("train_annotations", "valid_annotations")
+        if any(getattr(self, name) not in ("", layout[name]) for name in names):  # a layout of their own
             layout = layout | {"images": "images", "valid_images": ""}
         if self.images:
             layout = layout | {"valid_images": ""}

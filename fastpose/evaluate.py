@@ -22,7 +22,8 @@ from fastpose.engine import choose_device, evaluate
 from fastpose.metrics.coco import known_sigmas, require_pycocotools
 from fastpose.report import EvaluationReport, format_scores, replace_text, scores_entry, write_json
 
-CALLED = {"valid_annotations": "annotations", "valid_images": "images"}  # options of the training, here
+SETTINGS = ("size", "color_order", "udp", "refine", "blur_kernel", "flip_test", "flip_shift")  # in scores.json
+CALLED = {"valid_annotations": "annotations", "valid_images": "images", "train_annotations": ""}  # of training, here
 
 DESCRIPTION = """Evaluate a checkpoint and write scores.json: with PCKh and pred.mat on MPII, with AP and
 keypoints_results.json on COCO. Where a data option is not given, the checkpoint's validation data is taken."""
@@ -140,7 +141,7 @@ def run(given: EvaluateOptions) -> int:
         "annotations": str(root if is_pack(root) else options.data_path("valid_annotations")),
         "persons": len(persons),
         "skipped_persons": evaluation.skipped,
-        "flip_test": options.flip_test,
+        **{name: getattr(options, name) for name in SETTINGS},
         "device": str(device),
     }
     write_json(out / "scores.json", scores)

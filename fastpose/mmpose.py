@@ -97,7 +97,12 @@ class FastposeHeatmap(BaseKeypointCodec):
 
         Returns:
             "heatmaps" [K, h, w] and "keypoint_weights" [1, K], float32.
+
+        Raises:
+            ValueError: not the joints of one person.
         """
+        if len(keypoints) != 1:
+            raise ValueError(f"keypoints must be [1, K, 2], of one person, got {list(keypoints.shape)}")
         visible = np.ones(keypoints.shape[:2]) if keypoints_visible is None else keypoints_visible
         heatmaps, weights = self.render(torch.as_tensor(keypoints).float(), torch.as_tensor(visible).float())
         return {"heatmaps": heatmaps[0].numpy(), "keypoint_weights": weights.numpy()}

@@ -179,7 +179,7 @@ class Run:
                 "mirrored pictures: name the pairs, or give --flip 0 --flip_test false",
                 flush=True,
             )
-        self.model = make_model(options, self.skeleton, self.device)
+        self.model = make_model(options, self.skeleton, self.device, to_train=True)
         self.optimizer = make_optimizer(self.model, options)
         self.rate = LearningRate(
             options.lr, options.lr_drop_factor, options.lr_drop_epochs, options.lr_drop_patience, options.warmup_steps
@@ -381,6 +381,10 @@ class Run:
     def write_results(self, evaluation: Evaluation) -> None:
         """Writes summary.json and the pictures; prints the score and what was written."""
         progress, folder = self.progress, self.folder
+        if progress.best_epoch < 0:  # stopped before its first evaluation, and resumed with fewer epochs
+            assert evaluation.score is not None
+            progress.best_epoch, progress.best_score = progress.epoch, evaluation.score
+            self.save("best.pt")
         summary = {
             **scores_entry(evaluation, coco=self.coco),
             "epochs": progress.epoch,
@@ -397,7 +401,6 @@ class Run:
                 str(e) for loader in (self.train_loader, self.valid_loader) for e in loader.bad_images.values()
             ],
         }
-        write_json(folder / "summary.json", summary)
         print(f"\n{format_scores(evaluation)}\n", flush=True)
         name = "AP" if self.coco else "PCKh@0.5"
         print(
@@ -421,6 +424,7 @@ class Run:
             evaluation.scores[row],
             self.options.udp,
         )
+        write_json(folder / "summary.json", summary)  # last: with it the run is complete
         for name in ("summary.json", "curves.png", "predictions.png", "heatmaps.png", "best.pt", "last.pt"):
             print(f"wrote {folder / name}")
 

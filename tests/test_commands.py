@@ -2,12 +2,15 @@
 import dataclasses
 import io
 import json
+import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -542,6 +545,28 @@ def test_a_complete_run_is_left_alone_and_can_be_resumed_for_more_epochs(recipe,
         assert json.loads((run / "summary.json").read_text())["epochs"] == 2
 
 
+def test_a_run_whose_pictures_were_not_drawn_is_not_complete(recipe, tmp_path, monkeypatch):
+    run, draw = tmp_path / "run", Mock(side_effect=[KeyboardInterrupt, None])
+    monkeypatch.setattr(drawing, "draw_predictions", draw)
+    assert train.main(["--recipe", str(recipe), "--run", str(run), "--epochs", "1"]) == 130
+    assert train.main(["--resume", str(run)]) == 0
+    assert draw.call_count == 2
+    assert (run / "summary.json").is_file()
+
+
+def test_a_run_that_ends_before_its_first_evaluation_has_a_best_epoch(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    contents = torch.load(run / "last.pt", weights_only=True)
+    contents["progress"] |= {"best_epoch": -1, "best_score": -math.inf}
+    torch.save(contents, run / "last.pt")
+    for name in ("best.pt", "summary.json"):
+        (run / name).unlink()
+    assert train.main(["--resume", str(run)]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["best"] == {"epoch": 2, "Mean": summary["pckh"]["Mean"]}
+    assert (run / "best.pt").is_file()
+
+
 def test_of_equal_scores_the_later_epoch_is_the_best_and_the_learning_rate_still_drops(
     recipe, tmp_path, monkeypatch, capsys
 ):
@@ -788,6 +813,16 @@ def test_evaluate_writes_one_based_predictions_in_the_order_of_the_annotations(r
     assert preds.shape == (10, 16, 2)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["pckh"] == json.loads((finished / "summary.json").read_text())["pckh"]
+    assert (scores["size"], scores["color_order"], scores["udp"], scores["flip_shift"]) == (
+        [64, 64],
+        "rgb",
+        False,
+        "auto",
+    )
+    other = ["--checkpoint", str(finished / "last.pt"), "--out", str(tmp_path / "other"), "--device", "cpu"]
+    assert evaluate.main([*other, "--refine", "dark", "--blur_kernel", "7", "--flip_test", "false"]) == 0
+    told = json.loads((tmp_path / "other" / "scores.json").read_text())
+    assert (told["refine"], told["blur_kernel"], told["flip_test"]) == ("dark", 7, False)
     truth = Path(yaml.safe_load(recipe.read_text())["data_root"]) / "annot/gt_valid.mat"
     assert pckh_from_mat(preds - 1, truth) == pytest.approx(scores["pckh"])
     evaluate.write_predictions(tmp_path / "zeros.mat", np.zeros((2, 16, 2), np.float32), np.array([4, 7]))

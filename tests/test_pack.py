@@ -870,9 +870,9 @@ def test_an_evaluation_on_a_pack_takes_its_annotations_and_refuses_others(checkp
     arguments = ["--checkpoint", str(checkpoint), "--data_root", str(renamed), "--out", str(tmp_path / "out")]
     for same in ([], ["--annotations", "annot/train.json", "--head_boxes", "annot/gt_valid.mat", "--images", "images"]):
         assert evaluate.main([*arguments, *same]) == 0
-        assert f"the pack {renamed} holds the data of valid_annotations 'annot/train.json'" * (not same) in (
-            capsys.readouterr().out
-        )
+        out = capsys.readouterr().out
+        assert f"the pack {renamed} holds the data of valid_annotations 'annot/train.json'" * (not same) in out
+        assert "train_annotations" not in out  # which is no option here
         scores = json.loads((tmp_path / "out/scores.json").read_text())
         assert scores["annotations"] == str(renamed)
         assert scores["pckh"] is not None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
 import sys
@@ -425,6 +426,9 @@ def test_options_of_a_foreign_network_follow_from_its_file(tmp_path):
     named = tmp_path / "pose_resnet_18_384x288.pth.tar"
     shutil.copy(tmp_path / "pose.pth", named)
     assert build.load_model(named, CPU)[1].size == (384, 288)
+    numbered = tmp_path / "pose_2024x12.pth.tar"  # no size of a network
+    shutil.copy(tmp_path / "pose.pth", numbered)
+    assert build.load_model(numbered, CPU)[1].size == (256, 192)
     _, options, _ = build.load_model(named, CPU, NetworkOptions(size=(64, 96), udp=True))
     assert (options.size, options.udp) == ((64, 96), True)
     with pytest.raises(ValueError, match=r"pose\.pth has 17 joints, and mpii 16: name its joints"):
@@ -508,7 +512,7 @@ def test_weights_for_other_joints_lend_all_but_the_last_layer(tmp_path, capsys):
     write("bare", tmp_path / "pose.pth", source)
     options = TrainOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path / "pose.pth"))
     model, fresh = (
-        build.make_model(options, MPII, CPU),
+        build.make_model(options, MPII, CPU, to_train=True),
         build.make_model(dataclasses.replace(options, weights=""), MPII, CPU),
     )
     assert "; for 16 joints new: final_layer.bias, final_layer.weight" in capsys.readouterr().out
@@ -524,6 +528,33 @@ def test_weights_for_other_joints_lend_all_but_the_last_layer(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"2 of another shape: final_layer\.\w+ \[17"):
         load_weights(model, read_weights(tmp_path / "pose.pth"), new_joints=8)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_no_network_but_one_to_train_begins_with_a_random_layer(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("last_layer_net.py").write_text(
+        "from torch import nn\n"
+        "def make(k):\n    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, k, 3, 2, 1))\n"
+    )
+    torch.save(importlib.import_module("last_layer_net").make(17).state_dict(), "sd.pth")
+    cv2.imwrite("p.png", np.full((64, 64, 3), 90, np.uint8))
+    told = ["--checkpoint", "sd.pth", "--model", "last_layer_net:make", "--device", "cpu"]
+    assert predict.main([*told, "--image", "p.png"]) == 1
+    assert "2 of another shape: 2.weight [17, 8, 3, 3] for [16, 8, 3, 3]" in capsys.readouterr().err
+    assert predict.main([*told, "--image", "p.png", "--dataset", "coco"]) == 0
+
+
+def test_more_than_one_layer_of_another_width_is_another_network(tmp_path):
+    def layers(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), nn.Linear(4, width), nn.Linear(2, 2))
+
+    torch.save(layers(32).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(ValueError, match="4 of another shape"):
+        load_weights(layers(16), read_weights(tmp_path / "wide.pth"), new_joints=16)
+    torch.save(nn.Linear(4, 32).state_dict(), tmp_path / "one.pth")
+    with pytest.raises(ValueError, match="2 of another shape"):
+        load_weights(nn.Linear(4, 16), read_weights(tmp_path / "one.pth"), new_joints=16)
 
 
 def test_of_weights_for_other_joints_the_backbone_can_be_had_alone(tmp_path):

@@ -86,8 +86,8 @@ def read_coco(
         rows = _read_detections(source, category, pictures, skeleton, aspect, file)
     elif not rows:
         raise AnnotationError(
-            f"{file}: none of its {len(contents.get('annotations', []))} annotations is a person (category {category}) "
-            "with joints and a box; a file that has none on purpose goes with detections"
+            f"{file}: none of its {len(contents.get('annotations') or [])} annotations is a person (category "
+            f"{category}) with joints and a box; a file that has none on purpose goes with detections"
         )
     persons = persons_from_rows(rows, source, root, missing_images, skeleton)
     _check_sizes(persons, pictures, file)

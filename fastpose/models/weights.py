@@ -151,8 +151,13 @@ def load_weights(model: nn.Module, weights: Weights, *, new_joints: int | None =
         and wanted[name].shape[1:] == found[name].shape[1:]
         and wanted[name].shape[:1] == (new_joints,)
     ]
-    for name in of_joints:
-        del wanted[name], found[name]
+    # One layer, and not the whole network.
+    rows, layers = {len(found[name]) for name in of_joints}, {name.rpartition(".")[0] for name in of_joints}
+    if len(rows) == len(layers) == 1 and len(of_joints) < len(wanted):
+        for name in of_joints:
+            del wanted[name], found[name]
+    else:
+        of_joints = []
     if problems := _mismatches(wanted, found):
         raise ValueError(f"{weights.path}: does not fit the network: {problems}; the file has a {weights}")
     model.load_state_dict(found, strict=False)

@@ -244,6 +244,8 @@ def test_what_cannot_be_packed_says_so(scope):
         pack({"img": [np.zeros((4, 4, 3), np.uint8)], **box})
     with pytest.raises(ValueError, match="bbox_center must be of one person, got 2"):
         pack({"img": np.zeros((4, 4, 3), np.uint8), **box, "bbox_center": np.zeros((2, 2))})
+    with pytest.raises(ValueError, match=r"keypoints must be \[1, K, 2\], of one person, got \[2, 17, 2\]"):
+        codecs(("msra", "quarter"))[0].encode(np.zeros((2, 17, 2), np.float32))
     with pytest.raises(ValueError, match="codec must be a FastposeHeatmap, got MSRAHeatmap"):
         MODELS.build({"type": "FastposeDataPreprocessor", "codec": {"type": "MSRAHeatmap", **SIZES, "sigma": 2}})
 
