@@ -170,7 +170,7 @@ def test_any_strides_and_their_gradients(device: torch.device) -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("joints", [1, 2, 3, 16, 17, 133])
-def test_channels_last_gives_what_planar_maps_give(encoding: str, joints: int) -> None:
+def test_channels_last_gives_what_planar_maps_give_on_the_cpu(encoding: str, joints: int) -> None:
     """The gradient bit for bit, as it is of every element alone; the sums of the loss have another order."""
     for size, missing, weighted in (((5, 33), "zeros", True), ((3, 70), "ignore", True), ((7, 9), "ignore", False)):
         points, visible = random_points(3, joints, size)
