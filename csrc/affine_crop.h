@@ -42,12 +42,16 @@ FASTPOSE_HOST_DEVICE ImageView image_of_crop(const AffineCropParams& p, int64_t 
   const int64_t n = p.image_index != nullptr ? p.image_index[b] : p.images == 1 ? 0 : b;
   if (n < 0 || n >= p.images) return {nullptr, 0, 0, 0};
   if (p.offsets == nullptr) return {p.data + n * p.image_stride, p.row_stride, p.image_height, p.image_width};
-  const int64_t height = p.sizes[2 * n], width = p.sizes[2 * n + 1];
-  // ImageBatch has validated its tables; a table altered since must not become a read outside the buffer.
-  const bool inside = height > 0 && width > 0 && p.offsets[n] >= 0 && p.offsets[n] <= p.data_bytes &&
-                      height * width <= (p.data_bytes - p.offsets[n]) / 3;
+  const int64_t height = p.sizes[2 * n], width = p.sizes[2 * n + 1], offset = p.offsets[n];
+  // ImageBatch has validated its tables; a table altered since must not become a read outside the buffer. One condition
+  // without branches, so that the three loads are under way together. Three times a product that is no larger than the
+  // buffer cannot wrap.
+  const uint64_t pixels = static_cast<uint64_t>(height) * static_cast<uint64_t>(width);
+  const bool inside = (height > 0) & (width > 0) & (offset >= 0) & (offset <= p.data_bytes) &
+                      (pixels <= static_cast<uint64_t>(p.data_bytes)) &
+                      (3 * pixels <= static_cast<uint64_t>(p.data_bytes - offset));
   if (!inside) return {nullptr, 0, 0, 0};
-  return {p.data + p.offsets[n], 3 * width, static_cast<int>(height), static_cast<int>(width)};
+  return {p.data + offset, 3 * width, static_cast<int>(height), static_cast<int>(width)};
 }
 
 FASTPOSE_HOST_DEVICE float tap(const ImageView& image, int y, int x, int channel, float fill) {
@@ -96,62 +100,139 @@ FASTPOSE_HOST_DEVICE void source_of_pixel(const float* m, float x, float y, floa
   source_y = m[3] * x + (m[4] * y + m[5]);
 }
 
-// Whether every pixel of the crop's rectangle [x, x_last] x [y, y_last] lands so far inside the image that
-// sample_inside may read it. An affine map has its extremes at the corners, up to rounding; with all terms below 2^20
-// that is under a quarter of a pixel, and the margin is a whole one. NaN fails.
-FASTPOSE_HOST_DEVICE bool rectangle_lies_inside(const ImageView& image, const float* m, int x, int x_last, int y,
-                                                int y_last) {
-  const float far_x = static_cast<float>(x_last), far_y = static_cast<float>(y_last), limit = 1048576.0f;
-  bool inside = fabsf(m[0]) * far_x + fabsf(m[1]) * far_y + fabsf(m[2]) < limit &&
-                fabsf(m[3]) * far_x + fabsf(m[4]) * far_y + fabsf(m[5]) < limit;
-  for (int corner = 0; corner < 4; ++corner) {
-    float source_x, source_y;
-    source_of_pixel(m, corner & 1 ? far_x : static_cast<float>(x), corner & 2 ? far_y : static_cast<float>(y), source_x,
-                    source_y);
-    inside = inside && source_x >= 2.0f && source_x <= static_cast<float>(image.width) - 4.0f && source_y >= 1.0f &&
-             source_y <= static_cast<float>(image.height) - 3.0f;
-  }
-  return inside;
+// ---- Taps in whole words
+// --------------------------------------------------------------------------------------------- Well inside an image
+// the two rows of two neighbouring pixels, r g b r g b each, are read as aligned words: three loads a row instead of
+// six, all under way before the first is used.
+
+// Whether offsets within the image, in bits, fit into 32 bits, and float32 holds the parts of its coordinates exactly.
+FASTPOSE_HOST_DEVICE bool words_reach(const ImageView& image) {
+  return image.height < 1 << 20 && image.width < 1 << 20 && image.row_stride >= 0 &&
+         image.row_stride * image.height < 1 << 28;
 }
 
-// Four bytes from an address that is a multiple of 4.
-FASTPOSE_HOST_DEVICE uint32_t load_word(const uint8_t* bytes) {
+// Whether load_taps may read around (x, y): up to three bytes before and six behind the two pixels of a row. NaN fails.
+FASTPOSE_HOST_DEVICE bool lies_well_inside(const ImageView& image, float x, float y) {
+  return x >= 2.0f && x <= static_cast<float>(image.width - 4) && y >= 1.0f &&
+         y <= static_cast<float>(image.height - 3);
+}
+
+// The same of a corner of a rectangle of crop pixels. Where it holds for all four, it holds for every pixel between
+// them as far as load_taps needs: an affine map has its extremes at the corners, up to rounding; with all terms below
+// 2^20 that is under a quarter of a pixel, and lies_well_inside leaves a whole one.
+FASTPOSE_HOST_DEVICE bool corner_lies_inside(const ImageView& image, const float* m, float x, float y) {
+  const float limit = 1048576.0f;
+  float source_x, source_y;
+  source_of_pixel(m, x, y, source_x, source_y);
+  return fabsf(m[0]) * x + fabsf(m[1]) * y + fabsf(m[2]) < limit &&
+         fabsf(m[3]) * x + fabsf(m[4]) * y + fabsf(m[5]) < limit && lies_well_inside(image, source_x, source_y);
+}
+
+FASTPOSE_HOST_DEVICE uint32_t bits_of(float value) {
 #ifdef __CUDA_ARCH__
-  return __ldg(reinterpret_cast<const uint32_t*>(bytes));
+  return __float_as_uint(value);
 #else
-  uint32_t word;
-  memcpy(&word, bytes, sizeof(word));
-  return word;
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
 #endif
 }
 
-// Two neighbouring pixels, r g b r g b, in two loads (three where they begin at the last byte of a word) instead of
-// six. Reads up to three bytes before and after them.
-FASTPOSE_HOST_DEVICE void load_pixel_pair(const uint8_t* pixels, float left[3], float right[3]) {
-  const int before = static_cast<int>(reinterpret_cast<uintptr_t>(pixels) % 4);
-  const uint8_t* words = pixels - before;
-  const uint32_t first = load_word(words), second = load_word(words + 4);
-  const uint32_t third = before == 3 ? load_word(words + 8) : 0;
-  const uint32_t low = static_cast<uint32_t>((static_cast<uint64_t>(second) << 32 | first) >> (8 * before));
-  const uint32_t high = static_cast<uint32_t>((static_cast<uint64_t>(third) << 32 | second) >> (8 * before));
-  left[0] = static_cast<float>(low & 255u);
-  left[1] = static_cast<float>(low >> 8 & 255u);
-  left[2] = static_cast<float>(low >> 16 & 255u);
-  right[0] = static_cast<float>(low >> 24);
-  right[1] = static_cast<float>(high & 255u);
-  right[2] = static_cast<float>(high >> 8 & 255u);
+// 2^23 + floor(x) for 0 <= x < 2^23, whose lowest bits are the integer: one addition that rounds down, where converting
+// to an integer and back takes two of the few conversions that an SM does per clock.
+constexpr float kBias = 8388608.0f;
+constexpr uint32_t kBiasBits = 0x4b000000u;
+FASTPOSE_HOST_DEVICE float biased_floor(float x) {
+#ifdef __CUDA_ARCH__
+  return __fadd_rd(x, kBias);
+#else
+  return kBias + static_cast<float>(static_cast<int>(x));
+#endif
 }
 
-// sample_bilinear at a place that rectangle_lies_inside has vouched for.
-FASTPOSE_HOST_DEVICE void sample_inside(const ImageView& image, float x, float y, float rgb[3]) {
-  const int x0 = static_cast<int>(x), y0 = static_cast<int>(y);  // positive: truncation is the floor
-  const uint8_t* top = image.pixels + y0 * image.row_stride + 3 * static_cast<int64_t>(x0);
-  float upper_left[3], upper_right[3], lower_left[3], lower_right[3];
-  load_pixel_pair(top, upper_left, upper_right);
-  load_pixel_pair(top + image.row_stride, lower_left, lower_right);
-  const float wx = x - static_cast<float>(x0), wy = y - static_cast<float>(y0);
-  for (int c = 0; c < 3; ++c) rgb[c] = bilinear(upper_left[c], upper_right[c], lower_left[c], lower_right[c], wx, wy);
+// 2^23 + byte n of a word, one instruction too. Differences of two of them are those of the bytes.
+FASTPOSE_HOST_DEVICE float biased_byte(uint32_t word, int n) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(__byte_perm(word, kBiasBits, 0x7540u | n));
+#else
+  return kBias + static_cast<float>(word >> (8 * n) & 255u);
+#endif
 }
+
+// Four bytes from an address that is a multiple of 4.
+FASTPOSE_HOST_DEVICE uint32_t load_word(const uint32_t* word) {
+#ifdef __CUDA_ARCH__
+  return __ldg(word);
+#else
+  uint32_t value;
+  memcpy(&value, word, sizeof(value));
+  return value;
+#endif
+}
+
+// The word that begins `bits` modulo 32 behind the first bit of `low`.
+FASTPOSE_HOST_DEVICE uint32_t shifted_word(uint32_t low, uint32_t high, uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_r(low, high, bits);
+#else
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (bits & 31u));
+#endif
+}
+
+// An image as load_taps wants it: the aligned words that it lies in, and its rows and its first pixel in bits, where
+// the bias of the coordinates is taken off again. All of it modulo 2^32.
+struct ImageWords {
+  const uint32_t* words;
+  uint32_t row_bits, origin_bits;
+
+  FASTPOSE_HOST_DEVICE explicit ImageWords(const ImageView& image) {
+    const uint32_t before = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(image.pixels) % 4);
+    words = reinterpret_cast<const uint32_t*>(image.pixels - before);
+    row_bits = 8 * static_cast<uint32_t>(image.row_stride);
+    origin_bits = 8 * before - kBiasBits * (row_bits + kPixelBits);
+  }
+
+  static constexpr uint32_t kPixelBits = 24;
+};
+
+struct Taps {
+  uint32_t upper[3], lower[3], upper_bits, lower_bits;
+  float wx, wy;
+};
+
+FASTPOSE_HOST_DEVICE Taps load_taps(const ImageWords& image, float x, float y) {
+  Taps taps;
+  const float column = biased_floor(x), row = biased_floor(y);
+  taps.wx = x - (column - kBias);
+  taps.wy = y - (row - kBias);
+  taps.upper_bits = bits_of(row) * image.row_bits + (ImageWords::kPixelBits * bits_of(column) + image.origin_bits);
+  taps.lower_bits = taps.upper_bits + image.row_bits;
+  const uint32_t* upper = image.words + taps.upper_bits / 32;
+  const uint32_t* lower = image.words + taps.lower_bits / 32;
+  for (int i = 0; i < 3; ++i) {
+    taps.upper[i] = load_word(upper + i);
+    taps.lower[i] = load_word(lower + i);
+  }
+  return taps;
+}
+
+// Between the two pixels of a row.
+FASTPOSE_HOST_DEVICE void mix_row(const uint32_t words[3], uint32_t bits, float wx, float rgb[3]) {
+  const uint32_t low = shifted_word(words[0], words[1], bits), high = shifted_word(words[1], words[2], bits);
+  const float left[3] = {biased_byte(low, 0), biased_byte(low, 1), biased_byte(low, 2)};
+  const float right[3] = {biased_byte(low, 3), biased_byte(high, 0), biased_byte(high, 1)};
+  for (int c = 0; c < 3; ++c) rgb[c] = (left[c] - kBias) + wx * (right[c] - left[c]);
+}
+
+// sample_bilinear of a place that lies well inside, the same bits.
+FASTPOSE_HOST_DEVICE void sample_taps(const Taps& taps, float rgb[3]) {
+  float upper[3], lower[3];
+  mix_row(taps.upper, taps.upper_bits, taps.wx, upper);
+  mix_row(taps.lower, taps.lower_bits, taps.wx, lower);
+  for (int c = 0; c < 3; ++c) rgb[c] = upper[c] + taps.wy * (lower[c] - upper[c]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 
 FASTPOSE_HOST_DEVICE float apply_color(const float* color, int channel, const float rgb[3]) {
   const float* row = color + 4 * channel;
@@ -170,12 +251,8 @@ FASTPOSE_HOST_DEVICE uint8_t to_output<uint8_t>(float value) {
 
 // What a crop whose image_index names no image holds: NaN, or `fill` where the type has no NaN.
 template <typename T>
-FASTPOSE_HOST_DEVICE T no_image_value(float) {
-  return static_cast<T>(NAN);
-}
-template <>
-FASTPOSE_HOST_DEVICE uint8_t no_image_value<uint8_t>(float fill) {
-  return to_output<uint8_t>(fill);
+FASTPOSE_HOST_DEVICE float no_image_value(float fill) {
+  return sizeof(T) == 1 ? fill : NAN;
 }
 
 template <typename T>

@@ -46,6 +46,10 @@ __device__ __forceinline__ T* dynamic_shared() {
 #endif
 }
 
+// The larger of two numbers; a number if one of them is NaN.
+__device__ __forceinline__ float max_number(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double max_number(double a, double b) { return fmax(a, b); }
+
 // Index of this thread among all, and the stride from one of its items to the next.
 __device__ __forceinline__ int64_t first_item() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t item_stride() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }

@@ -297,7 +297,7 @@ void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
           if (peak.index < 0) peak = find_peak(map, p.height, p.width);
           offset = offset_at(p, map, peak);
         });
-        write_decoded_point(p, index, peak, offset);
+        write_decoded_point(p, index, b, peak, offset);
       }
     });
   });

@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kMapThreads = 128;
 constexpr int kSampleThreads = 512;
+constexpr int kNothing = 0x7fffffff;  // place of a maximum that nothing has reached
 
 // Kernels that blur may take 128 registers per thread, of the 65,536 that every architecture has: left alone, ptxas
 // aims at more blocks and spills on some. 0: left alone.
@@ -16,9 +17,46 @@ constexpr int blocks_per_sm(int threads) {
   return kBlurs ? 512 / threads : 0;
 }
 
-// The best peak of a warp, in lane 0.
+// A maximum and its place, the lower one of equals.
 template <typename A>
-__device__ __forceinline__ Peak<A> warp_peak(Peak<A> best) {
+struct Best {
+  A value;
+  int place;
+
+  __device__ __forceinline__ void keep(A other, int other_place) {
+    if (other > value || (other == value && other_place < place)) {
+      value = other;
+      place = other_place;
+    }
+  }
+};
+
+// Infinity below everything: nothing but NaN and itself fails to be greater.
+template <typename A>
+__device__ __forceinline__ Best<A> nothing_yet() {
+  return {static_cast<A>(-INFINITY), kNothing};
+}
+
+// The best of a warp, in lane 0.
+template <typename A>
+__device__ __forceinline__ Best<A> warp_best(Best<A> best) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const A value = __shfl_down_sync(kFullWarp, best.value, offset);
+    const int place = __shfl_down_sync(kFullWarp, best.place, offset);
+    best.keep(value, place);
+  }
+  return best;
+}
+
+// The peak of a map that a warp walks through, in lane 0. Any strides; also where there is nothing above -infinity.
+template <typename T>
+__device__ __forceinline__ Peak<accumulate_t<T>> warp_peak(const DecodeHeatmapsParams& p, const DecodedMap<T>& map) {
+  using A = accumulate_t<T>;
+  Peak<A> best{A(0), -1};
+  for (RowCursor at(threadIdx.x % 32, 32, p.width); at.row < p.height; at.advance()) {
+    const Peak<A> candidate{map.at(at.row, at.column), static_cast<int64_t>(at.row) * p.width + at.column};
+    if (is_better(candidate, best)) best = candidate;
+  }
   for (int offset = 16; offset > 0; offset /= 2) {
     Peak<A> other;
     other.value = __shfl_down_sync(kFullWarp, best.value, offset);
@@ -30,10 +68,11 @@ __device__ __forceinline__ Peak<A> warp_peak(Peak<A> best) {
 
 // The offset of dark or dark_udp, in every lane of a warp whose lanes all know the peak. A lane blurs one column of the
 // neighbourhood downwards, so that a row is one coalesced load; then it takes the columns that its own column of the
-// window is made of from the others.
+// window is made of from the others. `blur` is p.blur in shared memory: lanes that read different entries of a kernel's
+// parameters do so one after the other.
 template <int kReach, typename T>
 __device__ __forceinline__ Offset warp_offset(const DecodeHeatmapsParams& p, const DecodedMap<T>& map,
-                                              const Peak<accumulate_t<T>>& peak) {
+                                              const Peak<accumulate_t<T>>& peak, const double* blur) {
   constexpr int kSide = 2 * kReach + 1;
   const MapPixel at = map_pixel(p, peak.index);
   if (!is_refined<kReach>(p, at)) return {0.0, 0.0};
@@ -51,7 +90,7 @@ __device__ __forceinline__ Offset warp_offset(const DecodeHeatmapsParams& p, con
 #pragma unroll
       for (int i = 0; i < kSide; ++i) {
         const double value = __shfl_sync(kFullWarp, column[i][0], x);
-        if (distance <= p.blur_radius) blurred[i] += p.blur[distance] * value;
+        if (distance <= p.blur_radius) blurred[i] += blur[distance] * value;
       }
     }
   }
@@ -71,41 +110,46 @@ __device__ __forceinline__ Offset warp_offset(const DecodeHeatmapsParams& p, con
   return offset_of<kReach>([&](int row, int column) { return __shfl_sync(kFullWarp, mine, row * kSide + column); });
 }
 
-// Refines and writes the point of a map whose peak lane 0 of the warp knows. The kernels are compiled twice, so that
-// refinements without a blur do not carry its registers.
+// p.blur, copied to shared memory, where the kernel blurs.
+template <bool kBlurs>
+__device__ __forceinline__ const double* shared_blur(const DecodeHeatmapsParams& p) {
+  if constexpr (kBlurs) {
+    __shared__ double blur[kMaxBlurKernel / 2 + 1];
+    for (int i = threadIdx.x; i <= p.blur_radius; i += blockDim.x) blur[i] = p.blur[i];
+    __syncthreads();
+    return blur;
+  } else {
+    return nullptr;
+  }
+}
+
+// Refines and writes the point of map `index`, one of sample b, whose peak lane 0 of the warp knows. The kernels are
+// compiled twice, so that refinements without a blur do not carry its registers.
 template <bool kBlurs, typename T>
-__device__ __forceinline__ void write_refined_point(const DecodeHeatmapsParams& p, int64_t index,
-                                                    const DecodedMap<T>& map, Peak<accumulate_t<T>> peak) {
+__device__ __forceinline__ void write_refined_point(const DecodeHeatmapsParams& p, int64_t index, int64_t b,
+                                                    const DecodedMap<T>& map, Peak<accumulate_t<T>> peak,
+                                                    const double* blur) {
   Offset offset{0.0, 0.0};
   if constexpr (kBlurs) {
     peak.value = __shfl_sync(kFullWarp, peak.value, 0);
     peak.index = __shfl_sync(kFullWarp, peak.index, 0);
     if (is_found(peak)) {
-      offset = p.refine == Refine::kDark ? warp_offset<2>(p, map, peak) : warp_offset<1>(p, map, peak);
+      offset = p.refine == Refine::kDark ? warp_offset<2>(p, map, peak, blur) : warp_offset<1>(p, map, peak, blur);
     }
   }
   if (threadIdx.x % 32 != 0) return;
   if (!kBlurs && p.refine == Refine::kQuarter && is_found(peak))
     offset = quarter_offset(p, map, map_pixel(p, peak.index));
-  write_decoded_point(p, index, peak, offset);
+  write_decoded_point(p, index, b, peak, offset);
 }
 
-template <typename A>
-__device__ __forceinline__ void keep_better(Peak<A>& best, A value, int64_t index) {
-  const Peak<A> candidate{value, index};
-  if (is_better(candidate, best)) best = candidate;
-}
-
-// V neighbouring values, the first of which is pixel `index`. Most vectors hold no new maximum: one comparison says so.
+// The highest of V neighbouring values, NaN passed over; NaN where there is nothing else.
 template <int V, typename A>
-__device__ __forceinline__ void keep_better_of(Peak<A>& best, const A (&values)[V], int64_t index) {
+__device__ __forceinline__ A highest_of(const A (&values)[V]) {
   A highest = values[0];
 #pragma unroll
-  for (int i = 1; i < V; ++i) highest = values[i] > highest || highest != highest ? values[i] : highest;
-  // Only where all values are NaN is the highest NaN, and that beats nothing.
-  if (best.index >= 0 && !(highest > best.value)) return;
-#pragma unroll
-  for (int i = 0; i < V; ++i) keep_better(best, values[i], index + i);
+  for (int i = 1; i < V; ++i) highest = max_number(highest, values[i]);
+  return highest;
 }
 
 // V neighbouring values of the map that flip test and decoder see, from two 16-byte loads. The mirrored map is read
@@ -123,23 +167,27 @@ __device__ __forceinline__ void merge_flipped(const Vector<T>& plain, const Vect
   }
 }
 
-// One block per map, rows side by side, 16-byte loads, several in flight. Floor: one read of the maps.
+// One block per map, 16-byte loads, several in flight. Floor: one read of the maps. A thread keeps the highest value
+// that it has seen and which of its vectors that was in; the element within it is looked up once per map. So a vector
+// costs its maxima, a comparison and two selections: a branch to its elements would be taken in every round by some
+// lane.
 template <typename T, bool kBlurs, bool kFlipped>
 __global__ void __launch_bounds__(kMapThreads, blocks_per_sm<kBlurs>(kMapThreads))
     decode_planar_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
   using A = accumulate_t<T>;
-  constexpr int V = Vector<T>::kSize, kUnroll = kFlipped ? 2 : 4;
-  __shared__ Peak<A> of_warp[kMapThreads / 32];
-  const int row_vectors = p.width / V;
-  const int64_t maps = p.batch * p.joints, vectors = static_cast<int64_t>(p.height) * row_vectors;
-  for (int64_t index = blockIdx.x; index < maps; index += gridDim.x) {
-    const int64_t b = index / p.joints;
-    const DecodedMap<T> map = decoded_map<T>(p, b, index - b * p.joints);
+  constexpr int V = Vector<T>::kSize, kUnroll = kFlipped ? 2 : 4, kWarps = kMapThreads / 32;
+  __shared__ Best<A> of_warp[kWarps];
+  const double* blur = shared_blur<kBlurs>(p);
+  const int row_vectors = p.width / V, vectors = p.height * row_vectors, lane = threadIdx.x % 32;
+  const int maps = static_cast<int>(p.batch * p.joints);
+  for (int index = blockIdx.x; index < maps; index += gridDim.x) {
+    const int b = index / static_cast<int>(p.joints);
+    const DecodedMap<T> map = decoded_map<T>(p, b, index - b * static_cast<int>(p.joints));
     const auto* plain = reinterpret_cast<const Vector<T>*>(map.map);
     const auto* mirrored = reinterpret_cast<const Vector<T>*>(map.flipped);
-    Peak<A> best{A(0), -1};
+    Best<A> best = nothing_yet<A>();
     RowCursor at(threadIdx.x, kMapThreads, row_vectors);
-    for (int64_t first = threadIdx.x; first < vectors; first += kUnroll * kMapThreads) {
+    for (int first = threadIdx.x; first < vectors; first += kUnroll * kMapThreads) {
       Vector<T> loaded[kUnroll], other[kUnroll];
       T beyond[kUnroll];
 #pragma unroll
@@ -147,18 +195,18 @@ __global__ void __launch_bounds__(kMapThreads, blocks_per_sm<kBlurs>(kMapThreads
         if (first + u * kMapThreads < vectors) {
           loaded[u] = plain[first + u * kMapThreads];
           if constexpr (kFlipped) {
-            const int64_t row = static_cast<int64_t>(at.row) * row_vectors;
+            const int row = at.row * row_vectors;
             other[u] = mirrored[row + (row_vectors - 1 - at.column)];
             // Column x takes the mirrored map's width - x; column 0 has none there and keeps its own, width - 1.
             const int column = at.column == 0 ? p.width - 1 : p.width - at.column * V;
             if (p.flip_shift) beyond[u] = map.flipped[row * V + column];
           }
         }
-        at.advance();
+        if constexpr (kFlipped) at.advance();
       }
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const int64_t vector = first + u * kMapThreads;
+        const int vector = first + u * kMapThreads;
         if (vector >= vectors) continue;
         A values[V];
         if constexpr (kFlipped) {
@@ -167,78 +215,162 @@ __global__ void __launch_bounds__(kMapThreads, blocks_per_sm<kBlurs>(kMapThreads
 #pragma unroll
           for (int i = 0; i < V; ++i) values[i] = static_cast<A>(loaded[u].of[i]);
         }
-        keep_better_of<V>(best, values, vector * V);
+        const A highest = highest_of<V>(values);
+        const bool better = highest > best.value;
+        best.value = better ? highest : best.value;
+        best.place = better ? vector : best.place;
       }
     }
-    best = warp_peak(best);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
+    best = warp_best(best);
+    if (lane == 0) of_warp[threadIdx.x / 32] = best;
     __syncthreads();
     if (threadIdx.x < 32) {
-      for (int warp = 1; warp < kMapThreads / 32; ++warp)
-        if (is_better(of_warp[warp], best)) best = of_warp[warp];  // lane 0's own is that of warp 0
-      write_refined_point<kBlurs>(p, index, map, best);
+      best = of_warp[0];
+#pragma unroll
+      for (int warp = 1; warp < kWarps; ++warp) best.keep(of_warp[warp].value, of_warp[warp].place);
+      Peak<A> peak{best.value, -1};
+      if (best.place != kNothing) {
+        const int y = best.place / row_vectors, x = (best.place - y * row_vectors) * V;
+        const unsigned where = __ballot_sync(kFullWarp, lane < V && map.at(y, x + lane % V) == best.value);
+        peak.index = static_cast<int64_t>(y) * p.width + x + (__ffs(static_cast<int>(where)) - 1);
+      } else {
+        peak = warp_peak(p, map);
+      }
+      write_refined_point<kBlurs>(p, index, b, map, peak, blur);
     }
     __syncthreads();  // of_warp is free for the next map
   }
 }
 
-// Maps whose joints lie side by side, as a channels-last network gives them. One block per sample; neighbouring threads
-// read neighbouring joints, and each thread keeps to one joint.
-template <typename T, bool kBlurs>
-__global__ void __launch_bounds__(kSampleThreads, blocks_per_sm<kBlurs>(kSampleThreads))
+// How the threads of a block share the elements of a sample whose joints lie side by side. A thread steps by whole
+// periods, after which a vector's elements are of the same joints again.
+template <typename T>
+struct Interleaving {
+  static constexpr int V = Vector<T>::kSize;
+  // Of an element of all threads' vectors in shared memory: vectors lie across, so that neighbouring threads use
+  // neighbouring banks.
+  static constexpr int kPitch = kSampleThreads + 4;
+  int joints, threads, step_pixels;
+
+  FASTPOSE_HOST_DEVICE explicit Interleaving(int joints_) : joints(joints_) {
+    const int power_of_two = joints & -joints, common = power_of_two < V ? power_of_two : V;
+    const int period = joints / common;  // vectors
+    threads = kSampleThreads / period * period;
+    step_pixels = threads / period * (V / common);
+  }
+  static __device__ __forceinline__ int shared_place(int element) { return element % V * kPitch + element / V; }
+  static constexpr size_t bytes() { return static_cast<size_t>(V) * kPitch * (sizeof(accumulate_t<T>) + sizeof(int)); }
+};
+
+// Maps whose joints lie side by side, as a channels-last network gives them. One block per sample, 16-byte loads, a
+// maximum for each element of a thread's vectors. Floor: one read of the maps.
+template <typename T, bool kBlurs, bool kFlipped>
+__global__ void __launch_bounds__(kSampleThreads, kBlurs ? 1 : 2)
     decode_interleaved_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
   using A = accumulate_t<T>;
-  constexpr int kUnroll = 8;
-  auto* peaks = dynamic_shared<Peak<A>>();  // [lanes][joints]
-  const int joints = static_cast<int>(p.joints), lanes = kSampleThreads / joints;
-  const int k = threadIdx.x % joints, lane = threadIdx.x / joints;
+  using Lanes = Interleaving<T>;
+  constexpr int V = Lanes::V, kUnroll = kFlipped ? 1 : V > 4 ? 3 : 4;
+  A* values_of = dynamic_shared<A>();
+  int* pixels_of = reinterpret_cast<int*>(values_of + V * Lanes::kPitch);
+  const double* blur = shared_blur<kBlurs>(p);
+  const Lanes lanes(static_cast<int>(p.joints));
+  const int joints = lanes.joints, vectors = p.height * p.width * joints / V, thread = threadIdx.x;
+  const int first_pixel = thread * V / joints, first_joint = thread * V - first_pixel * joints;
   for (int64_t b = blockIdx.x; b < p.batch; b += gridDim.x) {
-    if (lane < lanes) {
-      const DecodedMap<T> map = decoded_map<T>(p, b, k);
-      Peak<A> best{A(0), -1};
-      RowCursor at(lane, lanes, p.width);
-      while (at.row < p.height) {
-        A values[kUnroll];
-        int64_t pixels[kUnroll];
+    if (thread < lanes.threads) {
+      const T* maps = static_cast<const T*>(p.heatmaps) + b * p.strides.b;
+      const T* flipped = static_cast<const T*>(p.flipped) + (kFlipped ? b * p.flipped_strides.b : 0);
+      int partners[V];  // joints of the mirrored person, each element's own
+      if constexpr (kFlipped) {
+        int joint = first_joint;
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          partners[i] = p.mirrored.of[joint];
+          joint = joint + 1 == joints ? 0 : joint + 1;
+        }
+      }
+      Best<A> best[V];
+#pragma unroll
+      for (int i = 0; i < V; ++i) best[i] = nothing_yet<A>();
+      int pixel = first_pixel;  // of a vector's first element
+      RowCursor at(first_pixel, lanes.step_pixels, p.width);
+      for (int first = thread; first < vectors; first += kUnroll * lanes.threads) {
+        Vector<T> loaded[kUnroll];
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
-          const bool inside = at.row < p.height;
-          pixels[u] = inside ? static_cast<int64_t>(at.row) * p.width + at.column : -1;
-          values[u] = inside ? map.at(at.row, at.column) : A(0);
-          at.advance();
+          const int vector = first + u * lanes.threads;
+          if (vector < vectors) loaded[u] = reinterpret_cast<const Vector<T>*>(maps)[vector];
         }
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u) keep_better(best, values[u], pixels[u]);
+        for (int u = 0; u < kUnroll; ++u) {
+          if (first + u * lanes.threads >= vectors) continue;
+          A values[V];
+#pragma unroll
+          for (int i = 0; i < V; ++i) values[i] = static_cast<A>(loaded[u].of[i]);
+          if constexpr (kFlipped) {
+            int joint = first_joint, row = at.row, column = at.column;
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+              const int unshifted = p.flip_shift && column > 0 ? column - 1 : column;
+              const int place = (row * p.width + (p.width - 1 - unshifted)) * joints + partners[i];
+              values[i] = (values[i] + static_cast<A>(flipped[place])) * A(0.5);
+              if (++joint == joints) {
+                joint = 0;
+                if (++column == p.width) {
+                  column = 0;
+                  ++row;
+                }
+              }
+            }
+            at.advance();
+          }
+#pragma unroll
+          for (int i = 0; i < V; ++i) {
+            const bool better = values[i] > best[i].value;
+            best[i].value = better ? values[i] : best[i].value;
+            best[i].place = better ? pixel : best[i].place;
+          }
+          pixel += lanes.step_pixels;
+        }
       }
-      peaks[threadIdx.x] = best;
+      int joint = first_joint, ahead = 0;  // pixels from the vector's first element
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        values_of[i * Lanes::kPitch + thread] = best[i].value;
+        pixels_of[i * Lanes::kPitch + thread] = best[i].place == kNothing ? kNothing : best[i].place + ahead;
+        if (++joint == joints) {
+          joint = 0;
+          ++ahead;
+        }
+      }
     }
     __syncthreads();
-    for (int joint = threadIdx.x / 32; joint < joints; joint += kSampleThreads / 32) {
-      Peak<A> best{A(0), -1};
-      for (int i = threadIdx.x % 32; i < lanes; i += 32)
-        if (is_better(peaks[i * joints + joint], best)) best = peaks[i * joints + joint];
-      best = warp_peak(best);
-      write_refined_point<kBlurs>(p, b * joints + joint, decoded_map<T>(p, b, joint), best);
+    for (int joint = thread / 32; joint < joints; joint += kSampleThreads / 32) {
+      Best<A> best = nothing_yet<A>();
+      for (int element = joint + thread % 32 * joints; element < lanes.threads * V; element += 32 * joints) {
+        const int place = Lanes::shared_place(element);
+        best.keep(values_of[place], pixels_of[place]);
+      }
+      best = warp_best(best);
+      const DecodedMap<T> map = decoded_map<T>(p, b, joint);
+      Peak<A> peak{best.value, best.place};
+      if (__shfl_sync(kFullWarp, best.place, 0) == kNothing) peak = warp_peak(p, map);
+      write_refined_point<kBlurs>(p, b * joints + joint, b, map, peak, blur);
     }
-    __syncthreads();  // peaks are free for the next sample
+    __syncthreads();  // shared memory is free for the next sample
   }
 }
 
-// Any strides, widths and numbers of joints: one warp per map.
+// Any strides, sizes and numbers of joints: one warp per map.
 template <typename T, bool kBlurs>
 __global__ void __launch_bounds__(kThreads, blocks_per_sm<kBlurs>(kThreads))
     decode_strided_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
-  using A = accumulate_t<T>;
-  const int lane = threadIdx.x % 32;
+  const double* blur = shared_blur<kBlurs>(p);
   const int64_t maps = p.batch * p.joints;
   for (int64_t index = first_item() / 32; index < maps; index += item_stride() / 32) {
     const int64_t b = index / p.joints;
     const DecodedMap<T> map = decoded_map<T>(p, b, index - b * p.joints);
-    Peak<A> best{A(0), -1};
-    for (RowCursor at(lane, 32, p.width); at.row < p.height; at.advance())
-      keep_better(best, map.at(at.row, at.column), static_cast<int64_t>(at.row) * p.width + at.column);
-    best = warp_peak(best);
-    write_refined_point<kBlurs>(p, index, map, best);
+    write_refined_point<kBlurs>(p, index, b, map, warp_peak(p, map), blur);
   }
 }
 
@@ -250,22 +382,33 @@ bool is_planar(const DecodeHeatmapsParams& p, const void* maps, const MapStrides
          is_vector_aligned(static_cast<const T*>(maps));
 }
 
-bool is_interleaved(const DecodeHeatmapsParams& p, const MapStrides& strides) {
-  return p.joints > 1 && p.joints <= kSampleThreads / 4 && strides.k == 1 && strides.x >= p.joints;
+// Whether every sample is whole, aligned vectors without gaps, its joints side by side.
+template <typename T>
+bool is_interleaved(const DecodeHeatmapsParams& p, const void* maps, const MapStrides& strides) {
+  constexpr int V = Vector<T>::kSize;
+  return strides.k == 1 && strides.x == p.joints && strides.y == p.width * p.joints && strides.b % V == 0 &&
+         static_cast<int64_t>(p.height) * p.width * p.joints % V == 0 && is_vector_aligned(static_cast<const T*>(maps));
 }
 
 template <typename T, bool kBlurs>
 cudaError_t launch_kernel(const DecodeHeatmapsParams& params, cudaStream_t stream) {
   const bool flipped = params.flipped != nullptr;
-  const int64_t maps = params.batch * params.joints;
-  if (is_planar<T>(params, params.heatmaps, params.strides) &&
-      (!flipped || is_planar<T>(params, params.flipped, params.flipped_strides))) {
+  const int64_t maps = params.batch * params.joints, pixels = static_cast<int64_t>(params.height) * params.width;
+  // The fast kernels count in 32 bits; a round of a block may step beyond the end.
+  constexpr int64_t kMost = INT32_MAX - (1 << 16);
+  const auto all = [&](auto is_laid_out) {
+    return is_laid_out(params, params.heatmaps, params.strides) &&
+           (!flipped || is_laid_out(params, params.flipped, params.flipped_strides));
+  };
+  if (maps <= kMost && pixels <= kMost && all(is_planar<T>)) {
     return launch(flipped ? decode_planar_kernel<T, kBlurs, true> : decode_planar_kernel<T, kBlurs, false>,
                   grid_for(maps, 1), kMapThreads, stream, params);
   }
-  if (is_interleaved(params, params.strides) && (!flipped || is_interleaved(params, params.flipped_strides))) {
-    return launch(decode_interleaved_kernel<T, kBlurs>, grid_for(params.batch, 1), kSampleThreads, stream, params,
-                  kSampleThreads * sizeof(Peak<accumulate_t<T>>));
+  // A single map's joints lie side by side too, but then it is planar, or of a size that has no vectors.
+  if (params.joints > 1 && params.joints <= kSampleThreads && pixels * params.joints <= kMost &&
+      all(is_interleaved<T>)) {
+    return launch(flipped ? decode_interleaved_kernel<T, kBlurs, true> : decode_interleaved_kernel<T, kBlurs, false>,
+                  grid_for(params.batch, 1), kSampleThreads, stream, params, Interleaving<T>::bytes());
   }
   return launch(decode_strided_kernel<T, kBlurs>, grid_for(maps * 32, kThreads), kThreads, stream, params);
 }

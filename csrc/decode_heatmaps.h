@@ -92,7 +92,9 @@ struct MapPixel {
 };
 
 FASTPOSE_HOST_DEVICE MapPixel map_pixel(const DecodeHeatmapsParams& p, int64_t index) {
-  const int y = static_cast<int>(index / p.width);
+  // On a GPU a division of 64-bit numbers takes four times as long.
+  const int y = index <= INT32_MAX ? static_cast<int>(static_cast<uint32_t>(index) / static_cast<uint32_t>(p.width))
+                                   : static_cast<int>(index / p.width);
   return {static_cast<int>(index - static_cast<int64_t>(y) * p.width), y};
 }
 
@@ -208,9 +210,10 @@ FASTPOSE_HOST_DEVICE bool is_refined(const DecodeHeatmapsParams& p, MapPixel at)
 
 // ---------------------------------------------------------------------------------------------------------------------
 
+// Of map `index`, which is one of sample b.
 template <typename A>
-FASTPOSE_HOST_DEVICE void write_decoded_point(const DecodeHeatmapsParams& p, int64_t index, const Peak<A>& peak,
-                                              Offset offset) {
+FASTPOSE_HOST_DEVICE void write_decoded_point(const DecodeHeatmapsParams& p, int64_t index, int64_t b,
+                                              const Peak<A>& peak, Offset offset) {
   double x = 0.0, y = 0.0;
   if (is_found(peak)) {
     const MapPixel at = map_pixel(p, peak.index);
@@ -218,7 +221,7 @@ FASTPOSE_HOST_DEVICE void write_decoded_point(const DecodeHeatmapsParams& p, int
     y = at.y + offset.y;
   }
   if (p.heatmap_to_image != nullptr) {
-    apply_affine(load_affine(p.heatmap_to_image + 6 * (index / p.joints)), x, y, x, y);
+    apply_affine(load_affine(p.heatmap_to_image + 6 * b), x, y, x, y);
   }
   p.keypoints[2 * index] = static_cast<float>(x);
   p.keypoints[2 * index + 1] = static_cast<float>(y);

@@ -362,6 +362,22 @@ def test_decodes_any_number_of_joints_side_by_side(device: torch.device, joints:
     assert_decoded(out, plain, flipped=mirrored.numpy(), **options)
 
 
+@pytest.mark.parametrize("joints", [2, 3, 5, 16, 17, 21, 133, 308, 512, 513])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_vectors_of_joints_that_begin_at_any_joint(device: torch.device, joints: int, dtype: torch.dtype) -> None:
+    """A vector of four or eight joints may end in the next pixel, the next row, or several pixels further."""
+    size = (24, 32) if joints < 100 else (6, 8)
+    plain, mirrored = (random_maps((2, joints, *size), seed).to(dtype) for seed in (0, 1))
+    maps, flipped = channels_last(plain.to(device)), channels_last(mirrored.to(device))
+    assert_decoded(fastpose.decode_heatmaps(maps), plain)
+    if joints > 512:
+        return  # flip_pairs are a table of so many
+    for shift in (False, True):
+        options: dict[str, Any] = {"flip_pairs": pairs_among(joints), "flip_shift": shift}
+        out = fastpose.decode_heatmaps(maps, flipped=flipped, **options)
+        assert_decoded(out, plain, flipped=mirrored.double().numpy(), **options)
+
+
 def many_levels(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """Noise of 8 bits, which all types hold and add exactly."""
     return torch.randint(-64, 192, shape, generator=torch.Generator().manual_seed(seed)).float() / 256

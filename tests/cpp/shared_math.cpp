@@ -189,11 +189,18 @@ void draw_matrix(Random& random, float x, float y, const ImageView& image, float
   if (pick(random, 0, 19) == 0) m[pick(random, 0, 5)] = strange[pick(random, 0, 5)];
 }
 
-// What sample_inside reads: two rows, and of each the pixels x0 and x0 + 1 with up to three bytes on either side.
+// What load_taps reads: two rows, and of each the pixels x0 and x0 + 1 with up to three bytes before and six behind.
 bool may_be_read(const ImageView& image, float x, float y) {
   if (!(x >= 0.0f && y >= 0.0f && x < 2e9f && y < 2e9f)) return false;
   const int x0 = static_cast<int>(x), y0 = static_cast<int>(y);
-  return 3 * x0 - 3 >= 0 && 3 * x0 + 5 + 3 <= 3 * image.width - 1 && y0 + 1 <= image.height - 1;
+  return 3 * x0 - 3 >= 0 && 3 * x0 + 5 + 6 <= 3 * image.width - 1 && y0 + 1 <= image.height - 1;
+}
+
+bool rectangle_lies_inside(const ImageView& image, const float* m, int x, int x_last, int y, int y_last) {
+  const float left = static_cast<float>(x), right = static_cast<float>(x_last);
+  const float top = static_cast<float>(y), bottom = static_cast<float>(y_last);
+  return corner_lies_inside(image, m, left, top) && corner_lies_inside(image, m, right, top) &&
+         corner_lies_inside(image, m, left, bottom) && corner_lies_inside(image, m, right, bottom);
 }
 
 void whole_rectangles_inside_are_inside() {
@@ -233,43 +240,48 @@ void whole_rectangles_inside_are_inside() {
   EXPECT(!rectangle_lies_inside({nullptr, 0, 19, 68}, shifted, 0, 63, 0, 15));
 }
 
-void pixel_pairs_are_read_whole_from_any_byte() {
-  Random random(2);
-  for (int before = 0; before < 4; ++before) {
-    // From the word that the pair begins in to the end of the one it ends in, and not a byte more: on the heap, where
-    // an address sanitizer sees what lies beyond.
-    const int bytes = (before + 6 + 3) / 4 * 4;
-    std::vector<uint8_t> buffer(bytes);
-    for (uint8_t& byte : buffer) byte = static_cast<uint8_t>(pick(random, 0, 255));
-    const uint8_t* pixels = buffer.data() + before;
-    float left[3], right[3];
-    load_pixel_pair(pixels, left, right);
-    for (int c = 0; c < 3; ++c) EXPECT(left[c] == pixels[c] && right[c] == pixels[3 + c]);
+void biased_numbers_hold_integers_exactly() {
+  for (int n = 0; n < 4; ++n)
+    for (uint32_t byte = 0; byte < 256; ++byte)
+      EXPECT(biased_byte(byte << (8 * n), n) - kBias == static_cast<float>(byte));
+  for (const float x : {0.0f, 0.99999994f, 1.0f, 2.5f, 1048575.9f, 1048576.0f, 8388607.5f}) {
+    const float floor = biased_floor(x);
+    EXPECT(floor - kBias == std::floor(x));
+    EXPECT(bits_of(floor) - kBiasBits == static_cast<uint32_t>(x));
   }
 }
 
-void inside_and_anywhere_sample_the_same_bits() {
+void words_and_bytes_sample_the_same_bits() {
   Random random(3);
+  int words = 0;
   for (int round = 0; round < 300; ++round) {
-    const int width = pick(random, 6, 40), height = pick(random, 4, 20), first = pick(random, 0, 3);
+    const int width = pick(random, 4, 40), height = pick(random, 4, 20), first = pick(random, 0, 3);
     const int row_stride = 3 * width + pick(random, 0, 5);
+    // On the heap, where an address sanitizer sees what is read beyond; the image begins at any byte of a word.
     std::vector<uint8_t> buffer(first + row_stride * (height - 1) + 3 * width);
     for (uint8_t& byte : buffer) byte = static_cast<uint8_t>(pick(random, 0, 255));
     const ImageView image{buffer.data() + first, row_stride, height, width};
     bool same = true;
     for (int sample = 0; sample < 200; ++sample) {
-      float x = uniform(random, 1.0f, static_cast<float>(width - 3));
-      float y = uniform(random, 0.0f, static_cast<float>(height - 1));
+      float x = uniform(random, 0.0f, static_cast<float>(width));
+      float y = uniform(random, 0.0f, static_cast<float>(height));
       if (sample % 3 == 0) x = std::floor(x);
       if (sample % 5 == 0) y = std::floor(y);
-      if (!may_be_read(image, x, y)) continue;  // the draw may round up to its end
+      if (!lies_well_inside(image, x, y)) continue;
+      ++words;
       float one[3], other[3];
-      sample_inside(image, x, y, one);
+      sample_taps(load_taps(ImageWords(image), x, y), one);
       sample_bilinear(image, x, y, 77.0f, other);
-      same = same && std::memcmp(one, other, sizeof(one)) == 0;
+      same = same && may_be_read(image, x, y) && std::memcmp(one, other, sizeof(one)) == 0;
     }
     EXPECT(same);
   }
+  EXPECT(words > 10000);
+  // At the largest offset: 2^28 bytes are 2^31 bits.
+  const ImageView last{nullptr, 1 << 18, 1 << 10, 80000};
+  EXPECT(!words_reach(last) && words_reach({nullptr, (1 << 18) - 1, 1 << 10, 80000}));
+  EXPECT(!words_reach({nullptr, 3, 1 << 20, 1}) && !words_reach({nullptr, 3 << 20, 1, 1 << 20}));
+  EXPECT(!words_reach({nullptr, -30, 10, 10}));
 }
 
 void tiles_cover_the_maps_and_fit_their_sums() {
@@ -347,8 +359,8 @@ int main() {
   taps_never_leave_the_image();
   altered_tables_name_no_image();
   whole_rectangles_inside_are_inside();
-  pixel_pairs_are_read_whole_from_any_byte();
-  inside_and_anywhere_sample_the_same_bits();
+  biased_numbers_hold_integers_exactly();
+  words_and_bytes_sample_the_same_bits();
   tiles_cover_the_maps_and_fit_their_sums();
   maps_without_joints_have_no_tiles();
   if (failures == 0) std::puts("shared_math: all passed");

@@ -80,3 +80,10 @@ template <typename T>
 T __shfl_sync(unsigned, T value, unsigned lane) {
   return cuda_emulation::shuffle_from(value, lane);
 }
+inline unsigned __ballot_sync(unsigned, bool mine) {
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if (cuda_emulation::shuffle_from(static_cast<int>(mine), lane) != 0) votes |= 1u << lane;
+  return votes;
+}
+inline int __ffs(unsigned word) { return __builtin_ffs(static_cast<int>(word)); }
