@@ -105,7 +105,7 @@ def parse(text: str) -> list[Instruction]:
         rest = rest.replace(".reuse", "").strip()
         if opcode == "RET":  # RET.REL.NODEC R4 0x0
             rest = rest.replace(" ", ", ")
-        operands = tuple(_OPERANDS.split(rest)) if rest else ()
+        operands = tuple(word.strip() for word in _OPERANDS.split(rest)) if rest else ()
         immediate = int(encoding, 16) >> 32 if encoding else None
         instructions.append(Instruction(pc, guard, opcode, tuple(modifiers), operands, body, immediate))
     return instructions

@@ -731,14 +731,23 @@ def _fsetp(machine: Machine, instruction: Instruction) -> Step:
 
 @opcode("DSETP")
 def _dsetp(machine: Machine, instruction: Instruction) -> Step:
-    """Also MAX and MIN, which say where the first number is the wanted one."""
-    instruction.expect(*_FLOAT_COMPARISONS, *_BOOLEAN, "MAX", "MIN")
+    """MAX and MIN, in code for fmax and fmin, set P where the first number is the one, Q where the second is NaN."""
+    modifiers = instruction.expect(*_FLOAT_COMPARISONS, *_BOOLEAN, "MAX", "MIN")
     kind, joined = instruction.modifiers[0], next(word for word in instruction.modifiers if word in _BOOLEAN)
     a, b = (double(machine, instruction, text) for text in instruction.operands[2:4])
-    kind = {"MAX": "GT", "MIN": "LT"}.get(kind, kind)
-    return _set_predicates(
-        machine, instruction, lambda: _float_compare(kind, a(), b()), instruction.operands[4], joined
-    )
+    other = instruction.operands[4]
+    if not modifiers & {"MAX", "MIN"}:
+        return _set_predicates(machine, instruction, lambda: _float_compare(kind, a(), b()), other, joined)
+    if (joined, other) != ("AND", "PT"):
+        raise instruction.unsupported()
+    first, second = (put_predicate(machine, text) for text in instruction.operands[:2])
+
+    def step(mask: Array) -> None:
+        x, y = a(), b()
+        first(x > y if kind == "MAX" else x < y, mask)
+        second(np.isnan(y), mask)
+
+    return step
 
 
 # ---- floats -----------------------------------------------------------------------------------------------------------
