@@ -25,7 +25,7 @@ from fastpose import reference
 from fastpose.skeletons import MPII
 
 BATCH, SIZE, CROP = 256, (64, 64), (256, 256)  # what the bounds are about
-SAMPLES, CROPS, CROP_BLOCKS = 8, 64, 256  # what is run: samples of maps; crops, and blocks of them
+SAMPLES, CROPS, CROP_BLOCKS = 8, 64, 48  # what is run: samples of maps; crops, and blocks of them
 CPU = torch.device("cpu")
 
 P, I64, I32, F32, F64, BOOL = (
@@ -52,6 +52,7 @@ AffineCropParams = _struct(
     color=P, color_stride=I64, color_of_all=F32 * 12, fill=F32,
     out=P, kind=I32, stride_b=I64, stride_c=I64, stride_y=I64, stride_x=I64, batch=I64, height=I32, width=I32,
 )
+TiledCrop = _struct("TiledCrop", op=AffineCropParams, first=I64, tiles_x=ctypes.c_uint, tiles=ctypes.c_uint, vectors=BOOL)
 MapStrides = _struct("MapStrides", b=I64, k=I64, y=I64, x=I64)
 DecodeHeatmapsParams = _struct(
     "DecodeHeatmapsParams",
@@ -112,6 +113,9 @@ def hot_launches() -> dict[str, Callable[[], Launch]]:
             f"decode_heatmaps, {name}": partial(decode, dtype),
             f"decode_heatmaps, {name} channels-last": partial(decode, dtype, layout="channels_last"),
             f"decode_heatmaps, {name} flip test": partial(decode, dtype, flipped=True),
+            f"decode_heatmaps, {name} channels-last flip test": partial(
+                decode, dtype, layout="channels_last", flipped=True
+            ),
         }
     launches["decode_heatmaps, float32 dark"] = partial(decode, single, refine="dark")
     for dtype in (single, half):
@@ -162,7 +166,8 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
     color = fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD)
     out = torch.full((CROPS, 3, *CROP), float("nan"), dtype=dtype).contiguous(memory_format=op_cases.LAYOUTS[layout])
     memory = Memory()
-    p = AffineCropParams()
+    tiled = TiledCrop()
+    p = tiled.op
     p.data, p.data_bytes = memory.add(images.data.numpy()), images.data.numel()
     p.offsets, p.sizes, p.images = memory.add(images.offsets.numpy()), memory.add(images.sizes.numpy()), len(images)
     p.image_index, p.crop_to_image = memory.add(index.numpy()), memory.add(boxes.numpy())
@@ -170,8 +175,9 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
     p.out, p.kind = memory.add(_bits(out)), KINDS[dtype]
     p.stride_b, p.stride_c, p.stride_y, p.stride_x = out.stride()
     p.batch, (p.height, p.width) = CROPS, CROP
-    tile = 64 * 16
-    grid = CROPS * CROP[0] * CROP[1] // tile
+    tile = 64 * 128
+    tiled.tiles_x, tiled.tiles, tiled.vectors = CROP[1] // 64, CROP[0] * CROP[1] // tile, True
+    grid = CROPS * tiled.tiles
     blocks = sorted(np.random.default_rng(0).choice(grid, CROP_BLOCKS, replace=False).tolist())
 
     def check(memory: Memory) -> None:
@@ -188,8 +194,8 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
     touched = sum(int(op_cases.touched_sectors(images, boxes[b : b + 1], index[b : b + 1], CROP).sum()) for b in range(CROPS))
     pixels = CROP[0] * CROP[1] * BATCH
     return Launch(
-        f"affine_crop_kernelI{MANGLED[dtype]}Lb{int(last)}E",
-        p,
+        f"affine_crop_kernelI{MANGLED[dtype]}Lb{int(last)}ELb1E",
+        tiled,
         memory,
         grid,
         "32 pixels",
@@ -235,9 +241,8 @@ def decode(dtype: torch.dtype, layout: str = "contiguous", *, flipped: bool = Fa
 
     planar = layout == "contiguous"
     blurs = int(refine.startswith("dark"))
-    name = f"decode_planar_kernelI{MANGLED[dtype]}Lb{blurs}ELb{int(flipped)}E" if planar else (
-        f"decode_interleaved_kernelI{MANGLED[dtype]}Lb{blurs}E"
-    )
+    kind = "planar" if planar else "interleaved"
+    name = f"decode_{kind}_kernelI{MANGLED[dtype]}Lb{blurs}ELb{int(flipped)}E"
     grid = SAMPLES * JOINTS if planar else SAMPLES
     return Launch(
         name,
