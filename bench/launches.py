@@ -20,7 +20,7 @@ import torch
 import fastpose
 from bench import op_cases
 from bench.op_cases import JOINTS, ROUNDING, SECTOR, Maps, WrongResultError
-from bench.sass import Array, Memory
+from bench.sass.memory import Array, Memory
 from fastpose import reference
 from fastpose.skeletons import MPII
 
@@ -191,7 +191,9 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
         if written.sum() != CROP_BLOCKS * tile * 3:
             raise WrongResultError(f"crop: expected {CROP_BLOCKS * tile * 3} values written, got {written.sum()}")
 
-    touched = sum(int(op_cases.touched_sectors(images, boxes[b : b + 1], index[b : b + 1], CROP).sum()) for b in range(CROPS))
+    touched = sum(
+        int(op_cases.touched_sectors(images, boxes[b : b + 1], index[b : b + 1], CROP).sum()) for b in range(CROPS)
+    )
     pixels = CROP[0] * CROP[1] * BATCH
     return Launch(
         f"affine_crop_kernelI{MANGLED[dtype]}Lb{int(last)}ELb1E",
@@ -297,7 +299,9 @@ def loss(dtype: torch.dtype, layout: str, backward: bool) -> Launch:
             _compare("gradient", _values(memory, p.op.grad, pred), expected, atol, 4 * ROUNDING[dtype])
         else:
             got = memory.read(p.op.partial_sums, np.float64, (grid,)).sum() * p.scale
-            _compare("loss", got, np.array(reference.heatmap_mse_loss(pred, joints.keypoints, joints.visible)), 0.0, 1e-5)
+            _compare(
+                "loss", got, np.array(reference.heatmap_mse_loss(pred, joints.keypoints, joints.visible)), 0.0, 1e-5
+            )
 
     return Launch(
         f"loss_tile_kernelI{MANGLED[dtype]}Lb{int(layout == 'channels_last')}ELb{int(backward)}E",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each opcode of sm_90 does to registers and memory, as steps over arrays [warps, 32]; see sass.py.
+"""What each opcode of sm_90 does to registers and memory, as steps over arrays [warps, 32]; see machine.py.
 
 Semantics: NVIDIA documents the opcodes' names alone; these follow their PTX namesakes and what the results of kernels
 confirm. Exact to the bit but for MUFU, whose approximations are replaced by correctly rounded functions.
@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.sass import (
-    WARP,
-    Array,
-    Instruction,
-    Machine,
-    MemoryFaultError,
-    bits_of,
-    distinct_per_warp,
-    wavefronts_per_warp,
-)
+from bench.sass.memory import Array, MemoryFaultError, bits_of, distinct_per_warp, wavefronts_per_warp
+from bench.sass.program import WARP, Instruction
+
+if TYPE_CHECKING:
+    from bench.sass.machine import Machine
 
 Get = Callable[[], Array]
 Put = Callable[[Array, Array], None]
@@ -53,8 +48,7 @@ def compile_step(machine: Machine, instruction: Instruction) -> Callable[[Array,
         try:
             step(mask)
         except (MemoryFaultError, ValueError, TypeError) as error:
-            error.args = (f"{machine.kernel.name}: {instruction.pc:#06x} {instruction.text}: {error}",)
-            raise
+            raise type(error)(f"{machine.kernel.name}: {instruction.pc:#06x} {instruction.text}: {error}") from error
 
     return run
 
@@ -137,39 +131,46 @@ def _constant(machine: Machine, instruction: Instruction, text: str, dtype: Any)
     return gather
 
 
+def _fixed(value: Array) -> Get:
+    return lambda: value
+
+
 def integer(machine: Machine, instruction: Instruction, text: str) -> Get:
-    """uint32 of a register, constant or immediate; `-` is the two's complement, `~` the one's, `|x|` the magnitude."""
-    sign, name = (text[0], text[1:]) if text[0] in "-~" and not text.startswith("-0x") else ("", text)
-    magnitude = name.startswith("|")
-    name = name.strip("|")
-    half = None
-    if found := re.fullmatch(r"(\w+)\.([BH])(\d)(?:_[BH]\d)?", name):
-        name, half = found[1], (8 if found[2] == "B" else 16, int(found[3]))
+    """uint32 of a register, constant or immediate; `-` is the two's complement, `~` the one's, `|x|` the magnitude.
+
+    `.B2` and `.H1` (also `.H1_H1`) choose a byte or a half.
+    """
+    found = re.fullmatch(r"([-~]?)(\|?)(.+?)(?:\.([BH])(\d)(?:_[BH]\d)?)?\|?", text)
+    if re.fullmatch(r"-?0x[0-9a-f]+|-?\d+", text):
+        return _fixed(np.full((1, 1), int(text, 0) & 0xFFFFFFFF, U32))
+    assert found is not None
+    sign, magnitude, name, part, number = found.groups()
     register = _register(machine, name)
+    constant = _constant(machine, instruction, name, U32)
     if register is not None:
-        get: Get = lambda: register  # noqa: E731
-    elif (constant := _constant(machine, instruction, name, U32)) is not None:
+        get = _fixed(register)
+    elif constant is not None:
         get = constant
-    elif re.fullmatch(r"-?0x[0-9a-f]+|-?\d+", name):
-        value = np.full((1, 1), int(name, 0) & 0xFFFFFFFF, U32)
-        get = lambda: value  # noqa: E731
-    elif name.startswith("SR") and name in machine.special:
-        special = machine.special[name]
-        get = lambda: special  # noqa: E731
+    elif name in machine.special:
+        get = _fixed(machine.special[name])
     else:
         raise instruction.unsupported(f"operand {text}")
-    if half is not None:
-        part = get
-        width, number = half
-        get = lambda: part() >> U32(width * number) & U32((1 << width) - 1)  # noqa: E731
+    if part is not None:
+        get = _bits(get, {"B": 8, "H": 16}[part], int(number))
     if magnitude:
-        whole = get
-        get = lambda: np.abs(whole().view(I32)).view(U32)  # noqa: E731
-    if sign == "-":
-        return lambda: (~get()) + U32(1)
-    if sign == "~":
-        return lambda: ~get()
+        get = _magnitude(get)
+    if sign:
+        one = U32(1 if sign == "-" else 0)
+        return lambda: ~get() + one
     return get
+
+
+def _bits(get: Get, width: int, number: int) -> Get:
+    return lambda: get() >> U32(width * number) & U32((1 << width) - 1)
+
+
+def _magnitude(get: Get) -> Get:
+    return lambda: np.abs(get().view(I32)).view(U32)
 
 
 def put(machine: Machine, text: str) -> Put:
@@ -192,23 +193,23 @@ def put(machine: Machine, text: str) -> Put:
 
 def wide(machine: Machine, instruction: Instruction, text: str) -> Get:
     """uint64 of a pair of registers or of a constant; of an immediate, sign extended."""
-    negated, name = (text[0] == "-" and not text.startswith("-0x")), text.lstrip("-") if text[1:2] != "0" else text
-    name = name.removesuffix(".64")
+    if re.fullmatch(r"-?0x[0-9a-f]+", text):
+        return _fixed(np.full((1, 1), int(text, 16) & 0xFFFFFFFFFFFFFFFF, U64))
+    name = text.removeprefix("-").removesuffix(".64")
     low = _register(machine, name)
-    if low is _ZERO:
-        get: Get = lambda: np.zeros((1, 1), U64)  # noqa: E731
-    elif low is not None:
-        high = _register(machine, name, 1)
-        assert high is not None
-        get = lambda: high.astype(U64) << U64(32) | low  # noqa: E731
-    elif (constant := _constant(machine, instruction, name, U64)) is not None:
+    constant = _constant(machine, instruction, name, U64)
+    if low is not None:
+        get = _pair(low, low if low is _ZERO else _register(machine, name, 1))
+    elif constant is not None:
         get = constant
-    elif re.fullmatch(r"-?0x[0-9a-f]+", name):
-        value = np.full((1, 1), int(name, 16) & 0xFFFFFFFFFFFFFFFF, U64)
-        get = lambda: value  # noqa: E731
     else:
         raise instruction.unsupported(f"operand {text}")
-    return (lambda: ~get() + U64(1)) if negated else get
+    return (lambda: ~get() + U64(1)) if text.startswith("-") else get
+
+
+def _pair(low: Array, high: Array | None) -> Get:
+    assert high is not None
+    return lambda: high.astype(U64) << U64(32) | low
 
 
 def put_wide(machine: Machine, text: str) -> Put:
@@ -244,12 +245,11 @@ def _number(text: str) -> float | None:
 def single(machine: Machine, instruction: Instruction, text: str, *, flush: bool = False) -> Get:
     """float32 of a register, constant or immediate, after `|x|` and `-`."""
     negated, magnitude, name = _signs(text)
-    bits: Get
     if (number := _number(name)) is not None:
         value = np.full((1, 1), number, F32)
-        if instruction.immediate is not None:
-            value = np.full((1, 1), instruction.immediate, U32).view(F32)
-        plain: Get = lambda: value  # noqa: E731
+        plain = _fixed(
+            value if instruction.immediate is None else np.full((1, 1), instruction.immediate, U32).view(F32)
+        )
     else:
         bits = integer(machine, instruction, name)
         plain = lambda: bits().view(F32)  # noqa: E731
@@ -270,9 +270,8 @@ def double(machine: Machine, instruction: Instruction, text: str) -> Get:
     negated, magnitude, name = _signs(text)
     if (number := _number(name)) is not None:
         value = np.full((1, 1), number, F64)
-        if instruction.immediate is not None:
-            value = np.full((1, 1), instruction.immediate << 32, U64).view(F64)
-        plain: Get = lambda: value  # noqa: E731
+        high = instruction.immediate
+        plain = _fixed(value if high is None else np.full((1, 1), high << 32, U64).view(F64))
     else:
         bits = wide(machine, instruction, name)
         plain = lambda: bits().view(F64)  # noqa: E731
@@ -316,9 +315,7 @@ def _unary(value: Callable[[Array], Array]) -> Callable[[Machine, Instruction], 
 
 _OPCODES["IABS"] = _unary(lambda a: np.abs(a.view(I32)).view(U32))
 _OPCODES["POPC"] = _unary(lambda a: sum((a >> U32(i) & U32(1) for i in range(32)), np.zeros_like(a)))
-_OPCODES["BREV"] = _unary(
-    lambda a: sum(((a >> U32(i) & U32(1)) << U32(31 - i) for i in range(32)), np.zeros_like(a))
-)
+_OPCODES["BREV"] = _unary(lambda a: sum(((a >> U32(i) & U32(1)) << U32(31 - i) for i in range(32)), np.zeros_like(a)))
 
 
 @opcode("FLO")
@@ -944,7 +941,14 @@ def _mufu(machine: Machine, instruction: Instruction) -> Step:
 
 # ---- conversions ------------------------------------------------------------------------------------------------------
 
-_INTEGERS = {"U8": (8, False), "S8": (8, True), "U16": (16, False), "S16": (16, True), "U32": (32, False), "S32": (32, True)}
+_INTEGERS = {
+    "U8": (8, False),
+    "S8": (8, True),
+    "U16": (16, False),
+    "S16": (16, True),
+    "U32": (32, False),
+    "S32": (32, True),
+}
 
 
 def _to_float(value: Array, rounding: str) -> Array:
@@ -1174,30 +1178,22 @@ def _address(machine: Machine, instruction: Instruction, text: str) -> Get:
     return total
 
 
-def _space(machine: Machine, instruction: Instruction) -> tuple[str, str]:
-    name = instruction.opcode
-    return ("shared" if name in ("LDS", "STS", "ATOMS") else "global"), ("load" if name.startswith("LD") else "store")
-
-
 def _places(machine: Machine, instruction: Instruction, address: Array, size: int, mask: Array) -> tuple[Array, Array]:
-    """The memory, and where in it each lane's access begins (bytes); counts what the access costs."""
-    space, direction = _space(machine, instruction)
+    """The memory, and where in it each lane's access begins (bytes); counts what the access takes."""
     address = np.broadcast_to(address, mask.shape)
-    warps = int(mask.any(1).sum())
     rows = mask.any(1)
-    if space == "global":
+    count = machine.counts.memory
+    kind = "load" if instruction.opcode.startswith("LD") else "store"
+    if instruction.opcode not in ("LDS", "STS", "ATOMS"):
         places = machine.memory.offsets(address, size, mask)
-        sectors = int(distinct_per_warp(address[rows] >> U64(5), mask[rows]).sum())
-        lines = int(distinct_per_warp(address[rows] >> U64(7), mask[rows]).sum())
-        machine.count_access(f"global {direction}", warps, sectors=sectors, lines=lines)
+        for unit, shift in (("sectors", U64(5)), ("lines", U64(7))):
+            count[f"global {kind} {unit}"] += int(distinct_per_warp(address[rows] >> shift, mask[rows]).sum())
         return machine.memory.arena, places
     address = address & LOW
     bad = mask & ((address + U64(size) > U64(machine.shared_bytes)) | (address % U64(size) != 0))
     if bad.any():
         raise MemoryFaultError(f"{size} bytes at {int(address[bad][0]):#x} of {machine.shared_bytes:#x} shared ones")
-    machine.count_access(
-        f"shared {direction}", warps, wavefronts=int(wavefronts_per_warp(address[rows], size, mask[rows]).sum())
-    )
+    count[f"shared {kind} wavefronts"] += int(wavefronts_per_warp(address[rows], size, mask[rows]).sum())
     own = machine.block_of_warp.astype(U64)[:, None] * U64(machine.shared_bytes)
     return machine.shared, np.where(mask, own + address, U64(0))
 
