@@ -242,8 +242,8 @@ __global__ void __launch_bounds__(kMapThreads, blocks_per_sm<kBlurs>(kMapThreads
   }
 }
 
-// How the threads of a block share the elements of a sample whose joints lie side by side. A thread steps by whole
-// periods, after which a vector's elements are of the same joints again.
+// How the threads of a block share the elements of a sample whose joints lie side by side, at least a vector of them. A
+// thread steps by whole periods, after which a vector's elements are of the same joints again.
 template <typename T>
 struct Interleaving {
   static constexpr int V = Vector<T>::kSize;
@@ -276,18 +276,15 @@ __global__ void __launch_bounds__(kSampleThreads, kBlurs ? 1 : 2)
   const Lanes lanes(static_cast<int>(p.joints));
   const int joints = lanes.joints, vectors = p.height * p.width * joints / V, thread = threadIdx.x;
   const int first_pixel = thread * V / joints, first_joint = thread * V - first_pixel * joints;
+  const int own_joints = joints - first_joint;  // a vector's elements from there on are the next pixel's
   for (int64_t b = blockIdx.x; b < p.batch; b += gridDim.x) {
     if (thread < lanes.threads) {
       const T* maps = static_cast<const T*>(p.heatmaps) + b * p.strides.b;
       const T* flipped = static_cast<const T*>(p.flipped) + (kFlipped ? b * p.flipped_strides.b : 0);
       int partners[V];  // joints of the mirrored person, each element's own
       if constexpr (kFlipped) {
-        int joint = first_joint;
 #pragma unroll
-        for (int i = 0; i < V; ++i) {
-          partners[i] = p.mirrored.of[joint];
-          joint = joint + 1 == joints ? 0 : joint + 1;
-        }
+        for (int i = 0; i < V; ++i) partners[i] = p.mirrored.of[i < own_joints ? first_joint + i : i - own_joints];
       }
       Best<A> best[V];
 #pragma unroll
@@ -308,20 +305,16 @@ __global__ void __launch_bounds__(kSampleThreads, kBlurs ? 1 : 2)
 #pragma unroll
           for (int i = 0; i < V; ++i) values[i] = static_cast<A>(loaded[u].of[i]);
           if constexpr (kFlipped) {
-            int joint = first_joint, row = at.row, column = at.column;
-#pragma unroll
-            for (int i = 0; i < V; ++i) {
+            const auto mirrored = [&](int row, int column) {
               const int unshifted = p.flip_shift && column > 0 ? column - 1 : column;
-              const int place = (row * p.width + (p.width - 1 - unshifted)) * joints + partners[i];
-              values[i] = (values[i] + static_cast<A>(flipped[place])) * A(0.5);
-              if (++joint == joints) {
-                joint = 0;
-                if (++column == p.width) {
-                  column = 0;
-                  ++row;
-                }
-              }
-            }
+              return flipped + (row * p.width + (p.width - 1 - unshifted)) * joints;
+            };
+            const bool row_ends = at.column + 1 == p.width;
+            const T* here = mirrored(at.row, at.column);
+            const T* next = own_joints < V ? mirrored(at.row + row_ends, row_ends ? 0 : at.column + 1) : here;
+#pragma unroll
+            for (int i = 0; i < V; ++i)
+              values[i] = (values[i] + static_cast<A>((i < own_joints ? here : next)[partners[i]])) * A(0.5);
             at.advance();
           }
 #pragma unroll
@@ -333,15 +326,11 @@ __global__ void __launch_bounds__(kSampleThreads, kBlurs ? 1 : 2)
           pixel += lanes.step_pixels;
         }
       }
-      int joint = first_joint, ahead = 0;  // pixels from the vector's first element
 #pragma unroll
       for (int i = 0; i < V; ++i) {
+        const bool found = best[i].place != kNothing;
         values_of[i * Lanes::kPitch + thread] = best[i].value;
-        pixels_of[i * Lanes::kPitch + thread] = best[i].place == kNothing ? kNothing : best[i].place + ahead;
-        if (++joint == joints) {
-          joint = 0;
-          ++ahead;
-        }
+        pixels_of[i * Lanes::kPitch + thread] = best[i].place + (found && i >= own_joints ? 1 : 0);
       }
     }
     __syncthreads();
@@ -382,12 +371,14 @@ bool is_planar(const DecodeHeatmapsParams& p, const void* maps, const MapStrides
          is_vector_aligned(static_cast<const T*>(maps));
 }
 
-// Whether every sample is whole, aligned vectors without gaps, its joints side by side.
+// Whether every sample is whole, aligned vectors without gaps, its joints side by side, and no vector is of more than
+// two pixels.
 template <typename T>
 bool is_interleaved(const DecodeHeatmapsParams& p, const void* maps, const MapStrides& strides) {
   constexpr int V = Vector<T>::kSize;
-  return strides.k == 1 && strides.x == p.joints && strides.y == p.width * p.joints && strides.b % V == 0 &&
-         static_cast<int64_t>(p.height) * p.width * p.joints % V == 0 && is_vector_aligned(static_cast<const T*>(maps));
+  return p.joints >= V && strides.k == 1 && strides.x == p.joints && strides.y == p.width * p.joints &&
+         strides.b % V == 0 && static_cast<int64_t>(p.height) * p.width * p.joints % V == 0 &&
+         is_vector_aligned(static_cast<const T*>(maps));
 }
 
 template <typename T, bool kBlurs>
@@ -404,9 +395,7 @@ cudaError_t launch_kernel(const DecodeHeatmapsParams& params, cudaStream_t strea
     return launch(flipped ? decode_planar_kernel<T, kBlurs, true> : decode_planar_kernel<T, kBlurs, false>,
                   grid_for(maps, 1), kMapThreads, stream, params);
   }
-  // A single map's joints lie side by side too, but then it is planar, or of a size that has no vectors.
-  if (params.joints > 1 && params.joints <= kSampleThreads && pixels * params.joints <= kMost &&
-      all(is_interleaved<T>)) {
+  if (params.joints <= kSampleThreads && pixels * params.joints <= kMost && all(is_interleaved<T>)) {
     return launch(flipped ? decode_interleaved_kernel<T, kBlurs, true> : decode_interleaved_kernel<T, kBlurs, false>,
                   grid_for(params.batch, 1), kSampleThreads, stream, params, Interleaving<T>::bytes());
   }
