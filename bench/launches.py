@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launches of our kernels for the interpreter of sass.py: what their C++ launchers pass, inputs, and a check of outputs.
+"""Launches of our kernels for the interpreter in bench/sass: what their C++ launchers pass, inputs, a check of outputs.
 
-The parameter structs mirror those of csrc/*.h and *.cu. Their sizes are compared with what the compiled kernel says, and
-results with fastpose.reference, so neither can drift unseen. Inputs are those of the GPU report (op_cases.py), fewer.
+The parameter structs mirror those of csrc/*.h and *.cu. Their sizes are compared with what the compiled kernel says,
+and results with fastpose.reference, so neither can drift unseen. Inputs are those of the GPU report (op_cases.py), but
+fewer: counts are of the blocks that run, and stand for a batch of 256.
 """
 
 from __future__ import annotations
