@@ -100,6 +100,9 @@ class Launch:
         return re.compile(self.kernel)
 
 
+KERNELS = ("affine_crop_kernel", "decode_", "loss", "render_heatmaps_kernel")  # whatever launches may name
+
+
 def hot_launches() -> dict[str, Callable[[], Launch]]:
     """The launches of every kernel that a goal is about, made when their turn comes."""
     single, half = torch.float32, torch.bfloat16
@@ -159,7 +162,8 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
     last = layout == "channels_last"
     images = op_cases.random_images(4, CPU)
     index = torch.arange(CROPS) % len(images)
-    boxes = op_cases.random_boxes(images.sizes[index], CROP, 0)
+    # Of few boxes these have the report's shares of tiles inside, across and outside the image: 82, 10 and 8 %.
+    boxes = op_cases.random_boxes(images.sizes[index], CROP, 9)
     color = fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD)
     out = torch.full((CROPS, 3, *CROP), float("nan"), dtype=dtype).contiguous(memory_format=op_cases.LAYOUTS[layout])
     memory = Memory()

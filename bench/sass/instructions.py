@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.sass import floats, integers  # noqa: F401: they enter their opcodes into the table
+from bench.sass import floats, integers  # noqa: F401  they enter their opcodes into the table
 from bench.sass.memory import Array, MemoryFaultError, bits_of, distinct_per_warp, wavefronts_per_warp
 from bench.sass.operands import (
     I32,
@@ -111,6 +111,44 @@ def _vote(machine: Machine, instruction: Instruction) -> Step:
     return step
 
 
+@opcode("MATCH")
+def _match(machine: Machine, instruction: Instruction) -> Step:
+    """The active lanes that have the same value as this one."""
+    if instruction.modifiers != ("ANY",):
+        raise instruction.unsupported()
+    write, get = put(machine, instruction.operands[0]), integer(machine, instruction, instruction.operands[1])
+
+    def step(mask: Array) -> None:
+        value = np.broadcast_to(get(), mask.shape)
+        same = (value[:, :, None] == value[:, None, :]) & mask[:, None, :]
+        write(bits_of(same.reshape(-1, WARP)).reshape(mask.shape), mask)
+
+    return step
+
+
+@opcode("REDUX")
+def _redux(machine: Machine, instruction: Instruction) -> Step:
+    """One number out of those of the active lanes, into a uniform register."""
+    modifiers = instruction.expect("SUM", "MIN", "MAX", "AND", "OR", "XOR", "S32")
+    kind = next(iter(modifiers - {"S32"}), "AND")
+    write, get = put(machine, instruction.operands[0]), integer(machine, instruction, instruction.operands[1])
+    dtype = I32 if "S32" in modifiers else U32
+    combine, neutral = {
+        "SUM": (np.add, 0),
+        "MIN": (np.minimum, np.iinfo(dtype).max),
+        "MAX": (np.maximum, np.iinfo(dtype).min),
+        "AND": (np.bitwise_and, np.iinfo(U32).max),
+        "OR": (np.bitwise_or, 0),
+        "XOR": (np.bitwise_xor, 0),
+    }[kind]
+
+    def step(mask: Array) -> None:
+        value = np.where(mask, np.broadcast_to(get(), mask.shape).view(dtype), dtype(neutral))
+        write(combine.reduce(value, axis=1, keepdims=True, dtype=dtype).view(U32), mask)
+
+    return step
+
+
 @opcode("R2UR")
 def _r2ur(machine: Machine, instruction: Instruction) -> Step:
     instruction.expect()
@@ -127,7 +165,8 @@ def _r2ur(machine: Machine, instruction: Instruction) -> Step:
     return step
 
 
-@opcode("NOP", "ENDCOLLECTIVE", "YIELD", "MEMBAR", "ERRBAR", "CCTL", "DEPBAR", "LDGDEPBAR")
+# Order between blocks and launches: here one instruction is over before the next begins.
+@opcode("NOP", "ENDCOLLECTIVE", "YIELD", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "DEPBAR", "ACQBULK", "PREEXIT")
 def _nothing(machine: Machine, instruction: Instruction) -> Step:
     return lambda mask: None
 
@@ -224,5 +263,41 @@ def _store(machine: Machine, instruction: Instruction) -> Step:
         for i in range(max(1, size // 4)):
             value = np.broadcast_to(values[i if len(values) > 1 else 0](), mask.shape)
             words[at + U64(i)] = value[mask].astype(dtype)
+
+    return step
+
+
+_ATOMIC: dict[str, Callable[[int, int], int]] = {
+    "ADD": lambda old, by: old + by,
+    "INC": lambda old, by: 0 if old >= by else old + 1,
+    "MIN": min,
+    "MAX": max,
+    "AND": lambda old, by: old & by,
+    "OR": lambda old, by: old | by,
+    "XOR": lambda old, by: old ^ by,
+    "EXCH": lambda old, by: by,
+}
+
+
+@opcode("ATOMG", "ATOMS", "RED")
+def _atomic(machine: Machine, instruction: Instruction) -> Step:
+    """uint32 in memory, lane after lane: `ATOMG.E.ADD PT, R0, desc[UR4][R2.64], R5`; RED has no result."""
+    modifiers = instruction.expect(*_ATOMIC, *_HINTS, "U32")
+    combine = _ATOMIC[next(iter(modifiers & set(_ATOMIC)))]
+    operands = [text for text in instruction.operands if not is_predicate(text)]
+    write = None if instruction.opcode == "RED" else put(machine, operands.pop(0))
+    get, amount = _address(machine, instruction, operands[0]), integer(machine, instruction, operands[1])
+
+    def step(mask: Array) -> None:
+        mask = np.broadcast_to(mask, (machine.warps, WARP))
+        memory, places = _places(machine, instruction, get(), 4, mask)
+        words, by = memory.view(U32), np.broadcast_to(amount(), mask.shape)
+        before = np.zeros(mask.shape, U32)
+        for lane in zip(*np.nonzero(mask), strict=True):
+            at = int(places[lane]) // 4
+            before[lane] = words[at]
+            words[at] = combine(int(words[at]), int(by[lane])) & 0xFFFFFFFF
+        if write is not None:
+            write(before, mask)
 
     return step
