@@ -253,7 +253,9 @@ def risen(name: str, row: dict[str, Any], stored: dict[str, dict[str, Any]]) -> 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 1 if a result is wrong or a count rose."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--library", type=Path, help="a built fastpose/_C*.so with sm_90; default: that in build/cuda")
+    parser.add_argument(
+        "--library", type=Path, help="a fastpose/_C*.so with sm_90, or a .cubin; default: that in build/cuda"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name contains it")
     parser.add_argument("--update", action="store_true", help="store the counts and make the table anew")
     options = parser.parse_args(arguments)
@@ -277,8 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
         before = f", stored {stored[name]['pipes']['issue']:,.1f}" if name in stored else ""
         print(f"{name}: {row['pipes']['issue']:,.1f} instructions per {row['unit']}{before}; ", end="")
         print(f"{pipe} {clocks:,.1f} clocks; H200 {bound(row, GPUS[1]) * 1e6:.1f} µs", flush=True)
-        if not options.update and (error := risen(name, row, stored)):
-            errors.append(error)
+        if not options.update and (rise := risen(name, row, stored)):
+            errors.append(rise)
     if options.update and not errors:
         rows = {
             name: rows.get(name) or stored[name] for name in launches.hot_launches() if name in rows or name in stored
@@ -287,8 +289,8 @@ def main(arguments: list[str] | None = None) -> int:
         STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
         print(f"wrote {STORED} and {PAGE}")
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
+    for text in errors:
+        print(f"error: {text}", file=sys.stderr)
     if errors and not options.update:
         print("python -m bench.kernels --update accepts the counts", file=sys.stderr)
     return 1 if errors else 0

@@ -27,6 +27,8 @@ from fastpose.skeletons import MPII
 
 BATCH, SIZE, CROP = 256, (64, 64), (256, 256)  # what the bounds are about
 SAMPLES, CROPS, CROP_BLOCKS = 8, 64, 256  # what is run: samples of maps; crops, and blocks of them
+# How the C++ launchers cut the work into blocks: pixels of a crop, elements of maps.
+CROP_TILE, LOSS_TILE = 64 * 16, 8192
 CPU = torch.device("cpu")
 
 P, I64, I32, F32, F64, BOOL = (
@@ -175,8 +177,7 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
     p.out, p.kind = memory.add(_bits(out)), KINDS[dtype]
     p.stride_b, p.stride_c, p.stride_y, p.stride_x = out.stride()
     p.batch, (p.height, p.width) = CROPS, CROP
-    tile = 64 * 16
-    grid = CROPS * CROP[0] * CROP[1] // tile
+    grid = CROPS * CROP[0] * CROP[1] // CROP_TILE
     blocks = sorted(np.random.default_rng(0).choice(grid, CROP_BLOCKS, replace=False).tolist())
 
     def check(memory: Memory) -> None:
@@ -187,8 +188,8 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
             expected = reference.affine_crop(image, boxes[b : b + 1], CROP, color=color.numpy(), dtype=np.float64)[0]
             _compare("crop", got[b][written], expected[written], 1e-3, ROUNDING[dtype])
         written = ~np.isnan(got)
-        if written.sum() != CROP_BLOCKS * tile * 3:
-            raise WrongResultError(f"crop: expected {CROP_BLOCKS * tile * 3} values written, got {written.sum()}")
+        if written.sum() != CROP_BLOCKS * CROP_TILE * 3:
+            raise WrongResultError(f"crop: expected {CROP_BLOCKS * CROP_TILE * 3} values written, got {written.sum()}")
 
     touched = sum(
         int(op_cases.touched_sectors(images, boxes[b : b + 1], index[b : b + 1], CROP).sum()) for b in range(CROPS)
@@ -200,7 +201,7 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
         memory,
         grid,
         "32 pixels",
-        CROP_BLOCKS * tile / 32,
+        CROP_BLOCKS * CROP_TILE / 32,
         pixels / 32,
         grid * BATCH // CROPS,
         3 * pixels * dtype.itemsize + SECTOR * touched * BATCH // CROPS,
@@ -268,7 +269,7 @@ def _spec() -> Any:
 
 def _tiled_loss(dtype: torch.dtype, memory: Memory, joints: Maps, layout: str) -> Any:
     interleaved = layout == "channels_last"
-    rows = 8192 // (SIZE[1] * JOINTS) if interleaved else SIZE[0]
+    rows = LOSS_TILE // (SIZE[1] * JOINTS) if interleaved else SIZE[0]
     p = TiledLoss()
     p.op.kind, p.op.spec = KINDS[dtype], _spec()
     p.op.keypoints, p.op.visible = memory.add(joints.keypoints.numpy()), memory.add(joints.visible.numpy())

@@ -48,7 +48,7 @@ def predicate(machine: Machine, text: str) -> Get:
     if not found:
         raise ValueError(f"expected a predicate, got {text}")
     register = (machine.uniform_predicates if found[1] else machine.predicates)[int(found[2])]
-    return (lambda: ~register) if negated else (lambda: register)
+    return (lambda: np.logical_not(register)) if negated else (lambda: register)
 
 
 def is_predicate(text: str) -> bool:
