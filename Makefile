@@ -8,7 +8,7 @@
 # make gpu-report        everything about speed on a GPU in one run, JSON into bench/results
 # make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck; needs a GPU
 # make integrations      fastpose inside mmpose, and networks of mmpose and transformers, in an environment of their own
-# make lint | cpp-test | sanitize | emulate | cuda-compile   what .ci/run adds to that
+# make lint | cpp-test | sanitize | emulate | cuda-compile | kernel-counts   what .ci/run adds to that
 # make clean   forget the environment and every build output
 
 PYTHON ?= python3
@@ -20,7 +20,7 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: train test real bench bench-compare gpu-report compute-sanitizer integrations lint cpp-test sanitize emulate \
-  cuda-compile clean
+  cuda-compile kernel-counts clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
@@ -125,6 +125,10 @@ cuda-compile: $(VENV)/.installed-dev
 	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/cuda .
 	cp -r tests pyproject.toml build/cuda/
 	cd build/cuda && $(BIN)/python -m fastpose.doctor && FASTPOSE_FALLBACK=0 $(BIN)/python -m pytest -p no:cacheprovider -q tests/test_geometry.py
+
+# The instructions that the kernels of build/cuda issue for sm_90, beside the stored counts.
+kernel-counts: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.kernels
 
 clean:
 	rm -rf $(VENV) $(UPSTREAM) build fastpose/*.so *.egg-info

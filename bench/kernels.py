@@ -1,15 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers, shared memory and spills of the compiled kernels, as `cuobjdump` reads them from the library."""
+"""What the compiled kernels take: registers, shared memory and spills, and the instructions that they issue.
+
+    python -m bench.kernels                       # counts of build/cuda's library beside the stored ones
+    python -m bench.kernels --only decode         # some of the kernels
+    python -m bench.kernels --update              # stores the counts, and makes the table of docs/performance.md
+
+Instructions are counted by executing the machine code of sm_90 (bench/sass) on inputs like those of the GPU report. A
+result that is not what fastpose.reference gives is an error, and so is a count more than 5 % above the stored one.
+
+A kernel's bound is the time in which the instructions could be issued if nothing ever waited: of the busiest pipe, with
+every SM always full. It is for a batch of 256 with 16 joints, 64 x 64 maps and 256 x 256 crops.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
+import json
 import re
 import shutil
 import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from bench import launches
+from bench.sass.machine import Machine
+from bench.sass.memory import Counts
+from bench.sass.program import Kernel, find_tool, read_kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+STORED, PAGE = ROOT / "bench/instruction_counts.json", ROOT / "docs/performance.md"
+BEGIN, END = "<!-- made by python -m bench.kernels --update -->", "<!-- end -->"
+COUNTED = "sm_90"
+TOLERANCE = 0.05
+DYNAMIC_SHARED = 48 * 1024  # bytes: what a launch may ask for; how much it does ask for changes no count
+CHUNK = 128  # blocks that run at once, so that their registers fit into some 200 MB
 
 _ARCHITECTURE = re.compile(r"^arch = (\w+)")
 _FUNCTION = re.compile(r"^\s*Function (\S+?):?\s*$")
@@ -22,8 +49,7 @@ def kernel_rows(library: Path, architecture: str) -> list[dict[str, str | int]]:
     Raises:
         FileNotFoundError: there is no cuobjdump. subprocess.SubprocessError: it failed.
     """
-    tool = _find_cuobjdump()
-    command = [tool, "--dump-resource-usage", str(library)]
+    command = [find_tool("cuobjdump"), "--dump-resource-usage", str(library)]
     text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     rows = parse(text)
     exact = [row for row in rows if row["architecture"] == architecture]
@@ -73,17 +99,217 @@ def by_name(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _find_cuobjdump() -> str:
-    triton = importlib.util.find_spec("triton")  # comes with torch's CUDA builds and brings a cuobjdump
-    inside = Path(triton.origin).parent / "backends/nvidia/bin" if triton and triton.origin else None
-    for folder in (None, "/usr/local/cuda/bin", inside):
-        if found := shutil.which("cuobjdump", path=folder and str(folder)):
-            return found
-    raise FileNotFoundError("no cuobjdump on the PATH, in /usr/local/cuda/bin or in triton")
-
-
 def _demangled(names: list[str]) -> list[str]:
     if not (tool := shutil.which("c++filt")):
         return names
     plain = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, timeout=10).stdout
     return [re.sub(r"^.*::(?=\w+(<|\())|\(.*\)$", "", line) for line in plain.splitlines()]
+
+
+# ---- instructions ----------------------------------------------------------------------------------------------------
+
+# Warp instructions per clock and SM: lanes per clock of the table "Throughput of Native Arithmetic Instructions" in the
+# CUDA C++ Programming Guide, over 32. Inferred, since NVIDIA does not document which pipe an opcode goes to: that FP32
+# and integer multiply-adds share the lanes of `fma` (of which integers have half), and `uniform`. `shared` and `lookups`
+# are not in instructions but in passes: over the 32 banks, and over the L1's tags, of which each finds up to four lines
+# of 128 bytes (NVIDIA's engineers in its developer forum, of Volta and later).
+HOPPER = {
+    "issue": 4, "fma": 4, "imad": 2, "alu": 2, "fp64": 2, "xu": 0.5, "lsu": 1, "uniform": 2, "shared": 1, "lookups": 1
+}  # fmt: skip
+ADA = HOPPER | {"fp64": 1 / 16}
+PIPES = {
+    "fma": "FADD FMUL FFMA HADD2 HMUL2 HFMA2 IMAD",
+    "imad": "IMAD",
+    "fp64": "DADD DMUL DFMA DSETP",
+    "xu": "MUFU I2F F2I F2F FRND POPC FLO BREV",
+    "lsu": "LD LDG LDS LDL ST STG STS STL ATOM ATOMG ATOMS RED SHFL",
+    "control": "BRA BRX CALL RET EXIT BSSY BSYNC BREAK WARPSYNC BAR NOP DEPBAR MEMBAR ERRBAR CCTL LDC S2R",
+}
+_PIPES_OF: dict[str, list[str]] = {}
+for _pipe, _opcodes in PIPES.items():
+    for _opcode in _opcodes.split():
+        _PIPES_OF.setdefault(_opcode, []).append(_pipe)
+
+
+class Gpu(NamedTuple):
+    """Clock under load and speed of a device-to-device copy, both assumed until the report has measured them."""
+
+    name: str
+    sms: int
+    hertz: float
+    bytes_per_second: float
+    rates: dict[str, float]
+
+
+GPUS = (
+    Gpu("H100", 132, 1.755e9, 3.0e12, HOPPER),
+    Gpu("H200", 132, 1.755e9, 4.3e12, HOPPER),
+    Gpu("RTX 4090", 128, 2.52e9, 0.93e12, ADA),
+)
+
+
+def pipes_of(opcode: str) -> list[str]:
+    """Where an instruction goes besides the issue slot: LOP3.LUT to `alu`, which is what has no other pipe."""
+    name = opcode.split(".")[0]
+    if name.startswith("U") or name in ("R2UR", "S2UR", "VOTEU"):
+        return ["uniform"]
+    return _PIPES_OF.get(name, ["alu"])
+
+
+def pipe_counts(counts: Counts) -> dict[str, int]:
+    """Warp instructions by pipe, `issue` being all; of `shared` and `lookups` the passes."""
+    pipes = Counter({"issue": counts.instructions.total()})
+    for opcode, issued in counts.instructions.items():
+        for pipe in pipes_of(opcode):
+            pipes[pipe] += issued
+    for pipe, unit in (("shared", "wavefronts"), ("lookups", "lookups")):
+        pipes[pipe] = sum(passes for kind, passes in counts.memory.items() if kind.endswith(unit))
+    return {pipe: pipes[pipe] for pipe in HOPPER if pipes[pipe]}
+
+
+def busiest(pipes: dict[str, float], rates: dict[str, float]) -> tuple[str, float]:
+    """The pipe that takes longest, and the clocks of one SM that it takes."""
+    clocks = {pipe: count / rates[pipe] for pipe, count in pipes.items()}
+    pipe = max(clocks, key=lambda name: clocks[name])
+    return pipe, clocks[pipe]
+
+
+def bound(row: dict[str, Any], gpu: Gpu) -> float:
+    """Seconds that a batch takes at least."""
+    sms = min(gpu.sms, row["batch_blocks"])
+    return float(busiest(row["pipes"], gpu.rates)[1] * row["batch_units"] / (sms * gpu.hertz))
+
+
+def count(kernel: Kernel, launch: launches.Launch) -> dict[str, Any]:
+    """Runs a launch of bench/launches.py and checks its result; per unit of work, what was counted."""
+    blocks = launch.blocks or list(range(launch.grid))
+    total = Counts()
+    for first in range(0, len(blocks), CHUNK):
+        machine = Machine(
+            kernel,
+            blocks[first : first + CHUNK],
+            bytes(launch.parameters),
+            launch.memory,
+            grid=launch.grid,
+            dynamic_shared=DYNAMIC_SHARED,
+        )
+        counts = machine.run()
+        total.instructions += counts.instructions
+        total.memory += counts.memory
+    launch.check(launch.memory)
+    of_memory = Counter[str]()
+    for name, number in total.memory.items():
+        space, _, kind = name.split()  # "global load sectors"
+        of_memory[f"{space}_{kind}"] += number
+    return {
+        "unit": launch.unit,
+        "pipes": {pipe: round(issued / launch.units, 1) for pipe, issued in pipe_counts(total).items()},
+        **{kind: round(of_memory[kind] / launch.units, 1) for kind in ("global_sectors", "global_lines")},
+        "batch_units": launch.batch_units,
+        "batch_blocks": launch.batch_blocks,
+        "batch_bytes": launch.bytes,
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown out of the stored counts."""
+    head = ["kernel", "instructions per", "busiest pipe", *(gpu.name for gpu in GPUS)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, row in rows.items():
+        pipe, _ = busiest(row["pipes"], HOPPER)
+        times = []
+        for gpu in GPUS:
+            least, floor = bound(row, gpu), row["batch_bytes"] / gpu.bytes_per_second
+            ratio = f": {least / floor:.2f}" if floor > 1e-6 else ""
+            times.append(f"{least * 1e6:.1f} of {floor * 1e6:.1f}{ratio}")
+        issued = f"{row['pipes']['issue']:,.0f} per {row['unit']}"
+        lines.append("| " + " | ".join([name, issued, pipe, *times]) + " |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, rows: dict[str, dict[str, Any]]) -> str:
+    """The page with the table between its marks.
+
+    Raises:
+        ValueError: it has not both of them.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"expected {BEGIN} and {END} in the page")
+    return f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}"
+
+
+def risen(name: str, row: dict[str, Any], stored: dict[str, dict[str, Any]]) -> str | None:
+    """What is wrong with a count beside the stored one."""
+    if (old := stored.get(name)) is None:
+        return f"{name}: no count is stored"
+    for what, before, now in (
+        ("instructions", old["pipes"]["issue"], row["pipes"]["issue"]),
+        ("clocks", busiest(old["pipes"], HOPPER)[1], busiest(row["pipes"], HOPPER)[1]),
+    ):
+        if now > (1 + TOLERANCE) * before:
+            return f"{name}: {what} per {row['unit']} rose from {before:,.1f} to {now:,.1f}, more than {TOLERANCE:.0%}"
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 1 if a result is wrong or a count rose."""
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--library", type=Path, help="a fastpose/_C*.so with sm_90, or a .cubin; default: that in build/cuda"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name contains it")
+    parser.add_argument("--update", action="store_true", help="store the counts and make the table anew")
+    options = parser.parse_args(arguments)
+    library = options.library or next(iter(sorted((ROOT / "build/cuda/fastpose").glob("_C*.so"))), None)
+    if library is None:
+        parser.error("no library in build/cuda: run make cuda-compile, or pass --library")
+    wanted = {name: make for name, make in launches.hot_launches().items() if options.only in name}
+    stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}
+    rows, errors = {}, []
+    kernels = read_kernels(library, COUNTED, re.compile("|".join(launches.KERNELS)))
+    for name, make in wanted.items():
+        launch = make()
+        try:
+            row = count(kernels[only_name(kernels, launch.pattern)], launch)
+        except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
+            errors.append(f"{name}: {type(error).__name__}: {error}")
+            print(f"ERROR in {errors[-1]}", flush=True)
+            continue
+        rows[name] = row
+        pipe, clocks = busiest(row["pipes"], HOPPER)
+        before = f", stored {stored[name]['pipes']['issue']:,.1f}" if name in stored else ""
+        print(f"{name}: {row['pipes']['issue']:,.1f} instructions per {row['unit']}{before}; ", end="")
+        print(f"{pipe} {clocks:,.1f} clocks; H200 {bound(row, GPUS[1]) * 1e6:.1f} µs", flush=True)
+        if not options.update and (rise := risen(name, row, stored)):
+            errors.append(rise)
+    if options.update and not errors:
+        rows = {
+            name: rows.get(name) or stored[name] for name in launches.hot_launches() if name in rows or name in stored
+        }
+        lines = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
+        STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        print(f"wrote {STORED} and {PAGE}")
+    for text in errors:
+        print(f"error: {text}", file=sys.stderr)
+    if errors and not options.update:
+        print("python -m bench.kernels --update accepts the counts", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def only_name(kernels: Iterable[str], pattern: re.Pattern[str]) -> str:
+    """The one kernel whose name matches.
+
+    Raises:
+        LookupError: none or several do.
+    """
+    found = [name for name in kernels if pattern.search(name)]
+    if len(found) != 1:
+        raise LookupError(f"expected one kernel named like {pattern.pattern}, got {len(found)}")
+    return found[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

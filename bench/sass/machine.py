@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from bench.sass import instructions
 from bench.sass.memory import Array, Counts, Memory, bits_of
+from bench.sass.operands import integer, predicate
 from bench.sass.program import WARP, Instruction, Kernel
 
 PARAMETERS = 0x210  # where a kernel's parameters begin in constant bank 0 on sm_90
@@ -208,7 +208,7 @@ class Machine:
 
 def _guarded(machine: Machine, instruction: Instruction, extra: Iterable[str] = ()) -> Callable[[Array], Array]:
     """Lanes out of the active ones for which the guard and further predicates hold."""
-    conditions = [instructions.predicate(machine, word) for word in (instruction.guard, *extra) if word]
+    conditions = [predicate(machine, word) for word in (instruction.guard, *extra) if word]
 
     def lanes(mask: Array) -> Array:
         for condition in conditions:
@@ -226,7 +226,7 @@ def _branch(machine: Machine, instruction: Instruction, following: int) -> Contr
     *conditions, last = instruction.operands
     target = int(last, 16)
     if "DIV" in modifiers:  # taken by a warp that is not together: shuffles then go another way
-        wanted = instructions.integer(machine, instruction, conditions[0])
+        wanted = integer(machine, instruction, conditions[0])
 
         def divided(mask: Array, warps: Array, bits: Array) -> None:
             together = bits == wanted()[:, 0]
@@ -329,7 +329,7 @@ def _break(machine: Machine, instruction: Instruction, following: int) -> Contro
 
 def _warp_sync(machine: Machine, instruction: Instruction, following: int) -> Control:
     modifiers = instruction.expect("ALL")
-    wanted = None if "ALL" in modifiers else instructions.integer(machine, instruction, instruction.operands[0])
+    wanted = None if "ALL" in modifiers else integer(machine, instruction, instruction.operands[0])
 
     def wait(mask: Array, warps: Array, bits: Array) -> None:
         every = np.broadcast_to(wanted(), mask.shape) if wanted is not None else None
@@ -359,7 +359,7 @@ def _block_sync(machine: Machine, instruction: Instruction, following: int) -> C
 def _return(machine: Machine, instruction: Instruction, following: int) -> Control:
     instruction.expect("REL", "NODEC")
     register, base = instruction.operands
-    place = instructions.integer(machine, instruction, register)
+    place = integer(machine, instruction, register)
     if instruction.guard:
         raise instruction.unsupported("a guard")
 

@@ -78,7 +78,8 @@ class Counts:
     """What a launch has issued: warp instructions by opcode with its modifiers, and what its memory accesses take.
 
     `memory`: "global load sectors" (32 bytes) and "global load lines" (128 bytes) that requests touch, each request by
-    itself; the same of stores; "shared load wavefronts" and "shared store wavefronts", passes over the 32 banks.
+    itself, and "global load lookups", passes of the L1 over its tags, four lines each; the same of stores; "shared load
+    wavefronts" and "shared store wavefronts", passes over the 32 banks.
     """
 
     instructions: Counter[str] = field(default_factory=Counter)

@@ -102,6 +102,8 @@ def find_tool(name: str) -> str:
 def read_kernels(library: Path, architecture: str, wanted: re.Pattern[str]) -> dict[str, Kernel]:
     """The kernels of `library` built for `architecture` ("sm_90") whose mangled names match `wanted`, by these names.
 
+    A .cubin, as `nvcc -cubin` makes it of one file, is taken as it is.
+
     Raises:
         FileNotFoundError: there is no cuobjdump or no nvdisasm. subprocess.SubprocessError: it failed.
         ValueError: the library has no code for `architecture`.
@@ -109,9 +111,12 @@ def read_kernels(library: Path, architecture: str, wanted: re.Pattern[str]) -> d
     cuobjdump, nvdisasm = find_tool("cuobjdump"), find_tool("nvdisasm")
     kernels: dict[str, Kernel] = {}
     with tempfile.TemporaryDirectory() as folder:
-        command = [cuobjdump, "--extract-elf", f".{architecture}.", str(library.resolve())]
-        subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=True)
-        cubins = sorted(Path(folder).glob("*.cubin"))
+        if library.suffix == ".cubin":
+            cubins = [library]
+        else:
+            command = [cuobjdump, "--extract-elf", f".{architecture}.", str(library.resolve())]
+            subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=True)
+            cubins = sorted(Path(folder).glob("*.cubin"))
         if not cubins:
             raise ValueError(f"{library} has no code for {architecture}")
         for cubin in cubins:
