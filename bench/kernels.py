@@ -110,8 +110,8 @@ def _demangled(names: list[str]) -> list[str]:
 
 # Warp instructions per clock and SM: lanes per clock of the table "Throughput of Native Arithmetic Instructions" in the
 # CUDA C++ Programming Guide, over 32. Inferred, since NVIDIA does not document which pipe an opcode goes to: that FP32
-# and integer multiply-adds share the lanes of `fma` (of which integers have half), and `uniform`. `shared` and `lookups`
-# are not in instructions but in passes: over the 32 banks, and over the L1's tags, of which each finds up to four lines
+# and integer multiply-adds share the lanes of `fma` (of which integers have half), and `uniform`. Not in instructions
+# but in passes are `shared`, over the 32 banks, and `lookups`, over the L1's tags, of which each finds up to four lines
 # of 128 bytes (NVIDIA's engineers in its developer forum, of Volta and later).
 HOPPER = {
     "issue": 4, "fma": 4, "imad": 2, "alu": 2, "fp64": 2, "xu": 0.5, "lsu": 1, "uniform": 2, "shared": 1, "lookups": 1

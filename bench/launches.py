@@ -55,7 +55,7 @@ AffineCropParams = _struct(
     color=P, color_stride=I64, color_of_all=F32 * 12, fill=F32,
     out=P, kind=I32, stride_b=I64, stride_c=I64, stride_y=I64, stride_x=I64, batch=I64, height=I32, width=I32,
 )
-TiledCrop = _struct("TiledCrop", op=AffineCropParams, first=I64, tiles_x=ctypes.c_uint, tiles=ctypes.c_uint, vectors=BOOL)
+TiledCrop = _struct("TiledCrop", op=AffineCropParams, first=I64, tiles_x=I32, tiles=I32, vectors=BOOL)
 MapStrides = _struct("MapStrides", b=I64, k=I64, y=I64, x=I64)
 DecodeHeatmapsParams = _struct(
     "DecodeHeatmapsParams",

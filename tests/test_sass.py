@@ -201,6 +201,8 @@ def test_fused_multiply_adds_of_float64_are_exact_beside_rational_numbers() -> N
         ("FFMA.RP R4, R0, 1, R1", 1 + 2.0**-23),
         ("FFMA.SAT R4, R0, 3, R1", 1.0),
         ("FADD R4, R0, -3", -2.0),
+        ("FADD.RM R4, |R2|, 8388608", 8388610.0),  # of 2^23 + 2.5
+        ("FADD.RP R4, |R2|, 8388608", 8388611.0),
         ("FADD R4, |R2|, -R0", 1.5),
         ("FMNMX R4, R2, R0, PT", -2.5),
         ("FMNMX R4, R2, R0, !PT", 1.0),
@@ -215,6 +217,23 @@ def test_does_with_floats_what_they_say(instruction: str, expected: float) -> No
     one, tiny, negative, nan = bits(1.0, 2.0**-30, -2.5, np.nan)
     machine = run(instruction, registers={0: one, 1: tiny, 2: negative, 3: nan, 5: 2**24 + 1})
     assert single(machine, 4) == expected
+
+
+def test_predicates_go_into_a_register_and_back() -> None:
+    machine = run(
+        """
+        ISETP.NE.AND P0, PT, R0, RZ, PT
+        ISETP.EQ.AND P2, PT, R0, RZ, PT
+        P2R R4, PR, R1, 0x5
+        ISETP.EQ.AND P0, PT, RZ, RZ, PT
+        R2P PR, R4, 0x3
+        """,
+        registers={0: LANES, 1: 0xFF0F},
+    )
+    np.testing.assert_array_equal(machine.registers[4][0], np.where(LANES == 0, 0xFF0E, 0xFF0B))
+    np.testing.assert_array_equal(machine.predicates[0][0], LANES != 0)
+    assert machine.predicates[1].all()  # bit 1 of R1
+    np.testing.assert_array_equal(machine.predicates[2][0], LANES == 0)  # not among those that R2P names
 
 
 def test_comparisons_know_nan() -> None:
@@ -426,14 +445,21 @@ def load_from(address: int, memory: Memory, instruction: str, offsets: np.ndarra
     return run(code, memory=memory, registers={0: offsets})
 
 
-@pytest.mark.parametrize(("stride", "sectors", "lines"), [(4, 4, 1), (0, 1, 1), (32, 32, 8), (128, 32, 32)])
-def test_counts_the_sectors_and_lines_of_an_access(stride: int, sectors: int, lines: int) -> None:
+@pytest.mark.parametrize(
+    ("stride", "sectors", "lines", "lookups"),
+    [(4, 4, 1, 1), (0, 1, 1, 1), (20, 20, 5, 2), (32, 32, 8, 2), (128, 32, 32, 8)],
+)
+def test_counts_what_an_access_touches(stride: int, sectors: int, lines: int, lookups: int) -> None:
     memory = Memory()
     address = memory.add(np.arange(1024, dtype=np.uint32))
     machine = load_from(address, memory, "LDG.E R6, desc[UR4][R4.64]", stride * LANES)
     np.testing.assert_array_equal(machine.registers[6][0], stride // 4 * LANES)
     # Buffers begin at multiples of 256 bytes, as those of an allocator do.
-    assert machine.counts.memory == {"global load sectors": sectors, "global load lines": lines}
+    assert machine.counts.memory == {
+        "global load sectors": sectors,
+        "global load lines": lines,
+        "global load lookups": lookups,
+    }
 
 
 @pytest.mark.parametrize(
