@@ -26,11 +26,11 @@ from fastpose.data.mpii import read_mpii
 from fastpose.data.packed import PackedImages, is_pack, margins_of, pack_of, read_index, read_packed_persons
 from fastpose.data.persons import Persons
 from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages, reductions
-from fastpose.engine import require_cuda, uses_bfloat16
 from fastpose.metrics.coco import known_sigmas, require_pycocotools
 from fastpose.models import Weights, load_backbone, load_weights, make_own_model, pose_resnet, read_weights
 from fastpose.models.own import check_heatmaps
 from fastpose.skeletons import COCO, MPII, Skeleton, read_skeleton
+from fastpose.step import require_cuda, uses_bfloat16
 from fastpose.synthetic import progress_printer
 
 # The options that say what the data are: files below the data root, and their format.

@@ -209,10 +209,15 @@ class TrainOptions:
     compile: bool = option(
         False, "compile the network with torch.compile, which takes about a minute when the training begins"
     )
-    cuda_graph: bool = option(
-        False,
+    cuda_graph: Literal["auto", "on", "off"] | bool = option(
+        "auto",
         "record a whole training step as a CUDA graph and replay it, which saves the host's work; GPUs only; batches "
-        "of fewer than batch_size persons run without it",
+        "of fewer than batch_size persons run without it; auto: off, until it has run on a GPU",
+    )
+    cudnn_benchmark: Literal["auto", "on", "off"] | bool = option(
+        "auto",
+        "let cuDNN try its algorithms for each convolution of the first training batch, and keep the fastest: "
+        "torch.backends.cudnn.benchmark, for batches of batch_size persons; auto: off, until it has run on a GPU",
     )
     decoder: Literal["cpu", "gpu"] = option(
         "cpu",
@@ -245,8 +250,8 @@ class TrainOptions:
         check_at_least(self, 1, "channels", "epochs", "batch_size", "eval_batch_size", "lr_drop_patience", "eval_every")
         check_at_least(self, 1, "prefetch", "log_every", "lr_drop_factor")
         check_at_least(self, 0, "synthetic_persons", "synthetic_seed", "seed", "warmup_steps", "decode_threads")
-        for name in ("channels_last", "flip_shift"):
-            # Runs of version 0.1 have the first so, and YAML's bare `on` is true.
+        for name in ("channels_last", "flip_shift", "cuda_graph", "cudnn_benchmark"):
+            # Older runs have some of them so, and YAML's bare `on` is true.
             if isinstance(value := getattr(self, name), bool):
                 object.__setattr__(self, name, "on" if value else "off")
         if self.detections and self.dataset == "mpii":

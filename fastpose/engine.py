@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from types import FrameType
@@ -25,6 +25,7 @@ from fastpose.data.persons import Persons
 from fastpose.metrics import keypoint_ap, keypoint_results, pckh
 from fastpose.ops.fallback import exact_type
 from fastpose.skeletons import Skeleton
+from fastpose.step import TrainStep, autocast
 
 
 class NotFiniteError(ArithmeticError):
@@ -127,130 +128,6 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
     return kinds[options.optimizer](model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
 
 
-class TrainStep:
-    """One step of training: forward, loss, backward, optimiser.
-
-    With option `cuda_graph` the first batches of full size train as usual, in a stream of their own; then one step is
-    captured, and from there on each replays it on new inputs. Smaller batches train without graph and compilation, so
-    that neither is made for them anew.
-
-    Args:
-        model: the network, on `device`; its parameters and buffers must stay where they are.
-        optimizer: of `make_optimizer`, with the state to go on from, if any; later `load_state_dict` would replace
-            tensors that a captured graph writes to.
-        options: sigma, encoding, missing, batch_size, weight_decay, amp, foreach, compile and cuda_graph are looked at.
-        device: where batches will be.
-        joint_weights: weight of each joint in the loss, once; None: 1 each. (SimpleBaselines weighs prediction and
-            target, so each joint of its training counts by the square.)
-
-    Raises:
-        ValueError: a CUDA graph is asked for and `device` is none of CUDA.
-    """
-
-    WARMUP_STEPS = 3  # before a capture: what allocates or tunes itself at its first use has then done so
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        options: TrainOptions,
-        device: torch.device,
-        joint_weights: Sequence[float] | None = None,
-    ) -> None:
-        on_gpu = device.type == "cuda"
-        if options.cuda_graph:
-            require_cuda("cuda_graph", device)
-        self.model, self.optimizer, self.options, self.device = model, optimizer, options, device
-        # A wrapper beside the model, whose own parts and names stay as they are: evaluation and checkpoints see those.
-        self._full_forward = torch.compile(model, dynamic=False) if options.compile else model
-        self._side = torch.cuda.Stream(device) if options.cuda_graph else None
-        self._warm = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: tuple[Tensor, ...] = ()
-        self._loss = torch.empty(0)
-        self._joint_weights = None if joint_weights is None else torch.tensor(joint_weights, device=device)
-        # Adam and AdamW have one kernel for all weights, on the CPU too, where it takes a third of the time; torch's
-        # RMSprop has none.
-        fused = options.foreach == "auto" and "fused" in optimizer.defaults
-        for group in optimizer.param_groups:
-            if "fused" in group:
-                group["fused"] = fused
-            group["foreach"] = options.foreach == "on" or (options.foreach == "auto" and on_gpu and not fused)
-            group["weight_decay"] = options.weight_decay
-            # A graph keeps the numbers it was captured with, so there the rate is a tensor that steps fill.
-            group["capturable"] = options.cuda_graph
-            group["lr"] = torch.tensor(float(group["lr"]), device=device) if options.cuda_graph else float(group["lr"])
-        for state in optimizer.state.values():
-            state["step"] = state["step"].to(device if options.cuda_graph or fused else "cpu")
-
-    def __call__(self, batch: Batch, lr: float) -> Tensor:
-        """Trains on one batch with learning rate `lr`; returns its loss, detached, a scalar on the device."""
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
-        inputs = (batch.images, batch.keypoints, batch.visible)
-        if len(batch.rows) < self.options.batch_size:
-            return self._run(self.model, *inputs)
-        if self._side is None:
-            return self._run(self._full_forward, *inputs)
-        if self._warm < self.WARMUP_STEPS:
-            return self._warm_up(self._side, inputs)
-        if self._graph is None:
-            self._capture(self._side, inputs)
-        assert self._graph is not None
-        for static, given in zip(self._inputs, inputs, strict=True):
-            static.copy_(given)
-        self._graph.replay()
-        return self._loss.clone()
-
-    def _run(self, forward: Callable[[Tensor], Tensor], images: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
-        with autocast(self.device, self.options):
-            heatmaps = forward(images)
-        expected = [*keypoints.shape[:2], *(side // 4 for side in images.shape[2:])]
-        if not isinstance(heatmaps, Tensor) or list(heatmaps.shape) != expected or not heatmaps.requires_grad:
-            got = f"{list(heatmaps.shape)}" if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
-            raise ValueError(
-                f"model: the network, in training, must return heatmaps {expected} that depend on its parameters, "
-                f"got {got}" + (" without a gradient" if got == str(expected) else "")
-            )
-        loss = fastpose.heatmap_mse_loss(
-            heatmaps,
-            keypoints,
-            visible,
-            sigma=self.options.sigma,
-            encoding=self.options.encoding,
-            missing=self.options.missing,
-            joint_weights=self._joint_weights,
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
-
-    def _warm_up(self, side: torch.cuda.Stream, inputs: tuple[Tensor, ...]) -> Tensor:
-        """A step in the stream of the coming capture: libraries keep workspaces by stream."""
-        self._warm += 1
-        current = torch.cuda.current_stream(self.device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            loss = self._run(self._full_forward, *inputs)
-        current.wait_stream(side)
-        loss.record_stream(current)
-        return loss
-
-    def _capture(self, side: torch.cuda.Stream, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs = tuple(torch.empty_like(given) for given in inputs)
-        # Without gradients at hand, backward takes memory for them from the graph's own pool, where replays write them.
-        self.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: the loader's thread goes on preparing batches, and may allocate memory for them.
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            self._loss = self._run(self._full_forward, *self._inputs)
-        self._graph = graph
-
-
 class LossWatch:
     """Brings the epoch's loss to the host every now and then; the host does not wait for it, but looks if it is there.
 
@@ -297,6 +174,7 @@ def train_one_epoch(
         BadImageError: see PoseLoader.epoch.
     """
     train_step.model.train()
+    train_step.prepare(loader)
     loss_sum = torch.tensor(progress.loss_sum, dtype=exact_type(loader.device), device=loader.device)
     watch = LossWatch()
     start, waited, first_sample = time.perf_counter(), loader.wait_seconds, progress.samples
@@ -450,24 +328,6 @@ def person_heatmaps(model: nn.Module, loader: PoseLoader, options: TrainOptions)
     model.eval()
     with closing(loader.epoch()) as batches, autocast(loader.device, options):
         return model(next(batches).images)[0].float().cpu().numpy()
-
-
-def autocast(device: torch.device, options: TrainOptions) -> torch.autocast:
-    """The precision that option `amp` asks for, as a context."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(options, device))
-
-
-def uses_bfloat16(options: TrainOptions, device: torch.device) -> bool:
-    """Whether option `amp` means bfloat16 on `device`. Older GPUs than Ampere (8.0) only emulate it."""
-    if options.amp == "auto":
-        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return options.amp == "bfloat16"
-
-
-def require_cuda(option: str, device: torch.device) -> None:
-    """Raises ValueError, naming the option, where `device` is none of CUDA."""
-    if device.type != "cuda":
-        raise ValueError(f"{option}: expected a CUDA device, got {device}")
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from itertools import accumulate
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+# torch rounds page-locked memory up to a power of two, which of a whole batch can be twice its size; this is one.
+PIECE_BYTES = 16 << 20
+
+Fill = Callable[[NDArray[np.uint8], int], None]  # fills an array with a batch's bytes from one on
 
 
 class ImageBatch:
@@ -60,14 +67,22 @@ class ImageBatch:
 
     @classmethod
     def from_list(
-        cls, images: Sequence[NDArray[np.uint8] | Tensor], *, pin_memory: bool = False, executor: Executor | None = None
+        cls,
+        images: Sequence[NDArray[np.uint8] | Tensor],
+        *,
+        pin_memory: bool = False,
+        executor: Executor | None = None,
+        device: torch.device | str = "cpu",
     ) -> ImageBatch:
-        """Copies images [h, w, 3], uint8 RGB, NumPy arrays or CPU tensors, any strides, into one buffer on the CPU.
+        """Copies images [h, w, 3], uint8 RGB, NumPy arrays or CPU tensors, any strides, into one buffer.
 
         Args:
             images: the images; none at all gives an empty batch.
-            pin_memory: put the batch into page-locked memory, from where copies to a GPU run beside everything else.
-            executor: threads that copy, each image in one of them; None: the caller's.
+            pin_memory: put the batch into page-locked memory, from where copies to a GPU run beside everything else;
+                of a batch on the CPU.
+            executor: threads that copy, 16 MiB at a time; None: the caller's.
+            device: where the batch is wanted. To a GPU it goes through page-locked memory, piece by piece, each as soon
+                as it is full, in the current stream; the host does not wait for the copies.
 
         Raises:
             ValueError: names the image that is not uint8 [h, w, 3] with at least one pixel.
@@ -76,23 +91,35 @@ class ImageBatch:
         for n, array in enumerate(arrays):
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
                 raise ValueError(f"images[{n}] must be uint8 [h, w, 3], got {array.dtype} {list(array.shape)}")
-        ends = np.cumsum([array.size for array in arrays], dtype=np.int64)
-        starts = np.concatenate([[0], ends]).astype(np.int64)[:-1]
-        batch = cls._trusted(
-            torch.empty(int(ends[-1]) if arrays else 0, dtype=torch.uint8, pin_memory=pin_memory),
-            torch.empty(len(arrays), dtype=torch.int64, pin_memory=pin_memory),
-            torch.empty(len(arrays), 2, dtype=torch.int32, pin_memory=pin_memory),
-        )
-        batch.offsets.numpy()[:] = starts
-        batch.sizes.numpy()[:] = np.array([array.shape[:2] for array in arrays]).reshape(-1, 2)
-        data = batch.data.numpy()
+        device = torch.device(device)
+        ends = list(accumulate(array.size for array in arrays))
+        starts = [0, *ends][: len(arrays)]
+        sizes = [array.shape[:2] for array in arrays]
+        total = ends[-1] if arrays else 0
 
-        def copy(array: NDArray[np.uint8], start: int, end: int) -> None:
-            data[start:end].reshape(array.shape)[...] = array
+        def fill(out: NDArray[np.uint8], begin: int) -> None:
+            """Fills `out` with what the batch holds from its byte `begin` on."""
+            end = begin + len(out)
+            for n in range(bisect_right(ends, begin), bisect_left(starts, end)):
+                low, high = max(begin, starts[n]), min(end, ends[n])
+                part = out[low - begin : high - begin]
+                if len(part) == arrays[n].size:
+                    part.reshape(arrays[n].shape)[...] = arrays[n]
+                else:
+                    part[:] = arrays[n].reshape(-1)[low - starts[n] : high - starts[n]]
 
-        for _ in (map if executor is None else executor.map)(copy, arrays, starts, ends):
-            pass
-        return batch
+        run = map if executor is None else executor.map
+        pinned = pin_memory or device.type == "cuda"
+        if device.type == "cuda":
+            data = _by_pieces(total, fill, run, device)
+        else:
+            data = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
+            flat = data.numpy()
+            for _ in run(lambda begin: fill(flat[begin : begin + PIECE_BYTES], begin), range(0, total, PIECE_BYTES)):
+                pass
+        offsets = torch.tensor(starts, dtype=torch.int64, pin_memory=pinned)
+        height_width = torch.tensor(sizes, dtype=torch.int32, pin_memory=pinned).view(-1, 2)
+        return cls._trusted(data, offsets, height_width).to(device, non_blocking=pinned)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ImageBatch:
         """The batch on another device; three copies, none of which waits with `non_blocking` from pinned memory."""
@@ -121,3 +148,30 @@ class ImageBatch:
 
     def __repr__(self) -> str:
         return f"ImageBatch({len(self)} images, {self.data.numel()} bytes, {self.device})"
+
+
+def _by_pieces(total: int, fill: Fill, run: Callable[..., Iterable[Tensor]], device: torch.device) -> Tensor:
+    """A batch of `total` bytes on a GPU, through page-locked memory: a piece is copied as soon as it is filled.
+
+    torch knows from events when a copy is done, and gives the piece's memory to another: a few of them are in use at a
+    time, however large the batch.
+
+    Args:
+        total: bytes of the batch.
+        fill: see Fill; called in the threads of `run`.
+        run: `map`, or that of an executor.
+        device: of the batch.
+    """
+    data = torch.empty(total, dtype=torch.uint8, device=device)
+
+    def filled(begin: int) -> Tensor:
+        # Whole pieces also at the end of a batch, so that they all come from one list of torch's.
+        piece = torch.empty(min(PIECE_BYTES, total), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        piece = piece[: total - begin]
+        fill(piece.numpy(), begin)
+        return piece
+
+    begins = range(0, total, PIECE_BYTES)
+    for begin, piece in zip(begins, run(filled, begins), strict=True):
+        data[begin : begin + len(piece)].copy_(piece, non_blocking=True)
+    return data

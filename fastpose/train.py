@@ -53,7 +53,6 @@ from fastpose.engine import (
     NotFiniteError,
     Progress,
     StopSignals,
-    TrainStep,
     best_seen_person,
     check_finite,
     choose_device,
@@ -61,7 +60,6 @@ from fastpose.engine import (
     make_optimizer,
     person_heatmaps,
     predict,
-    require_cuda,
     train_one_epoch,
 )
 from fastpose.report import (
@@ -74,6 +72,7 @@ from fastpose.report import (
     scores_entry,
     write_json,
 )
+from fastpose.step import TrainStep, require_cuda
 
 DESCRIPTION = """Train a pose network. Values come from the command line, else from the recipe, else from the defaults
 shown here, which are the paper's settings; without --recipe that is the recipe synthetic_resnet18_fcn_128, not these
@@ -162,7 +161,7 @@ class Run:
         options = with_color_order(as_packed(options))
         self.options, self.folder = options, folder
         self.device = choose_device(options.device)
-        for name, wanted in (("cuda_graph", options.cuda_graph), ("decoder gpu", options.decoder == "gpu")):
+        for name, wanted in (("cuda_graph", options.cuda_graph == "on"), ("decoder gpu", options.decoder == "gpu")):
             if wanted:  # said now, and not after the images have been drawn or decoded
                 require_cuda(name, self.device)
         generate_missing_data(options)

@@ -9,16 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from bench import conftest, numba_peers, tables, vectorized
+from bench import conftest, lock, numba_peers, tables, vectorized
 from bench.bench_decode_dark import KERNEL, mmpose_dark
 from bench.bench_decode_heatmaps import two_stages
 from bench.bench_render_heatmaps import pasted
 from bench.tables import COPY, CROP, DECODE, GOALS, LOSS, ONE_THREAD, OWN, PIPELINE, RENDER, Goal
 from fastpose import ImageBatch, reference
+from fastpose.data.pixel_sources import ImageFiles
 from fastpose.skeletons import MPII
 from tests import upstream
 from tests.test_affine_crop import random_images, random_matrices
@@ -305,3 +307,18 @@ def marks(of: object) -> list[pytest.Mark]:
 def test_verdicts(bound: float, ratio: float, verdict: str) -> None:
     row = tables.Row(1.0, 0.1, None, ratio, 0.9 * ratio, 1.1 * ratio, "noise")
     assert Goal(DECODE, "peer", bound).verdict(row) == verdict
+
+
+def test_the_lock_is_measured_while_images_are_loaded(tmp_path: Path) -> None:
+    decode = cv2.imdecode
+    source = ImageFiles(lock.write_files(tmp_path), 2)
+    row = lock.measure(source, rate=2000, threads=2, seconds=0.2, rounds=1)
+    assert row.rate > 0
+    assert row.times == pytest.approx(row.busy / row.idle)
+    assert cv2.imdecode is decode
+
+
+def test_an_error_while_images_are_loaded_is_an_error_of_the_lock_s_measurement(tmp_path: Path) -> None:
+    source = ImageFiles([tmp_path / "absent.jpg"], 2)  # has none of the batch's other images
+    with pytest.raises(IndexError):
+        lock.measure(source, rate=2000, threads=2, seconds=0.1, rounds=1)

@@ -31,11 +31,11 @@ from fastpose.engine import (
     make_optimizer,
     predict,
     train_one_epoch,
-    uses_bfloat16,
 )
 from fastpose.metrics import pckh
 from fastpose.models import pose_resnet
 from fastpose.skeletons import MPII
+from fastpose.step import AUTO_ON_CUDA, is_on, uses_bfloat16
 from tests.tiny_mpii import write_tiny_mpii
 
 OPTIONS = TrainOptions(size=(64, 64), batch_size=4, log_every=1)
@@ -395,6 +395,122 @@ def test_what_a_step_does_to_the_optimiser_undoes_another_device_s_settings():
     assert (group["lr"], group["foreach"], group["capturable"]) == (0.25, False, False)
 
 
+def network_with_dropout():
+    """Everything that a step changes: weights, running means and their counters, the generator."""
+    return torch.nn.Sequential(small_network(), torch.nn.Dropout2d(0.3), torch.nn.BatchNorm2d(16))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_a_rehearsed_step_trains_to_the_bit_as_one_that_is_not(persons, name, steps_before):
+    options = dataclasses.replace(OPTIONS, optimizer=name, weight_decay=0.01)
+    batches = list(make_loader(persons).epoch())[:2]
+    results = []
+    for rehearsed in (False, True):
+        model = network_with_dropout()
+        step = TrainStep(model, make_optimizer(model, options), options, torch.device("cpu"))
+        torch.manual_seed(1)
+        for batch in batches[:steps_before]:
+            step(batch, 1e-3)
+        if rehearsed:
+            batch = batches[0]
+            step._rehearse((torch.full_like(batch.images, 0.3), batch.keypoints, batch.visible))
+            assert all(parameter.grad is None for parameter in model.parameters())
+        losses = [step(batch, 1e-3) for batch in batches]
+        states = [value for state in step.optimizer.state.values() for value in state.values()]
+        results.append([*losses, *model.state_dict().values(), *states, torch.rand(3)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_rehearsal_leaves_no_trace(persons, device):
+    def generators():
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+    model = network_with_dropout().to(device)
+    step = TrainStep(model, make_optimizer(model, OPTIONS), OPTIONS, device)
+    before, states = copy.deepcopy(model.state_dict()), generators()
+    batch = make_loader(persons, device=device).blank_batch()
+    step._rehearse((batch.images, batch.keypoints, batch.visible))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(one, other) for one, other in zip(generators(), states, strict=True))
+    assert not any(value.any() for state in step.optimizer.state.values() for value in state.values())
+
+
+class PlayedGraph:
+    """A captured step that runs the Python that it was made of, on a CPU."""
+
+    def __init__(self, step):
+        self.step, self.replays = step, 0
+
+    def replay(self):
+        self.replays += 1
+        self.step._loss = self.step._run_full(*self.step._inputs)
+
+
+def test_a_step_is_captured_before_the_loader_begins(persons, monkeypatch):
+    """And is replayed for batches of full size alone, with the losses and weights of a run without."""
+    expected_sums, expected_scores, expected = train_small_network(persons, epochs=2)
+    events, graphs = [], []
+    make, load = TrainStep.__init__, ImageFiles.load
+
+    def make_with_side(step, *arguments):
+        make(step, *arguments)
+        step._side = "side"
+
+    def capture(step, side, inputs):
+        events.append("capture")
+        step._inputs, step._graph = inputs, PlayedGraph(step)
+        graphs.append(step._graph)
+        step._rehearse(inputs)
+
+    def note(source, *arguments):
+        events.append("load")
+        return load(source, *arguments)
+
+    monkeypatch.setattr(TrainStep, "__init__", make_with_side)
+    monkeypatch.setattr(TrainStep, "_capture", capture)
+    monkeypatch.setattr(ImageFiles, "load", note)
+    sums, scores, model = train_small_network(persons, epochs=2)
+    assert events[0] == "capture"
+    assert events.count("capture") == 1
+    assert [graph.replays for graph in graphs] == [4]  # two full batches an epoch, and two persons are left
+    assert (sums, scores) == (expected_sums, expected_scores)
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_no_step_is_captured_where_no_batch_is_full(persons, monkeypatch):
+    step = step_of(small_network())
+    step._side = "side"
+    monkeypatch.setattr(TrainStep, "_capture", lambda *arguments: pytest.fail("captured"))
+    train_one_epoch(step, RATE, make_loader(persons.select([0, 1])), Progress(), StopSignals(), lambda loss: None)
+
+
+@pytest.mark.parametrize("name", AUTO_ON_CUDA)
+def test_auto_means_on_for_cuda_once_its_table_says_so(monkeypatch, name):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    means = {value: dataclasses.replace(OPTIONS, **{name: value}) for value in ("auto", "on", "off", True, False)}
+    assert [getattr(options, name) for options in means.values()] == ["auto", "on", "off", "on", "off"]
+    for auto in (False, True):
+        monkeypatch.setitem(AUTO_ON_CUDA, name, auto)
+        assert [is_on(means[value], name, cuda) for value in means] == [auto, True, False, True, False]
+        assert not is_on(OPTIONS, name, cpu)
+
+
+@pytest.mark.parametrize("value", ["on", "off", "auto"])
+def test_convolutions_are_tuned_for_batches_of_full_size_alone(persons, value):
+    seen = []
+
+    class Watching(Constant):
+        def forward(self, images):
+            seen.append((len(images), torch.backends.cudnn.benchmark))
+            return super().forward(images)
+
+    step = step_of(Watching(0.5), dataclasses.replace(OPTIONS, cudnn_benchmark=value))
+    train_one_epoch(step, RATE, make_loader(persons), Progress(), StopSignals(), lambda loss: None)
+    assert seen == [(4, value == "on"), (4, value == "on"), (2, False)]
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_a_cuda_graph_needs_cuda():
     with pytest.raises(ValueError, match="cuda_graph: expected a CUDA device, got cpu"):
         step_of(Constant(0.5), dataclasses.replace(OPTIONS, cuda_graph=True))
@@ -472,7 +588,7 @@ def no_tf32():
     ],
 )
 def test_a_replayed_step_trains_like_an_eager_one(persons, changes):
-    """Two full batches an epoch, one smaller one and an evaluation: three warm-up steps, a capture, four replays."""
+    """Two full batches an epoch, which replay the step, one smaller one and an evaluation."""
     sums, scores, model = train_small_network(persons, "cuda", 4, **changes)
     graph_sums, graph_scores, graphed = train_small_network(persons, "cuda", 4, cuda_graph=True, **changes)
     tolerance = 1e-3 if changes.get("amp") == "off" else 2e-2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastpose
-from fastpose import ImageBatch, reference
+from fastpose import ImageBatch, image_batch, reference
 
 
 def test_images_come_out_as_they_went_in(device: torch.device) -> None:
@@ -37,6 +37,42 @@ def test_from_list_copies_in_several_threads_as_in_one() -> None:
         assert len(ImageBatch.from_list([], executor=threads)) == 0
     for name in ("data", "offsets", "sizes"):
         assert torch.equal(getattr(got, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100, 1 << 20])
+def test_the_size_of_the_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (n + 1, 9 - n, 3), dtype=np.uint8)[:, ::-1] for n in range(7)]
+    expected = ImageBatch.from_list(images)
+    bytes_ = np.concatenate([image.reshape(-1) for image in images])
+    np.testing.assert_array_equal(expected.data.numpy(), bytes_)
+    monkeypatch.setattr(image_batch, "PIECE_BYTES", piece)
+    with ThreadPoolExecutor(3) as threads:
+        for got in (ImageBatch.from_list(images), ImageBatch.from_list(images, executor=threads)):
+            for name in ("data", "offsets", "sizes"):
+                assert torch.equal(getattr(got, name), getattr(expected, name))
+
+        def fill(out: np.ndarray, begin: int) -> None:
+            assert len(out) <= piece
+            out[:] = bytes_[begin : begin + len(out)]
+
+        # What goes to a GPU goes this way.
+        assert image_batch._by_pieces(len(bytes_), fill, threads.map, torch.device("cpu")).tolist() == bytes_.tolist()
+    assert image_batch._by_pieces(0, fill, map, torch.device("cpu")).shape == (0,)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("piece", [7, 1 << 20])
+def test_a_batch_made_for_the_gpu_is_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (n + 1, 9 - n, 3), dtype=np.uint8)[:, ::-1] for n in range(7)]
+    expected = ImageBatch.from_list(images)
+    monkeypatch.setattr(image_batch, "PIECE_BYTES", piece)
+    with ThreadPoolExecutor(3) as threads:
+        got = ImageBatch.from_list(images, executor=threads, device="cuda")
+    assert got.device.type == "cuda"
+    for name in ("data", "offsets", "sizes"):
+        assert torch.equal(getattr(got, name).cpu(), getattr(expected, name))
 
 
 def test_from_list_takes_tensors_and_nothing_at_all() -> None:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastpose.data.images import BadImageError, average, read_image
+from fastpose.data.images import BadImageError, average, is_whole_jpeg, read_file, read_image
 from tests.shift import shift_between
 
 REAL_DATA = Path(os.environ.get("FASTPOSE_REAL_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
@@ -112,6 +114,79 @@ def test_a_jpeg_whose_tail_is_zeros_is_told(tmp_path, cut):
     (tmp_path / "a.jpg").write_bytes(data[:length] + bytes(len(data) - length))
     with pytest.raises(BadImageError, match="truncated"):
         read_image(tmp_path / "a.jpg")
+
+
+def with_end_mark_between_scans(data: bytes) -> tuple[bytes, int]:
+    """A progressive JPEG with a comment that holds an end mark before its second scan, and where that comment ends."""
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    comment = b"\xff\xfe\x00\x0ba\xff\xd9commen"
+    return data[:second] + comment + data[second:], second + len(comment)
+
+
+def test_an_end_mark_inside_a_segment_between_scans_is_not_the_image_s(tmp_path):
+    data = save(tmp_path / "plain.jpg", Image.fromarray(picture()), progressive=True)
+    assert data.count(b"\xff\xda") > 2
+    marked, end = with_end_mark_between_scans(data)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(marked)
+    np.testing.assert_array_equal(read_image(path), read_image(tmp_path / "plain.jpg"))
+    for length in range(end - 6, len(marked), 7):
+        path.write_bytes(marked[:length])
+        with pytest.raises(BadImageError, match=f"truncated after {length} bytes"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_second_picture_behind_the_image_may_be_cut(tmp_path, progressive):
+    # As phones append them (multi-picture format).
+    data = save(tmp_path / "a.jpg", Image.fromarray(picture()), progressive=progressive)
+    expected = read_image(tmp_path / "a.jpg")
+    for behind in (data, data[:-2], data[: len(data) // 2]):
+        (tmp_path / "b.jpg").write_bytes(data + behind)
+        np.testing.assert_array_equal(read_image(tmp_path / "b.jpg"), expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "whole"),
+    [
+        (b"\xff\xd8\xff\xd9", True),  # a decoder says what is missing
+        (b"\xff\xd8\xff\xda", False),
+        (b"\xff\xd8\xff\xda\x00\x02\xff", False),
+        (b"\xff\xd8\xff\xe0\x00\x04\xff\xd9", False),
+        (
+            b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x01\x00\x01\x01\x01\x11\x00\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9",
+            True,
+        ),
+        (b"\x89PNG\xff\xd9", False),
+        (b"", False),
+    ],
+)
+def test_a_whole_jpeg_is_known_by_its_segments(data, whole):
+    assert is_whole_jpeg(data) is whole
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5000])
+def test_a_file_that_changes_its_size_is_read_to_its_end(tmp_path, monkeypatch, size):
+    (tmp_path / "a").write_bytes(bytes(range(250)) * 4)
+    monkeypatch.setattr(os, "fstat", lambda file: SimpleNamespace(st_size=size))
+    assert read_file(tmp_path / "a") == bytes(range(250)) * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_file_that_comes_in_parts_is_read_to_its_end(tmp_path):
+    data = save(tmp_path / "a.jpg", Image.fromarray(picture()))
+    os.mkfifo(tmp_path / "pipe")
+
+    def write() -> None:
+        with open(tmp_path / "pipe", "wb", buffering=0) as pipe:
+            for begin in range(0, len(data), 500):
+                pipe.write(data[begin : begin + 500])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    image = read_image(tmp_path / "pipe")
+    writer.join()
+    np.testing.assert_array_equal(image, read_image(tmp_path / "a.jpg"))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

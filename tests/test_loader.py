@@ -72,6 +72,19 @@ def assert_equal(first, second) -> None:
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_blank_batch_is_made_like_the_others(persons, device, memory_format, dtype):
+    feed = loader(persons, device=device, memory_format=memory_format, dtype=dtype)
+    with closing(feed.epoch()) as batches:
+        other = next(batches)
+    blank = feed.blank_batch()
+    for name in ("rows", "images", "keypoints", "visible", "heatmap_to_image"):
+        one, two = getattr(blank, name), getattr(other, name)
+        assert (one.shape, one.dtype, one.stride(), one.device) == (two.shape, two.dtype, two.stride(), two.device)
+        assert not one.any()
+
+
 def test_without_augmentation_a_box_as_large_as_the_crop_is_the_picture_itself():
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -676,3 +689,8 @@ def test_impossible_settings_are_refused_by_name(persons, name, value):
         PoseLoader(persons, ImageFiles(persons.image_paths), (4, 8), 2, udp=True)
     with pytest.raises(ValueError, match="persons"):
         PoseLoader(persons.select([]), ImageFiles(persons.image_paths), (64, 64), 2)
+
+
+@on_cuda
+def test_batches_are_made_in_a_stream_that_comes_before_the_consumer_s(persons):
+    assert loader(persons, device="cuda")._stream.priority < torch.cuda.current_stream().priority

@@ -12,7 +12,7 @@ from fastpose import ImageBatch
 from fastpose.data import pixel_sources
 from fastpose.data.images import BadImageError, image_size, read_image
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import ImageFiles, Pixels, ResidentImages, reductions, to_device
+from fastpose.data.pixel_sources import DecodeThreads, ImageFiles, Pixels, ResidentImages, reductions, to_device
 from fastpose.skeletons import MPII
 
 CPU = torch.device("cpu")
@@ -193,6 +193,35 @@ def test_a_source_that_is_let_go_leaves_no_thread(paths):
     for thread in before:
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_threads_share_the_items_of_a_batch_in_one_job_each(monkeypatch):
+    with DecodeThreads(3) as threads:
+        submit, jobs = threads.submit, []
+        monkeypatch.setattr(threads, "submit", lambda job: jobs.append(job) or submit(job))
+        all_at_work = threading.Barrier(3, timeout=10)
+
+        def work(item: str) -> str:
+            if item in "abc":
+                all_at_work.wait()  # none of the three takes a second one before each has its first
+            return item.upper()
+
+        assert threads.each(work, "abcdefghij") == list("ABCDEFGHIJ")
+        assert len(jobs) == 3
+        assert threads.each(work, "d") == ["D"]
+        assert len(jobs) == 4
+        assert threads.each(work, "") == []
+        assert len(jobs) == 4
+
+
+def test_an_error_in_one_of_the_threads_is_raised():
+    def work(item: int) -> int:
+        if item == 2:
+            raise ValueError("two")
+        return item
+
+    with DecodeThreads(2) as threads, pytest.raises(ValueError, match="two"):
+        threads.each(work, range(6))
 
 
 def test_a_tensor_of_the_cpu_stays_where_it_is():

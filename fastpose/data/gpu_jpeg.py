@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpose.data.images import is_whole_jpeg
-from fastpose.data.pixel_sources import Pixels, read_or_error, to_device
+from fastpose.data.images import is_whole_jpeg, read_file
+from fastpose.data.pixel_sources import DecodeThreads, Pixels, read_or_error, to_device
 from fastpose.image_batch import ImageBatch
 
 INSTALL = 'pip install "fastpose[gpu]"'
@@ -55,7 +54,7 @@ class GpuJpegFiles:
         self.device = torch.device(device)
         self._codec = codec = import_nvimgcodec()
         self._one_at_a_time = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastpose-decode")
+        self._pool = DecodeThreads(threads)
         if self.device.type == "cuda":
             number = torch.cuda.current_device() if self.device.index is None else self.device.index
             kinds = [codec.HW_GPU_ONLY, codec.GPU_ONLY, codec.HYBRID_CPU_GPU]
@@ -74,7 +73,7 @@ class GpuJpegFiles:
     def load(self, images: Tensor, device: torch.device) -> Pixels:
         distinct, index = torch.unique(images, return_inverse=True)
         numbers = distinct.tolist()
-        streams = list(self._pool.map(self._open, numbers))
+        streams = self._pool.each(self._open, numbers)
         with self._one_at_a_time:  # nvImageCodec does not say that a decoder may be used by two threads
             return self._load(numbers, streams, index, device)
 
@@ -82,7 +81,7 @@ class GpuJpegFiles:
         decoded = iter(self._decode([stream for stream in streams if stream is not None]))
         pictures = [None if stream is None else next(decoded) for stream in streams]
         left = [n for n, picture in zip(numbers, pictures, strict=True) if picture is None]
-        read = dict(zip(left, self._pool.map(lambda n: read_or_error(self.paths[n]), left), strict=True))
+        read = dict(zip(left, self._pool.each(lambda n: read_or_error(self.paths[n]), left), strict=True))
         tensors = [
             to_device(torch.from_numpy(read[n][0]), device) if picture is None else picture
             for n, picture in zip(numbers, pictures, strict=True)
@@ -105,7 +104,7 @@ class GpuJpegFiles:
     def _open(self, image: int) -> Any:
         """The file as nvImageCodec wants it; None where it is not a whole JPEG, in grey or three colours."""
         try:
-            data = Path(self.paths[image]).read_bytes()
+            data = read_file(self.paths[image])
             stream = self._codec.CodeStream(data) if is_whole_jpeg(data) else None
         except (OSError, ValueError, RuntimeError):
             return None

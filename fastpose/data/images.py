@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,11 +17,13 @@ _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 REDUCTIONS = (1, *_REDUCED)
 
-_JPEG_START, _JPEG_END_OF_IMAGE = b"\xff\xd8\xff", 0xD9
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START, _PNG_END_CHUNK = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 # A marker of JPEG, without stuffed zeros, fill bytes and the restart markers inside the coded pixels.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
+_IS_JPEG_MARKER = np.array([_JPEG_MARKER.match(b"\xff" + bytes([code])) is not None for code in range(256)])
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_JPEG_SCAN, _JPEG_END_OF_IMAGE = 0xDA, 0xD9
 
 
 class BadImageError(ValueError):
@@ -54,7 +55,7 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1) -> np.ndarray:
         BadImageError: missing, not readable, empty, truncated, or no image.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
     except (OSError, ValueError) as error:
         raise BadImageError(f"{path}: cannot be read: {error}") from error
     if not data:
@@ -72,6 +73,26 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1) -> np.ndarray:
     if image is None:
         raise BadImageError(f"{path}: OpenCV cannot decode its {len(data)} bytes (damaged, or no image)")
     return image if by_decoder or reduction == 1 else average(image, reduction, 1)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a file, with as few calls as that takes: each one gives the interpreter lock away and wants it back.
+
+    Raises:
+        OSError, ValueError: as from `os.open` and `os.read`.
+    """
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # Windows would read text
+    try:
+        size = os.fstat(file).st_size
+        data = os.read(file, size + 1)
+        if len(data) == size:
+            return data
+        parts = [data]  # it grows or shrinks, comes in parts, or has no size
+        while part := os.read(file, 1 << 20):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(file)
 
 
 def average(image: np.ndarray, pixels: int, into: int) -> np.ndarray:
@@ -135,7 +156,31 @@ def _reaches_its_end(data: bytes) -> bool:
 
 
 def _jpeg_reaches_its_end(data: bytes) -> bool:
-    return any(code == _JPEG_END_OF_IMAGE for code, _ in _jpeg_segments(data))
+    # Decoding threads share the interpreter lock with the one that trains: nothing here looks at byte after byte in it.
+    components = b""  # how many a frame without progression has
+    for code, start in _jpeg_segments(data):
+        if code == _JPEG_END_OF_IMAGE:
+            return True
+        if code in _JPEG_FRAMES and code & 3 != 2:
+            components = data[start + 7 : start + 8]
+        if code == _JPEG_SCAN:
+            # A scan of all components is the only one: no segment follows that an end mark could be a part of.
+            only = components == data[start + 2 : start + 3]
+            return data.rfind(_JPEG_END, start) > 0 if only else _jpeg_scans_reach_their_end(data, start)
+    return False
+
+
+def _jpeg_scans_reach_their_end(data: bytes, start: int) -> bool:
+    """Whether an end mark follows behind `start`, in the header of a scan, outside of the segments between scans."""
+    codes = np.frombuffer(data, np.uint8)  # NumPy lets go of the interpreter lock
+    marks = np.flatnonzero(codes[start:-1] == 0xFF) + start
+    position = start
+    for mark in marks[_IS_JPEG_MARKER[codes[marks + 1]]].tolist():
+        if mark >= position:
+            if codes[mark + 1] == _JPEG_END_OF_IMAGE:
+                return True
+            position = mark + 2 + int.from_bytes(data[mark + 2 : mark + 4], "big")
+    return False
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:

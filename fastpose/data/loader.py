@@ -8,6 +8,7 @@ on CUDA nothing in it waits for the GPU.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 from collections import deque
@@ -121,7 +122,8 @@ class PoseLoader:
         self.dtype = dtype
         self.udp = udp
         self.bad_images: dict[int, BadImageError] = {}
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        # Of high priority: a batch's few kernels need not wait behind all those that the consumer has begun.
+        self._stream = torch.cuda.Stream(self.device, priority=-1) if self.device.type == "cuda" else None
         self._wait = DeviceWait(self.device, prefetch) if self.device.type == "cuda" else HostWait()
         self._image_index = torch.from_numpy(persons.image_index)
         # A colour map on the CPU travels in the kernel's parameters.
@@ -140,6 +142,19 @@ class PoseLoader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return -(-len(self.persons) // self.batch_size)
+
+    def blank_batch(self) -> Batch:
+        """A batch of full size and all zeros, with the shapes, types, layout and device of those of an epoch."""
+        zeros = functools.partial(torch.zeros, device=self.device)
+        shape = (self.batch_size, self.persons.skeleton.num_joints)
+        return Batch(
+            step=0,
+            rows=torch.zeros(self.batch_size, dtype=torch.int64),
+            images=zeros(self.batch_size, 3, *self.size, dtype=self.dtype).to(memory_format=self.memory_format),
+            keypoints=zeros(*shape, 2),
+            visible=zeros(*shape),
+            heatmap_to_image=zeros(self.batch_size, 2, 3),
+        )
 
     def epoch(self, epoch: int = 0, first_step: int = 0) -> Generator[Batch, None, None]:
         """Yields the batches of one epoch from `first_step` on. To stop early, close it (`contextlib.closing`).

@@ -43,7 +43,15 @@ from torch import Tensor
 from fastpose.data.augmentation import body_boxes
 from fastpose.data.images import BadImageError, average, read_image
 from fastpose.data.persons import CocoTruth, Persons
-from fastpose.data.pixel_sources import ImageFiles, Pixels, PixelSource, largest_reduction, pixel_step, to_device
+from fastpose.data.pixel_sources import (
+    DecodeThreads,
+    ImageFiles,
+    Pixels,
+    PixelSource,
+    largest_reduction,
+    pixel_step,
+    to_device,
+)
 from fastpose.image_batch import ImageBatch
 from fastpose.skeletons import MPII, Skeleton
 
@@ -573,20 +581,20 @@ class PackedImages:
             self._mapped = ImageBatch(
                 flat, torch.from_numpy(self._begin), torch.from_numpy(self.sizes.astype(np.int32))
             )
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastpose-decode")
+        self._pool = DecodeThreads(threads)
 
     def load(self, images: Tensor, device: torch.device) -> Pixels:
         numbers = images.numpy()
-        for _ in self._pool.map(self._check, numbers[~self._checked[numbers]].tolist()):
-            pass
+        self._pool.each(self._check, numbers[~self._checked[numbers]].tolist())
         bad = numbers[self._missing[numbers]].tolist()
         errors = {n: BadImageError(f"{self.paths[n]}: could not be read when it was packed") for n in bad}
         if self._raw and device.type == "cpu":
             return Pixels(self._mapped, images, errors, self._frame)
-        regions = list((map if self._raw else self._pool.map)(self._region, numbers.tolist()))
-        batch = ImageBatch.from_list(regions, pin_memory=device.type == "cuda", executor=self._pool)
+        rows = numbers.tolist()
+        regions = [self._region(row) for row in rows] if self._raw else self._pool.each(self._region, rows)
+        batch = ImageBatch.from_list(regions, device=device, executor=self._pool)
         index, frame = torch.arange(len(numbers)), self._frame[images]
-        return Pixels(batch.to(device, non_blocking=True), to_device(index, device), errors, to_device(frame, device))
+        return Pixels(batch, to_device(index, device), errors, to_device(frame, device))
 
     def _check(self, image: int) -> None:
         if zlib.crc32(self._data[self._begin[image] : self._end[image]].data) != self._crc[image]:

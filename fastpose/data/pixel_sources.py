@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,9 @@ from fastpose.data.augmentation import body_boxes
 from fastpose.data.images import REDUCTIONS, BadImageError, image_size, read_image
 from fastpose.data.persons import Persons
 from fastpose.image_batch import ImageBatch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CHUNK_BYTES = 256 << 20  # decoded at once while a data set moves into memory
 
@@ -55,6 +58,32 @@ class PixelSource(Protocol):
         ...
 
 
+class DecodeThreads(ThreadPoolExecutor):
+    """Threads that read and decode, and share the items of a batch."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, thread_name_prefix="fastpose-decode")
+        self._count = threads
+
+    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """What `work` makes of each item, in order. An exception of `work` is raised here, once the job it was in ends.
+
+        One job per thread takes the next item until none is left. A job per item costs more of the interpreter lock,
+        which the thread that trains wants too, than reading a file; a fixed share for each thread would make all wait
+        for the one with the largest images.
+        """
+        results: dict[int, Result] = {}
+        left = iter(range(len(items)))  # shared: its next number is one step under the lock
+
+        def job() -> None:
+            for n in left:
+                results[n] = work(items[n])
+
+        for begun in [self.submit(job) for _ in range(min(self._count, len(items)))]:
+            begun.result()
+        return [results[n] for n in range(len(items))]
+
+
 class ImageFiles:
     """Image files, decoded by a pool of threads, each once per batch.
 
@@ -73,18 +102,16 @@ class ImageFiles:
         cv2.setNumThreads(0)
         self.paths = paths
         self.reduction = reduction
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastpose-decode")
+        self._pool = DecodeThreads(threads)
 
     def load(self, images: Tensor, device: torch.device) -> Pixels:
         distinct, index = torch.unique(images, return_inverse=True)
         numbers = distinct.tolist()
-        decoded = list(self._pool.map(self._read, numbers))
-        batch = ImageBatch.from_list(
-            [pixels for pixels, _ in decoded], pin_memory=device.type == "cuda", executor=self._pool
-        )
+        decoded = self._pool.each(self._read, numbers)
+        batch = ImageBatch.from_list([pixels for pixels, _ in decoded], device=device, executor=self._pool)
         errors = {n: error for n, (_, error) in zip(numbers, decoded, strict=True) if error is not None}
         frame = None if self.reduction is None else to_device(frame_of(self.reduction[distinct.numpy()]), device)
-        return Pixels(batch.to(device, non_blocking=True), to_device(index, device), errors, frame)
+        return Pixels(batch, to_device(index, device), errors, frame)
 
     def _read(self, image: int) -> tuple[np.ndarray, BadImageError | None]:
         return read_or_error(self.paths[image], 1 if self.reduction is None else int(self.reduction[image]))
@@ -147,8 +174,8 @@ class ResidentImages:
             ValueError: the device has too little free memory; the message says how much there is and how much it takes.
         """
         source = ImageFiles(paths, threads, reduction) if decoder is None else decoder
-        with ThreadPoolExecutor(threads, thread_name_prefix="fastpose-decode") as pool:
-            headers = list(pool.map(size_or_error, paths))
+        with DecodeThreads(threads) as pool:
+            headers = pool.each(size_or_error, paths)
         errors = {n: error for n, (_, error) in enumerate(headers) if error is not None}
         if errors and on_bad_image == "error":
             raise next(iter(errors.values()))

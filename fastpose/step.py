@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of training, and what options make of it on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+import fastpose
+from fastpose.config import TrainOptions
+from fastpose.data.loader import Batch, PoseLoader
+
+# What `auto` means on CUDA for options that no GPU has run yet. They become its default here and nowhere else.
+AUTO_ON_CUDA = {"cuda_graph": False, "cudnn_benchmark": False}
+
+
+class TrainStep:
+    """One step of training: forward, loss, backward, optimiser.
+
+    With option `cuda_graph` a step is captured once, by `prepare` or else before the first batch of full size, and each
+    such batch replays it. Smaller batches train without graph, compilation and autotuning, so that none of these begins
+    anew for them.
+
+    Args:
+        model: the network, on `device`; its parameters and buffers must stay where they are.
+        optimizer: of `make_optimizer`, with the state to go on from, if any; later `load_state_dict` would replace
+            tensors that a captured graph writes to.
+        options: sigma, encoding, missing, batch_size, weight_decay, amp, foreach, compile, cuda_graph and
+            cudnn_benchmark are looked at.
+        device: where batches will be.
+        joint_weights: weight of each joint in the loss, once; None: 1 each. (SimpleBaselines weighs prediction and
+            target, so each joint of its training counts by the square.)
+
+    Raises:
+        ValueError: a CUDA graph is asked for and `device` is not a CUDA device.
+    """
+
+    WARMUP_STEPS = 3  # before a capture: what allocates or tunes itself at its first use has then done so
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        options: TrainOptions,
+        device: torch.device,
+        joint_weights: Sequence[float] | None = None,
+    ) -> None:
+        on_gpu = device.type == "cuda"
+        if options.cuda_graph == "on":
+            require_cuda("cuda_graph", device)
+        cuda_graph = is_on(options, "cuda_graph", device)
+        self.model, self.optimizer, self.options, self.device = model, optimizer, options, device
+        # A wrapper beside the model, whose own parts and names stay as they are: evaluation and checkpoints see those.
+        self._full_forward = torch.compile(model, dynamic=False) if options.compile else model
+        self._tunes = is_on(options, "cudnn_benchmark", device)
+        self._side = torch.cuda.Stream(device) if cuda_graph else None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: tuple[Tensor, ...] = ()
+        self._loss = torch.empty(0)
+        self._joint_weights = None if joint_weights is None else torch.tensor(joint_weights, device=device)
+        # Adam and AdamW have one kernel for all weights, on the CPU too, where it takes a third of the time; torch's
+        # RMSprop has none.
+        fused = options.foreach == "auto" and "fused" in optimizer.defaults
+        for group in optimizer.param_groups:
+            if "fused" in group:
+                group["fused"] = fused
+            group["foreach"] = options.foreach == "on" or (options.foreach == "auto" and on_gpu and not fused)
+            group["weight_decay"] = options.weight_decay
+            # A graph keeps the numbers it was captured with, so there the rate is a tensor that steps fill.
+            group["capturable"] = cuda_graph
+            group["lr"] = torch.tensor(float(group["lr"]), device=device) if cuda_graph else float(group["lr"])
+        for state in optimizer.state.values():
+            state["step"] = state["step"].to(device if cuda_graph or fused else "cpu")
+
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
+        """Trains on one batch with learning rate `lr`; returns its loss, detached, a scalar on the device."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        inputs = (batch.images, batch.keypoints, batch.visible)
+        if len(batch.rows) < self.options.batch_size:
+            return self._run(self.model, *inputs)
+        if self._side is None:
+            return self._run_full(*inputs)
+        if self._graph is None:
+            self._capture(self._side, tuple(map(torch.zeros_like, inputs)))
+        assert self._graph is not None
+        for static, given in zip(self._inputs, inputs, strict=True):
+            static.copy_(given)
+        self._graph.replay()
+        return self._loss.clone()
+
+    def prepare(self, loader: PoseLoader) -> None:
+        """Captures the step for the loader's full batches, if the options ask for that and it has not been done.
+
+        To be called before the loader begins: a capture waits for the GPU, and torch gives all unused memory back to
+        the system for it, page-locked memory included. Training starts from the state it would have had without.
+        """
+        if self._side is not None and self._graph is None and len(loader.persons) >= loader.batch_size:
+            batch = loader.blank_batch()
+            self._capture(self._side, (batch.images, batch.keypoints, batch.visible))
+
+    def _run_full(self, *inputs: Tensor) -> Tensor:
+        """`_run` for batches of full size."""
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = before or self._tunes
+        try:
+            return self._run(self._full_forward, *inputs)
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+    def _run(self, forward: Callable[[Tensor], Tensor], images: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
+        with autocast(self.device, self.options):
+            heatmaps = forward(images)
+        expected = [*keypoints.shape[:2], *(side // 4 for side in images.shape[2:])]
+        if not isinstance(heatmaps, Tensor) or list(heatmaps.shape) != expected or not heatmaps.requires_grad:
+            got = f"{list(heatmaps.shape)}" if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
+            raise ValueError(
+                f"model: the network, in training, must return heatmaps {expected} that depend on its parameters, "
+                f"got {got}" + (" without a gradient" if got == str(expected) else "")
+            )
+        loss = fastpose.heatmap_mse_loss(
+            heatmaps,
+            keypoints,
+            visible,
+            sigma=self.options.sigma,
+            encoding=self.options.encoding,
+            missing=self.options.missing,
+            joint_weights=self._joint_weights,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _capture(self, side: torch.cuda.Stream, inputs: tuple[Tensor, ...]) -> None:
+        """Captures a step that takes its batch from the tensors `inputs`, whose contents do not matter here."""
+        self._inputs = inputs
+        current = torch.cuda.current_stream(self.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):  # that of the capture: libraries keep workspaces by stream
+            self._rehearse(inputs)
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the loader's thread may be preparing batches, and allocate memory for them.
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            self._loss = self._run_full(*inputs)
+        self._graph = graph
+
+    def _rehearse(self, inputs: tuple[Tensor, ...]) -> None:
+        """Takes WARMUP_STEPS steps and undoes them: parameters, buffers, the optimiser's state and torch's generators.
+
+        State that the optimiser did not have is there afterwards: zeros, with which those of `make_optimizer` begin.
+        What a network of one's own keeps elsewhere is not undone. The parameters are left without gradients, so that
+        the capture's backward takes memory for them from the graph's own pool, where replays write them.
+        """
+        tensors = [*self.model.parameters(), *self.model.buffers(), *self._state_tensors()]
+        before = [tensor.detach().clone() for tensor in tensors]
+        known = {id(tensor) for tensor in tensors}
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for _ in range(self.WARMUP_STEPS):
+                self._run_full(*inputs)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+            for tensor in self._state_tensors():
+                if id(tensor) not in known:
+                    tensor.zero_()
+
+    def _state_tensors(self) -> list[Tensor]:
+        states = self.optimizer.state.values()
+        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+def is_on(options: TrainOptions, name: str, device: torch.device) -> bool:
+    """Whether option `name`, one of AUTO_ON_CUDA, is on for `device`."""
+    value = getattr(options, name)
+    return value == "on" or (value == "auto" and device.type == "cuda" and AUTO_ON_CUDA[name])
+
+
+def autocast(device: torch.device, options: TrainOptions) -> torch.autocast:
+    """The precision that option `amp` asks for, as a context."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(options, device))
+
+
+def uses_bfloat16(options: TrainOptions, device: torch.device) -> bool:
+    """Whether option `amp` means bfloat16 on `device`. Older GPUs than Ampere (8.0) only emulate it."""
+    if options.amp == "auto":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return options.amp == "bfloat16"
+
+
+def require_cuda(option: str, device: torch.device) -> None:
+    """Raises ValueError, naming the option, where `device` is not a CUDA device."""
+    if device.type != "cuda":
+        raise ValueError(f"{option}: expected a CUDA device, got {device}")
