@@ -277,6 +277,36 @@ def _plop3(machine: Machine, instruction: Instruction) -> Step:
     return step
 
 
+@opcode("P2R")
+def _p2r(machine: Machine, instruction: Instruction) -> Step:
+    """`P2R R0, PR, R1, 0x7`: R1 with P0 to P2 in the bits of the mask."""
+    instruction.expect()
+    target, _, text, chosen = instruction.operands
+    write, get, bits = put(machine, target), integer(machine, instruction, text), U32(int(chosen, 16))
+
+    def step(mask: Array) -> None:
+        packed = sum((value.astype(U32) << U32(i) for i, value in enumerate(machine.predicates)), np.zeros((1, 1), U32))
+        write(get() & ~bits | packed & bits, mask)
+
+    return step
+
+
+@opcode("R2P")
+def _r2p(machine: Machine, instruction: Instruction) -> Step:
+    """`R2P PR, R1, 0x7`: P0 to P2 from the bits of R1."""
+    instruction.expect()
+    _, text, chosen = instruction.operands
+    get, bits = integer(machine, instruction, text), int(chosen, 16)
+
+    def step(mask: Array) -> None:
+        value = np.broadcast_to(get(), mask.shape)
+        for i, register in enumerate(machine.predicates):
+            if bits >> i & 1:
+                np.copyto(register, value >> U32(i) & U32(1) != 0, where=mask)
+
+    return step
+
+
 @opcode("SHF")
 def _shf(machine: Machine, instruction: Instruction) -> Step:
     """A word of {c, a} shifted by at most the size of the number; with W by the amount modulo that size."""

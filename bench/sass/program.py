@@ -52,7 +52,6 @@ class Kernel:
 
     name: str
     instructions: list[Instruction]
-    threads: int = WARP  # of a block: those of __launch_bounds__
     parameter_bytes: int = 0
     shared_bytes: int = SHARED_BASE  # static, the system's included
 
@@ -146,8 +145,6 @@ def _kernel(name: str, body: str, sections: dict[str, bytes]) -> Kernel:
         form, attribute, value = struct.unpack_from("<BBH", info, at)
         at += 4
         if form == 4:  # `value` bytes follow
-            if attribute == 0x05:
-                kernel.threads = struct.unpack_from("<I", info, at)[0]
             at += value
         elif attribute == 0x19:
             kernel.parameter_bytes = value
