@@ -20,10 +20,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bench import launches
 from bench.sass.machine import Machine
@@ -35,7 +38,7 @@ STORED, PAGE = ROOT / "bench/instruction_counts.json", ROOT / "docs/performance.
 BEGIN, END = "<!-- made by python -m bench.kernels --update -->", "<!-- end -->"
 COUNTED = "sm_90"
 TOLERANCE = 0.05
-DYNAMIC_SHARED = 48 * 1024  # bytes: what a launch may ask for; how much it does ask for changes no count
+KERNELS = re.compile("crop_kernel|decode|loss|render")
 CHUNK = 128  # blocks that run at once, so that their registers fit into some 200 MB
 
 _ARCHITECTURE = re.compile(r"^arch = (\w+)")
@@ -180,34 +183,35 @@ def bound(row: dict[str, Any], gpu: Gpu) -> float:
     return float(busiest(row["pipes"], gpu.rates)[1] * row["batch_units"] / (sms * gpu.hertz))
 
 
-def count(kernel: Kernel, launch: launches.Launch) -> dict[str, Any]:
-    """Runs a launch of bench/launches.py and checks its result; per unit of work, what was counted."""
-    blocks = launch.blocks or list(range(launch.grid))
+def count(kernels: dict[str, Kernel], launchers: launches.Launchers, work: launches.Work) -> dict[str, Any]:
+    """Runs a kernel on its work and checks the result; per unit of work, what was counted.
+
+    Raises:
+        LookupError: the library has not the kernel. ArithmeticError: the result is wrong. See also Machine.run.
+    """
+    recorded = launchers(work.launcher, work.parameters)
+    launch = recorded[work.number]
+    kernel = kernels[launch.kernel]
+    wanted = max(1, round(launch.blocks * work.share))
+    blocks = sorted(np.random.default_rng(0).choice(launch.blocks, wanted, replace=False).tolist())
     total = Counts()
-    for first in range(0, len(blocks), CHUNK):
-        machine = Machine(
-            kernel,
-            blocks[first : first + CHUNK],
-            bytes(launch.parameters),
-            launch.memory,
-            grid=launch.grid,
-            dynamic_shared=DYNAMIC_SHARED,
-        )
-        counts = machine.run()
+    for first in range(0, wanted, CHUNK):
+        counts = Machine(kernel, launch, blocks[first : first + CHUNK], work.memory).run()
         total.instructions += counts.instructions
         total.memory += counts.memory
-    launch.check(launch.memory)
+    work.check(recorded, wanted)
     of_memory = Counter[str]()
     for name, number in total.memory.items():
         space, _, kind = name.split()  # "global load sectors"
         of_memory[f"{space}_{kind}"] += number
+    units = work.units * wanted / launch.blocks
     return {
-        "unit": launch.unit,
-        "pipes": {pipe: round(issued / launch.units, 1) for pipe, issued in pipe_counts(total).items()},
-        **{kind: round(of_memory[kind] / launch.units, 1) for kind in ("global_sectors", "global_lines")},
-        "batch_units": launch.batch_units,
-        "batch_blocks": launch.batch_blocks,
-        "batch_bytes": launch.bytes,
+        "unit": work.unit,
+        "pipes": {pipe: round(issued / units, 1) for pipe, issued in pipe_counts(total).items()},
+        **{kind: round(of_memory[kind] / units, 1) for kind in ("global_sectors", "global_lines")},
+        "batch_units": work.batch_units,
+        "batch_blocks": round(launch.blocks * work.batch_units / work.units),
+        "batch_bytes": work.bytes,
     }
 
 
@@ -265,14 +269,15 @@ def main(arguments: list[str] | None = None) -> int:
     library = options.library or next(iter(sorted((ROOT / "build/cuda/fastpose").glob("_C*.so"))), None)
     if library is None:
         parser.error("no library in build/cuda: run make cuda-compile, or pass --library")
-    wanted = {name: make for name, make in launches.hot_launches().items() if options.only in name}
+    wanted = {name: make for name, make in launches.hot_work().items() if options.only in name}
     stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}
     rows, errors = {}, []
-    kernels = read_kernels(library, COUNTED, re.compile("|".join(launches.KERNELS)))
+    kernels = {launches.own_name(name): kernel for name, kernel in read_kernels(library, COUNTED, KERNELS).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        launchers = launches.Launchers(Path(folder))
     for name, make in wanted.items():
-        launch = make()
         try:
-            row = count(kernels[only_name(kernels, launch.pattern)], launch)
+            row = count(kernels, launchers, make())
         except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
             errors.append(f"{name}: {type(error).__name__}: {error}")
             print(f"ERROR in {errors[-1]}", flush=True)
@@ -285,9 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.update and (rise := risen(name, row, stored)):
             errors.append(rise)
     if options.update and not errors:
-        rows = {
-            name: rows.get(name) or stored[name] for name in launches.hot_launches() if name in rows or name in stored
-        }
+        rows = {name: rows.get(name) or stored[name] for name in launches.hot_work() if name in rows or name in stored}
         lines = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
         STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
@@ -297,18 +300,6 @@ def main(arguments: list[str] | None = None) -> int:
     if errors and not options.update:
         print("python -m bench.kernels --update accepts the counts", file=sys.stderr)
     return 1 if errors else 0
-
-
-def only_name(kernels: Iterable[str], pattern: re.Pattern[str]) -> str:
-    """The one kernel whose name matches.
-
-    Raises:
-        LookupError: none or several do.
-    """
-    found = [name for name in kernels if pattern.search(name)]
-    if len(found) != 1:
-        raise LookupError(f"expected one kernel named like {pattern.pattern}, got {len(found)}")
-    return found[0]
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launches of our kernels for the interpreter in bench/sass: what their C++ launchers pass, inputs, a check of outputs.
+"""Launches of our kernels for the interpreter in bench/sass: inputs, what the C++ launchers make of them, a check.
 
-The parameter structs mirror those of csrc/*.h and *.cu. Their sizes are compared with what the compiled kernel says,
-and results with fastpose.reference, so neither can drift unseen. Inputs are those of the GPU report (op_cases.py), but
-fewer: counts are of the blocks that run, and stand for a batch of 256.
+Grids, tilings and what kernels take beside an op's own parameters come from the launchers themselves, compiled as C++
+(record_launches.h). Here the structs of csrc/<op>.h are mirrored; results are compared with fastpose.reference, so the
+two cannot drift apart unseen. Inputs are those of the GPU report (op_cases.py), but fewer: what is counted stands for
+a batch of 256.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +25,16 @@ import torch
 import fastpose
 from bench import op_cases
 from bench.op_cases import JOINTS, ROUNDING, SECTOR, Maps, WrongResultError
+from bench.sass.machine import Launch
 from bench.sass.memory import Array, Memory
 from fastpose import reference
 from fastpose.skeletons import MPII
 
 BATCH, SIZE, CROP = 256, (64, 64), (256, 256)  # what the bounds are about
-SAMPLES, CROPS, CROP_BLOCKS = 8, 64, 128  # what is run: samples of maps; crops, and blocks of them
-# How the C++ launchers cut the work into blocks: pixels of a crop, elements of maps.
-CROP_TILE, LOSS_TILE = (128, 64), 8192
+SAMPLES, CROPS, CROP_SHARE = 8, 64, 1 / 4  # what is run: samples of maps; crops, and the share of their blocks
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
+OPS = ("affine_crop", "decode_heatmaps", "heatmap_mse_loss", "render_heatmaps")
 
 P, I64, I32, F32, F64, BOOL = (
     ctypes.c_void_p,
@@ -40,7 +45,6 @@ P, I64, I32, F32, F64, BOOL = (
     ctypes.c_bool,
 )
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3, torch.uint8: 4}  # ScalarKind
-MANGLED = {torch.float32: "f", torch.float16: "6__half", torch.bfloat16: "13__nv_bfloat16", torch.uint8: "h"}
 
 
 def _struct(name: str, **fields: Any) -> type[Any]:
@@ -55,7 +59,6 @@ AffineCropParams = _struct(
     color=P, color_stride=I64, color_of_all=F32 * 12, fill=F32,
     out=P, kind=I32, stride_b=I64, stride_c=I64, stride_y=I64, stride_x=I64, batch=I64, height=I32, width=I32,
 )
-TiledCrop = _struct("TiledCrop", op=AffineCropParams, first=I64, tiles_x=I32, tiles=I32, vectors=BOOL)
 MapStrides = _struct("MapStrides", b=I64, k=I64, y=I64, x=I64)
 DecodeHeatmapsParams = _struct(
     "DecodeHeatmapsParams",
@@ -71,51 +74,99 @@ HeatmapMseLossParams = _struct(
     ignore_missing=BOOL, partial_sums=P, loss=P, grad_output=P,
     grad=P, grad_stride_b=I64, grad_stride_k=I64, grad_stride_y=I64, grad_stride_x=I64,
 )
-LossTiling = _struct("LossTiling", tiled=BOOL, interleaved=BOOL, groups=I64, tiles=I32, rows=I32)
-TiledLoss = _struct("TiledLoss", op=HeatmapMseLossParams, tiling=LossTiling, scale=F64)
 RenderHeatmapsParams = _struct(
     "RenderHeatmapsParams", keypoints=P, visible=P, heatmaps=P, weights=P, kind=I32, maps=I64, spec=TargetSpec
 )
 # fmt: on
 
 
-@dataclass
-class Launch:
-    """One launch of one kernel, and how it stands for a batch of BATCH.
+class RecordedLaunch(ctypes.Structure):
+    _fields_ = [
+        ("kernel", P),
+        *((name, ctypes.c_size_t) for name in ("blocks", "threads", "shared_bytes", "parameter_bytes")),
+        ("parameters", ctypes.c_ubyte * 4096),
+    ]  # fmt: skip
 
-    `units` is what the blocks that run work on, `batch_units` what a batch is; `bytes` the least that a batch moves.
+
+def own_name(mangled: str) -> str:
+    """A kernel's name without its namespaces, which nvcc and a C++ compiler spell differently."""
+    found = re.search(r"[a-z_]+_kernel\w*$", mangled)
+    return found[0] if found else mangled
+
+
+class Launchers:
+    """The launchers of csrc, compiled into `folder`. Needs a C++ compiler and nm.
+
+    Raises:
+        subprocess.CalledProcessError: they do not compile.
     """
 
-    kernel: str  # a pattern of the mangled name
+    def __init__(self, folder: Path) -> None:
+        library = folder / "launchers.so"
+        emulation, csrc = ROOT / "tests/cuda_emulation", ROOT / "csrc"
+        options = ["-std=c++20", "-O0", "-w", "-fPIC", "-shared", "-DFASTPOSE_WITH_CUDA", "-DFASTPOSE_EMULATE_CUDA"]
+        options += [f"-I{emulation}", f"-I{csrc}", "-include", str(ROOT / "bench/record_launches.h")]
+        sources = ["-x", "c++", *(str(csrc / f"{op}.cu") for op in OPS), str(emulation / "emulation.cpp")]
+        subprocess.run([os.environ.get("CXX", "g++"), *options, *sources, "-o", str(library)], check=True)
+        lines = subprocess.run(["nm", str(library)], capture_output=True, text=True, check=True).stdout.splitlines()
+        symbols = (line.split(maxsplit=2) for line in lines if line[0] != " ")  # others are undefined
+        addresses = {name: int(address, 16) for address, _, name in symbols}
+        self._library = ctypes.CDLL(str(library))
+        self._recorded = (RecordedLaunch * 8).in_dll(self._library, "recorded_launches")
+        self._count = ctypes.c_size_t.in_dll(self._library, "recorded_count")
+        # Where the library has been put, by a function: variables may be those of another copy of it.
+        exported = ((re.match(r"_ZN8fastpose\d+(launch_\w+?)ERK", name), name) for name in addresses)
+        self._launchers = {found[1]: name for found, name in exported if found}
+        one = self._launchers["launch_affine_crop"]
+        base = (ctypes.cast(self._library[one], P).value or 0) - addresses[one]
+        self._names = {base + address: own_name(name) for name, address in addresses.items()}
+
+    def __call__(self, launcher: str, parameters: ctypes.Structure) -> list[Launch]:
+        """What `launcher` ("launch_affine_crop") would launch for the parameters of its op."""
+        self._count.value = 0
+        if error := self._library[self._launchers[launcher]](ctypes.byref(parameters), None):
+            raise RuntimeError(f"{launcher} gave {error}")
+        return [
+            Launch(
+                self._names[one.kernel],
+                one.blocks,
+                one.threads,
+                one.shared_bytes,
+                bytes(one.parameters[: one.parameter_bytes]),
+            )
+            for one in self._recorded[: self._count.value]
+        ]
+
+
+@dataclass
+class Work:
+    """One call of a launcher, and how it stands for a batch of BATCH.
+
+    `units` is what the whole grid works on, `batch_units` what a batch is; `bytes` the least that a batch moves.
+    """
+
+    launcher: str
     parameters: Any
     memory: Memory
-    grid: int
     unit: str
     units: float
     batch_units: float
-    batch_blocks: int
     bytes: int
-    check: Callable[[Memory], None]
-    blocks: list[int] = field(default_factory=list)  # empty: the whole grid
-
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        return re.compile(self.kernel)
+    check: Callable[[list[Launch], int], None]  # of what was launched, and of how many blocks ran; raises
+    number: int = 0  # of the launch among those of the launcher
+    share: float = 1.0  # of the blocks that is run
 
 
-KERNELS = ("affine_crop_kernel", "decode_", "loss", "render_heatmaps_kernel")  # whatever launches may name
-
-
-def hot_launches() -> dict[str, Callable[[], Launch]]:
-    """The launches of every kernel that a goal is about, made when their turn comes."""
+def hot_work() -> dict[str, Callable[[], Work]]:
+    """What every kernel that a goal is about is run on, made when its turn comes."""
     single, half = torch.float32, torch.bfloat16
-    launches: dict[str, Callable[[], Launch]] = {
+    work: dict[str, Callable[[], Work]] = {
         "affine_crop, float32": partial(crop, single, "contiguous"),
         "affine_crop, bfloat16 channels-last": partial(crop, half, "channels_last"),
     }
     for dtype in (single, half):
         name = op_cases.dtype_name(dtype)
-        launches |= {
+        work |= {
             f"decode_heatmaps, {name}": partial(decode, dtype),
             f"decode_heatmaps, {name} channels-last": partial(decode, dtype, layout="channels_last"),
             f"decode_heatmaps, {name} flip test": partial(decode, dtype, flipped=True),
@@ -123,17 +174,17 @@ def hot_launches() -> dict[str, Callable[[], Launch]]:
                 decode, dtype, layout="channels_last", flipped=True
             ),
         }
-    launches["decode_heatmaps, float32 dark"] = partial(decode, single, refine="dark")
+    work["decode_heatmaps, float32 dark"] = partial(decode, single, refine="dark")
     for dtype in (single, half):
         name = op_cases.dtype_name(dtype)
         for layout, suffix in (("contiguous", ""), ("channels_last", " channels-last")):
             for backward in (False, True):
                 half_name = "backward" if backward else "forward"
-                launches[f"heatmap_mse_loss {half_name}, {name}{suffix}"] = partial(loss, dtype, layout, backward)
-    launches["heatmap_mse_loss total"] = total_loss
+                work[f"heatmap_mse_loss {half_name}, {name}{suffix}"] = partial(loss, dtype, layout, backward)
+    work["heatmap_mse_loss total"] = total_loss
     for dtype in (single, half):
-        launches[f"render_heatmaps, {op_cases.dtype_name(dtype)}"] = partial(render, dtype)
-    return launches
+        work[f"render_heatmaps, {op_cases.dtype_name(dtype)}"] = partial(render, dtype)
+    return work
 
 
 def _bits(tensor: torch.Tensor) -> Array:
@@ -163,9 +214,8 @@ def _compare(what: str, got: Array, expected: Array, atol: float, rtol: float = 
         )
 
 
-def crop(dtype: torch.dtype, layout: str) -> Launch:
+def crop(dtype: torch.dtype, layout: str) -> Work:
     """Some tiles of crops of boxes of 150 to 600 px, with a colour map for all."""
-    last = layout == "channels_last"
     images = op_cases.random_images(4, CPU)
     index = torch.arange(CROPS) % len(images)
     # Of few boxes these have the report's shares of tiles inside, across and outside the image: 82, 10 and 8 %.
@@ -173,8 +223,7 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
     color = fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD)
     out = torch.full((CROPS, 3, *CROP), float("nan"), dtype=dtype).contiguous(memory_format=op_cases.LAYOUTS[layout])
     memory = Memory()
-    tiled = TiledCrop()
-    p = tiled.op
+    p = AffineCropParams()
     p.data, p.data_bytes = memory.add(images.data.numpy()), images.data.numel()
     p.offsets, p.sizes, p.images = memory.add(images.offsets.numpy()), memory.add(images.sizes.numpy()), len(images)
     p.image_index, p.crop_to_image = memory.add(index.numpy()), memory.add(boxes.numpy())
@@ -182,12 +231,8 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
     p.out, p.kind = memory.add(_bits(out)), KINDS[dtype]
     p.stride_b, p.stride_c, p.stride_y, p.stride_x = out.stride()
     p.batch, (p.height, p.width) = CROPS, CROP
-    tile = CROP_TILE[0] * CROP_TILE[1]
-    tiled.tiles_x, tiled.tiles, tiled.vectors = CROP[1] // CROP_TILE[1], CROP[0] * CROP[1] // tile, True
-    grid = CROPS * tiled.tiles
-    blocks = sorted(np.random.default_rng(0).choice(grid, CROP_BLOCKS, replace=False).tolist())
 
-    def check(memory: Memory) -> None:
+    def check(launches: list[Launch], ran: int) -> None:
         got = _values(memory, p.out, out)
         for b in range(0, CROPS, 4):
             written = ~np.isnan(got[b])
@@ -195,25 +240,23 @@ def crop(dtype: torch.dtype, layout: str) -> Launch:
             expected = reference.affine_crop(image, boxes[b : b + 1], CROP, color=color.numpy(), dtype=np.float64)[0]
             _compare("crop", got[b][written], expected[written], 1e-3, ROUNDING[dtype])
         written = ~np.isnan(got)
-        if written.sum() != CROP_BLOCKS * tile * 3:
-            raise WrongResultError(f"crop: expected {CROP_BLOCKS * tile * 3} values written, got {written.sum()}")
+        if (expected_values := out.numel() * ran // launches[0].blocks) != written.sum():
+            raise WrongResultError(f"crop: expected {expected_values} values written, got {written.sum()}")
 
     touched = sum(
         int(op_cases.touched_sectors(images, boxes[b : b + 1], index[b : b + 1], CROP).sum()) for b in range(CROPS)
     )
     pixels = CROP[0] * CROP[1] * BATCH
-    return Launch(
-        f"affine_crop_kernelI{MANGLED[dtype]}Lb{int(last)}ELb1E",
-        tiled,
+    return Work(
+        "launch_affine_crop",
+        p,
         memory,
-        grid,
         "32 pixels",
-        CROP_BLOCKS * tile / 32,
+        pixels * CROPS / BATCH / 32,
         pixels / 32,
-        grid * BATCH // CROPS,
         3 * pixels * dtype.itemsize + SECTOR * touched * BATCH // CROPS,
         check,
-        blocks,
+        share=CROP_SHARE,
     )
 
 
@@ -221,7 +264,7 @@ def _strides(tensor: torch.Tensor) -> Any:
     return MapStrides(*tensor.stride())
 
 
-def decode(dtype: torch.dtype, layout: str = "contiguous", *, flipped: bool = False, refine: str = "quarter") -> Launch:
+def decode(dtype: torch.dtype, layout: str = "contiguous", *, flipped: bool = False, refine: str = "quarter") -> Work:
     """Maps as a half-trained network gives them."""
     maps = Maps.random(CPU, SAMPLES, SIZE, 0).predicted(SIZE, dtype, 0, layout=layout)
     matrix = op_cases.random_boxes(torch.tensor([[720, 1280]]).expand(SAMPLES, 2), SIZE, 0)
@@ -240,7 +283,7 @@ def decode(dtype: torch.dtype, layout: str = "contiguous", *, flipped: bool = Fa
     p.blur_radius = 5
     p.blur[:6] = reference.gaussian_kernel(11)[5:].tolist()
 
-    def check(memory: Memory) -> None:
+    def check(launches: list[Launch], ran: int) -> None:
         options: dict[str, Any] = {"flip_pairs": MPII.mirror_pairs, "flip_shift": True} if flipped else {}
         expected = reference.decode_heatmaps(
             maps, heatmap_to_image=matrix.numpy(), flipped=mirrored, refine=refine, **options
@@ -248,20 +291,13 @@ def decode(dtype: torch.dtype, layout: str = "contiguous", *, flipped: bool = Fa
         _compare("keypoints", _values(memory, p.keypoints, points), expected[0], 1e-3)
         _compare("scores", _values(memory, p.scores, scores), expected[1], 1e-6)
 
-    planar = layout == "contiguous"
-    blurs = int(refine.startswith("dark"))
-    kind = "planar" if planar else "interleaved"
-    name = f"decode_{kind}_kernelI{MANGLED[dtype]}Lb{blurs}ELb{int(flipped)}E"
-    grid = SAMPLES * JOINTS if planar else SAMPLES
-    return Launch(
-        name,
+    return Work(
+        "launch_decode_heatmaps",
         p,
         memory,
-        grid,
         "map",
         SAMPLES * JOINTS,
         BATCH * JOINTS,
-        grid * BATCH // SAMPLES,
         BATCH * (24 + JOINTS * (SIZE[0] * SIZE[1] * dtype.itemsize * (2 if flipped else 1) + 12)),
         check,
     )
@@ -271,73 +307,69 @@ def _spec() -> Any:
     return TargetSpec(1.0, 3.0, 0, *SIZE)  # sigma 1, msra
 
 
-def _tiled_loss(dtype: torch.dtype, memory: Memory, joints: Maps, layout: str) -> Any:
-    interleaved = layout == "channels_last"
-    rows = LOSS_TILE // (SIZE[1] * JOINTS) if interleaved else SIZE[0]
-    p = TiledLoss()
-    p.op.kind, p.op.spec = KINDS[dtype], _spec()
-    p.op.keypoints, p.op.visible = memory.add(joints.keypoints.numpy()), memory.add(joints.visible.numpy())
-    p.op.batch, p.op.joints = SAMPLES, JOINTS
-    p.tiling = LossTiling(True, interleaved, SAMPLES * (1 if interleaved else JOINTS), SIZE[0] // rows, rows)
-    p.scale = 0.5 / (SAMPLES * JOINTS * SIZE[0] * SIZE[1])
+def _loss_parameters(dtype: torch.dtype, memory: Memory, joints: Maps, pred: torch.Tensor) -> Any:
+    p = HeatmapMseLossParams()
+    p.kind, p.spec = KINDS[dtype], _spec()
+    p.keypoints, p.visible = memory.add(joints.keypoints.numpy()), memory.add(joints.visible.numpy())
+    p.batch, p.joints = pred.shape[:2]
+    p.stride_b, p.stride_k, p.stride_y, p.stride_x = pred.stride()
     return p
 
 
-def loss(dtype: torch.dtype, layout: str, backward: bool) -> Launch:
+def loss(dtype: torch.dtype, layout: str, backward: bool) -> Work:
     """One direction of the loss on maps as a half-trained network gives them."""
     joints = Maps.random(CPU, SAMPLES, SIZE, 0)
     pred = joints.predicted(SIZE, dtype, 0, layout=layout)
     memory = Memory()
-    p = _tiled_loss(dtype, memory, joints, layout)
-    p.op.pred = memory.add(_bits(pred))
-    p.op.stride_b, p.op.stride_k, p.op.stride_y, p.op.stride_x = pred.stride()
-    grid = p.tiling.groups * p.tiling.tiles
-    p.op.partial_sums = memory.add(np.full(grid, np.nan))
+    p = _loss_parameters(dtype, memory, joints, pred)
+    p.pred = memory.add(_bits(pred))
+    p.partial_sums = memory.add(np.full(pred.numel() // 32, np.nan))
     scale = 3.0
     if backward:
-        p.op.grad_output, p.op.grad = memory.add(np.array([scale], np.float32)), memory.add(_bits(pred) * 0)
-        p.op.grad_stride_b, p.op.grad_stride_k, p.op.grad_stride_y, p.op.grad_stride_x = pred.stride()
+        p.grad_output, p.grad = memory.add(np.array([scale], np.float32)), memory.add(_bits(pred) * 0)
+        p.grad_stride_b, p.grad_stride_k, p.grad_stride_y, p.grad_stride_x = pred.stride()
 
-    def check(memory: Memory) -> None:
+    def check(launches: list[Launch], ran: int) -> None:
         if backward:
             target = reference.render_heatmaps(joints.keypoints, joints.visible, SIZE, dtype=np.float64)[0]
             expected = scale * (pred.double().numpy() - target) / pred.numel()
             atol = 1e-6 * float(np.abs(expected).max())
-            _compare("gradient", _values(memory, p.op.grad, pred), expected, atol, 4 * ROUNDING[dtype])
+            _compare("gradient", _values(memory, p.grad, pred), expected, atol, 4 * ROUNDING[dtype])
         else:
-            got = memory.read(p.op.partial_sums, np.float64, (grid,)).sum() * p.scale
-            _compare(
-                "loss", got, np.array(reference.heatmap_mse_loss(pred, joints.keypoints, joints.visible)), 0.0, 1e-5
-            )
+            got = memory.read(p.partial_sums, np.float64, (launches[0].blocks,)).sum() * 0.5 / pred.numel()
+            expected = np.array(reference.heatmap_mse_loss(pred, joints.keypoints, joints.visible))
+            _compare("loss", got, expected, 0.0, 1e-5)
 
-    return Launch(
-        f"loss_tile_kernelI{MANGLED[dtype]}Lb{int(layout == 'channels_last')}ELb{int(backward)}E",
+    return Work(
+        f"launch_heatmap_mse_loss{'_backward' if backward else ''}",
         p,
         memory,
-        grid,
         "map",
         SAMPLES * JOINTS,
         BATCH * JOINTS,
-        grid * BATCH // SAMPLES,
         BATCH * pred[0].numel() * dtype.itemsize * (2 if backward else 1),
         check,
     )
 
 
-def total_loss() -> Launch:
+def total_loss() -> Work:
     """The one block that adds up the partial sums of a batch of planar maps."""
     memory = Memory()
-    p = _tiled_loss(torch.float32, memory, Maps.random(CPU, SAMPLES, SIZE, 0), "contiguous")
-    sums = np.random.default_rng(0).random(BATCH * JOINTS)
-    p.tiling.groups, p.op.partial_sums, p.op.loss = len(sums), memory.add(sums), memory.add(np.zeros(1, np.float32))
+    pred = torch.empty((), dtype=torch.float32).expand(BATCH, JOINTS, *SIZE)
+    p = _loss_parameters(torch.float32, memory, Maps.random(CPU, BATCH, SIZE, 0), pred)
+    p.stride_b, p.stride_k, p.stride_y, p.stride_x = JOINTS * SIZE[0] * SIZE[1], SIZE[0] * SIZE[1], SIZE[1], 1
+    # One sum per block of the launch before; what lies behind the last one must not count.
+    sums = np.random.default_rng(0).random(BATCH * JOINTS * 8)
+    p.partial_sums, p.loss = memory.add(sums), memory.add(np.zeros(1, np.float32))
 
-    def check(memory: Memory) -> None:
-        _compare("loss", memory.read(p.op.loss, np.float32, (1,)), sums.sum(keepdims=True) * p.scale, 0.0, 1e-6)
+    def check(launches: list[Launch], ran: int) -> None:
+        expected = sums[: launches[0].blocks].sum(keepdims=True) * 0.5 / pred.numel()
+        _compare("loss", memory.read(p.loss, np.float32, (1,)), expected, 0.0, 1e-6)
 
-    return Launch("total_loss_kernelIf", p, memory, 1, "batch", 1, 1, 1, 8 * len(sums), check)
+    return Work("launch_heatmap_mse_loss", p, memory, "batch", 1, 1, 8 * BATCH * JOINTS, check, number=1)
 
 
-def render(dtype: torch.dtype) -> Launch:
+def render(dtype: torch.dtype) -> Work:
     """Targets of sigma 1."""
     joints = Maps.random(CPU, SAMPLES, SIZE, 0)
     memory = Memory()
@@ -348,19 +380,17 @@ def render(dtype: torch.dtype) -> Launch:
     p.heatmaps, p.weights = memory.add(_bits(maps)), memory.add(weights.numpy())
     p.kind, p.maps, p.spec = KINDS[dtype], SAMPLES * JOINTS, _spec()
 
-    def check(memory: Memory) -> None:
+    def check(launches: list[Launch], ran: int) -> None:
         expected = reference.render_heatmaps(joints.keypoints, joints.visible, SIZE, dtype=np.float64)
         _compare("heatmaps", _values(memory, p.heatmaps, maps), expected[0], ROUNDING[dtype])
         _compare("weights", _values(memory, p.weights, weights), expected[1], 0.0)
 
-    return Launch(
-        f"render_heatmaps_kernelI{MANGLED[dtype]}Li{16 // dtype.itemsize}E",
+    return Work(
+        "launch_render_heatmaps",
         p,
         memory,
-        SAMPLES * JOINTS,
         "map",
         SAMPLES * JOINTS,
-        BATCH * JOINTS,
         BATCH * JOINTS,
         BATCH * JOINTS * (SIZE[0] * SIZE[1] * dtype.itemsize + 16),
         check,

@@ -151,19 +151,17 @@ def _float_modifiers(instruction: Instruction) -> tuple[bool, bool, str]:
     return "FTZ" in modifiers, "SAT" in modifiers, next(iter(modifiers & {"RM", "RP", "RZ"}), "")
 
 
-def _arithmetic(formula: Callable[..., Array], *, rounds: bool = False) -> Callable[[Machine, Instruction], Step]:
-    """FADD, FMUL, FFMA: `formula` of float32; it takes the rounding if it `rounds`."""
+def _arithmetic(formula: Callable[..., Array]) -> Callable[[Machine, Instruction], Step]:
+    """FADD, FMUL, FFMA: `formula` of float32 numbers and of the rounding."""
 
     def make(machine: Machine, instruction: Instruction) -> Step:
         flush, saturate, rounding = _float_modifiers(instruction)
-        if rounding and not rounds:
-            raise instruction.unsupported(f"rounding {rounding}")
         write = put_single(machine, instruction.operands[0])
         gets = [single(machine, instruction, text, flush=flush) for text in instruction.operands[1:]]
 
         def step(mask: Array) -> None:
             values = [get() for get in gets]
-            value = formula(*values, rounding) if rounds else formula(*values)
+            value = formula(*values, rounding)
             if flush:
                 value = np.where(np.abs(value) < F32(2.0**-126), np.copysign(F32(0), value), value)
             if saturate:
@@ -175,13 +173,17 @@ def _arithmetic(formula: Callable[..., Array], *, rounds: bool = False) -> Calla
     return make
 
 
-def _add_single(a: Array, b: Array, rounding: str) -> Array:
+def _sum(a: Array, b: Array, rounding: str) -> Array:
     return fused_single(a, np.ones((1, 1), F32), b, rounding) if rounding else a + b
 
 
-OPCODES["FADD"] = _arithmetic(_add_single, rounds=True)
-OPCODES["FMUL"] = _arithmetic(np.multiply)
-OPCODES["FFMA"] = _arithmetic(fused_single, rounds=True)
+def _product(a: Array, b: Array, rounding: str) -> Array:
+    return _rounded(a.astype(F64) * b, rounding) if rounding else a * b
+
+
+OPCODES["FADD"] = _arithmetic(_sum)
+OPCODES["FMUL"] = _arithmetic(_product)
+OPCODES["FFMA"] = _arithmetic(fused_single)
 
 
 def _double_arithmetic(formula: Callable[..., Array]) -> Callable[[Machine, Instruction], Step]:
@@ -407,3 +409,12 @@ def _hfma2(machine: Machine, instruction: Instruction) -> Step:
         raise instruction.unsupported()
     write, value = put(machine, target), np.full((1, 1), instruction.immediate, U32)
     return lambda mask: write(value, mask)
+
+
+@opcode("HADD2")
+def _hadd2(machine: Machine, instruction: Instruction) -> Step:
+    """Only as it makes float32 of one half: -RZ + R1.H0_H0."""
+    if instruction.modifiers != ("F32",) or instruction.operands[1] != "-RZ":
+        raise instruction.unsupported()
+    write, get = put_single(machine, instruction.operands[0]), integer(machine, instruction, instruction.operands[2])
+    return lambda mask: write(get().astype(np.uint16).view(np.float16).astype(F32), mask)

@@ -279,33 +279,30 @@ def _plop3(machine: Machine, instruction: Instruction) -> Step:
 
 @opcode("P2R")
 def _p2r(machine: Machine, instruction: Instruction) -> Step:
-    """Predicates P0 to P6 as the low bits of a register, as far as the mask names them; the rest is another's."""
+    """`P2R R0, PR, R1, 0x7`: R1 with P0 to P2 in the bits of the mask."""
     instruction.expect()
-    to, _, rest, which = instruction.operands
-    write, other = put(machine, to), integer(machine, instruction, rest)
-    picked = int(which, 16)
+    target, _, text, chosen = instruction.operands
+    write, get, bits = put(machine, target), integer(machine, instruction, text), U32(int(chosen, 16))
 
     def step(mask: Array) -> None:
-        value = other() & U32(~picked & 0xFFFFFFFF)
-        for n in range(7):
-            if picked >> n & 1:
-                value = value | machine.predicates[n].astype(U32) << U32(n)
-        write(value, mask)
+        packed = sum((value.astype(U32) << U32(i) for i, value in enumerate(machine.predicates)), np.zeros((1, 1), U32))
+        write(get() & ~bits | packed & bits, mask)
 
     return step
 
 
 @opcode("R2P")
 def _r2p(machine: Machine, instruction: Instruction) -> Step:
+    """`R2P PR, R1, 0x7`: P0 to P2 from the bits of R1."""
     instruction.expect()
-    _, source, which = instruction.operands
-    get, picked = integer(machine, instruction, source), int(which, 16)
+    _, text, chosen = instruction.operands
+    get, bits = integer(machine, instruction, text), int(chosen, 16)
 
     def step(mask: Array) -> None:
-        value = get()
-        for n in range(7):
-            if picked >> n & 1:
-                np.copyto(machine.predicates[n], (value >> U32(n) & U32(1)).astype(bool), where=mask)
+        value = np.broadcast_to(get(), mask.shape)
+        for i, register in enumerate(machine.predicates):
+            if bits >> i & 1:
+                np.copyto(register, value >> U32(i) & U32(1) != 0, where=mask)
 
     return step
 

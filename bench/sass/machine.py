@@ -22,6 +22,16 @@ class DeadlockError(RuntimeError):
     """Lanes wait for each other for ever, or a kernel does not end."""
 
 
+class Launch(NamedTuple):
+    """Sizes of a grid and of its blocks, bytes of dynamic shared memory, and the parameters as the kernel gets them."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    shared_bytes: int
+    parameters: bytes
+
+
 class Block(NamedTuple):
     """Instructions without a branch or a target of one among them, and the control instruction behind them, if any."""
 
@@ -34,21 +44,11 @@ class Block(NamedTuple):
 class Machine:
     """One launch: registers, shared memory and the progress of every warp of `blocks`, all of them resident at once."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        blocks: Sequence[int],
-        parameters: bytes,
-        memory: Memory,
-        *,
-        grid: int,
-        dynamic_shared: int = 0,
-    ) -> None:
-        if kernel.parameter_bytes not in (0, len(parameters)):
-            raise ValueError(
-                f"{kernel.name}: expected {kernel.parameter_bytes} bytes of parameters, got {len(parameters)}"
-            )
-        warps_per_block = -(-kernel.threads // WARP)
+    def __init__(self, kernel: Kernel, launch: Launch, blocks: Sequence[int], memory: Memory) -> None:
+        if kernel.parameter_bytes not in (0, len(launch.parameters)):
+            expected = f"expected {kernel.parameter_bytes} bytes of parameters, got {len(launch.parameters)}"
+            raise ValueError(f"{kernel.name}: {expected}")
+        warps_per_block = -(-launch.threads // WARP)
         self.kernel, self.memory = kernel, memory
         self.warps = len(blocks) * warps_per_block
         shape = (self.warps, WARP)
@@ -71,14 +71,14 @@ class Machine:
         self.predicates = [np.zeros(shape, bool) for _ in range(7)]
         self.uniform_predicates = [np.zeros((self.warps, 1), bool) for _ in range(7)]
 
-        self.bank = np.zeros(PARAMETERS + (len(parameters) + 15) // 8 * 8, np.uint8)
-        self.bank[:12].view(np.uint32)[:] = (kernel.threads, 1, 1)
-        self.bank[12:24].view(np.uint32)[:] = (grid, 1, 1)
-        self.bank[PARAMETERS : PARAMETERS + len(parameters)] = np.frombuffer(parameters, np.uint8)
-        self.shared_bytes = (kernel.shared_bytes + dynamic_shared + 255) // 256 * 256
+        self.bank = np.zeros(PARAMETERS + (len(launch.parameters) + 15) // 8 * 8, np.uint8)
+        self.bank[:12].view(np.uint32)[:] = (launch.threads, 1, 1)
+        self.bank[12:24].view(np.uint32)[:] = (launch.blocks, 1, 1)
+        self.bank[PARAMETERS : PARAMETERS + len(launch.parameters)] = np.frombuffer(launch.parameters, np.uint8)
+        self.shared_bytes = (kernel.shared_bytes + launch.shared_bytes + 255) // 256 * 256
         self.shared = np.zeros(len(blocks) * self.shared_bytes, np.uint8)
 
-        self.alive = bits_of(self.thread < kernel.threads)
+        self.alive = bits_of(self.thread < launch.threads)
         self.pc = np.zeros(self.warps, np.int64)
         self.active = self.alive.copy()
         self.ready: list[list[tuple[int, int]]] = [[] for _ in range(self.warps)]  # (pc, lanes)

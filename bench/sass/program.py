@@ -52,7 +52,6 @@ class Kernel:
 
     name: str
     instructions: list[Instruction]
-    threads: int = WARP  # of a block: those of __launch_bounds__
     parameter_bytes: int = 0
     shared_bytes: int = SHARED_BASE  # static, the system's included
 
@@ -89,14 +88,16 @@ def find_tool(name: str) -> str:
     Raises:
         FileNotFoundError: it is in none of these places.
     """
-    folders: list[Path | None] = [None, Path("/usr/local/cuda/bin")]
-    for package, inside in (("triton", "backends/nvidia/bin"), ("nvidia", "cu13/bin"), ("nvidia", "cuda_" + name)):
+    folders: list[Path | None] = [None, Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
+    for package, inside in (("triton", "backends/nvidia/bin"), ("nvidia", "cu13/bin")):
         if (spec := importlib.util.find_spec(package)) is not None:
             folders += [Path(parent) / inside for parent in spec.submodule_search_locations or ()]
     for folder in folders:
         if found := shutil.which(name, path=folder and str(folder)):
             return found
-    raise FileNotFoundError(f"no {name} on the PATH, in /usr/local/cuda/bin, in triton, or in nvidia-cuda-{name}")
+    raise FileNotFoundError(
+        f"no {name} on the PATH, in $CUDA_HOME/bin, in triton, or in the package nvidia-cuda-{name}"
+    )
 
 
 def read_kernels(library: Path, architecture: str, wanted: re.Pattern[str]) -> dict[str, Kernel]:
@@ -146,8 +147,6 @@ def _kernel(name: str, body: str, sections: dict[str, bytes]) -> Kernel:
         form, attribute, value = struct.unpack_from("<BBH", info, at)
         at += 4
         if form == 4:  # `value` bytes follow
-            if attribute == 0x05:
-                kernel.threads = struct.unpack_from("<I", info, at)[0]
             at += value
         elif attribute == 0x19:
             kernel.parameter_bytes = value
