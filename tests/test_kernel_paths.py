@@ -229,22 +229,56 @@ def test_maps_of_whole_vectors_and_others(
     np.testing.assert_array_equal(weights.cpu().numpy(), expected_weights)
 
 
-# A block has 48 KiB of shared memory: 12,288 factors of float32. Just below, at and above that, in either direction.
+# A warp's tile is 8 KiB of a map, and at most 2,048 pixels high or wide: just below, at and above that, and far above.
+@pytest.mark.parametrize("encoding", ["msra", "unbiased"])
 @pytest.mark.parametrize(
     "size",
-    [(8, 12_256), (12_272, 8), (12_276, 8), (12_280, 8), (12_281, 8), (6, 12_300), (8, 13_000), (13_000, 9)],
+    [
+        *((3, width) for width in (1_016, 1_024, 1_032, 2_040, 2_047, 2_048, 2_049, 2_056, 4_096, 4_104)),
+        *((height, 1) for height in (1_024, 2_047, 2_048, 2_049, 4_100)),
+        *((height, 8) for height in (127, 128, 129, 255, 257, 513, 12_281)),
+        (9, 13_000),
+    ],
     ids=str,
 )
-def test_maps_whose_factors_hardly_fit_into_shared_memory(device: torch.device, size: tuple[int, int]) -> None:
-    points, visible = random_points(1, 2, size)
+def test_maps_of_several_tiles_in_either_direction(device: torch.device, size: tuple[int, int], encoding: str) -> None:
+    points, visible = random_points(1, 3, size)
     points[0, 0] = torch.tensor([size[1] / 2 + 0.3, size[0] / 2 - 0.2])
-    visible[0, 0] = 1.0
+    points[0, 1] = torch.tensor([size[1] - 1.0, size[0] - 1.0])
+    visible[0, :2] = 1.0
+    options: dict[str, Any] = {"sigma": 3.0, "encoding": encoding}
+    expected, expected_weights = reference.render_heatmaps(points, visible, size, dtype=np.float64, **options)
     for dtype in FLOATS:
-        maps, weights = fastpose.render_heatmaps(points.to(device), visible.to(device), size, sigma=3.0, dtype=dtype)
-        expected, expected_weights = reference.render_heatmaps(points, visible, size, sigma=3.0, dtype=np.float64)
+        maps, weights = fastpose.render_heatmaps(points.to(device), visible.to(device), size, dtype=dtype, **options)
         np.testing.assert_allclose(maps.cpu().double().numpy(), expected, rtol=0, atol=TOLERANCE[dtype])
         np.testing.assert_array_equal(weights.cpu().numpy(), expected_weights)
         assert maps[0, 0].max() > 0.9
+
+
+def points_at_borders(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """[9, 16, 2] and [9, 16]: windows on the map's edges, across them, and where tiles and vectors end.
+
+    64 x 64 float32 maps have planar tiles of 32 rows, joints side by side ones of 16 rows; vectors end at columns that
+    are multiples of 2, 4 or 8. One joint in nine is not visible.
+    """
+    xs = [-4.5, -0.4, 0.0, 3.0, 4.5, 7.0, 8.0, 31.0, 31.5, 32.0, size[1] - 4.0, size[1] - 1.0, size[1] + 2.4]
+    ys = [-4.0, -0.6, 0.0, 2.0, 12.5, 15.0, 16.0, 19.0, 28.0, 31.0, 32.0, 47.0, size[0] - 3.0, size[0] - 1.0]
+    points = torch.cartesian_prod(torch.tensor(xs), torch.tensor(ys))[: 9 * 16].view(9, 16, 2)
+    visible = torch.ones(9 * 16)
+    visible[::9] = 0.0
+    return points, visible.view(9, 16)
+
+
+@pytest.mark.parametrize("encoding", ["msra", "unbiased", "udp"])
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 3.0, 40.0])
+def test_draws_windows_across_every_border(device: torch.device, encoding: str, sigma: float) -> None:
+    size = (64, 64)
+    points, visible = points_at_borders(size)
+    options: dict[str, Any] = {"sigma": sigma, "encoding": encoding}
+    expected, _ = reference.render_heatmaps(points, visible, size, dtype=np.float64, **options)
+    for dtype in FLOATS:
+        maps, _ = fastpose.render_heatmaps(points.to(device), visible.to(device), size, dtype=dtype, **options)
+        np.testing.assert_allclose(maps.cpu().double().numpy(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 # ---- layouts of maps -------------------------------------------------------------------------------------------------
