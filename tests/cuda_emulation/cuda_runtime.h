@@ -80,3 +80,10 @@ template <typename T>
 T __shfl_sync(unsigned, T value, unsigned lane) {
   return cuda_emulation::shuffle_from(value, lane);
 }
+template <typename T>
+T atomicOr(T* at, T bits) {
+  const T before = *at;
+  *at |= bits;
+  return before;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32); }
