@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "host_device.h"
 
@@ -130,6 +131,72 @@ __device__ __forceinline__ double block_sum(double value) {
   }
   __syncthreads();  // of_warp may be written again by the caller's next round
   return value;
+}
+
+// n / divisor in two instructions, where (n + 1) * divisor is below 2^32.
+struct SmallDivisor {
+  unsigned reciprocal;  // of 2^32, rounded down; n + 1 makes up for it
+
+  FASTPOSE_HOST_DEVICE explicit SmallDivisor(int divisor) : reciprocal(0xffffffffu / static_cast<unsigned>(divisor)) {}
+  __device__ __forceinline__ unsigned quotient(unsigned n) const { return __umulhi(n + 1, reciprocal); }
+};
+
+// The elements in 16 bytes of memory, as kernels compute with them. Vectors that wait for their turn are best kept as
+// they came: elements of two bytes would take a register each.
+template <typename T>
+__device__ __forceinline__ void unpack(accumulate_t<T> (&to)[Vector<T>::kSize], const uint4& from) {
+  Vector<T> elements;
+  memcpy(&elements, &from, sizeof(from));
+#pragma unroll
+  for (int i = 0; i < Vector<T>::kSize; ++i) to[i] = static_cast<accumulate_t<T>>(elements.of[i]);
+}
+// A bfloat16 is the upper half of a float32.
+template <>
+__device__ __forceinline__ void unpack<__nv_bfloat16>(float (&to)[8], const uint4& from) {
+  const unsigned words[] = {from.x, from.y, from.z, from.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const unsigned lower = words[i] << 16, upper = words[i] & 0xffff0000u;
+    memcpy(&to[2 * i], &lower, sizeof(lower));
+    memcpy(&to[2 * i + 1], &upper, sizeof(upper));
+  }
+}
+
+// A kernel that only needs what the one before it in the stream has written can be launched while that one still runs
+// (from sm_90 on): it says launch_dependent instead of launch and waits before it touches memory. The one before says
+// when the next may be got ready; the earliest moment is right. Without either call everything is as ever.
+__device__ __forceinline__ void let_next_kernel_get_ready() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
+template <typename Params>
+cudaError_t launch_dependent(void (*kernel)(Params), unsigned blocks, int threads, cudaStream_t stream,
+                             const Params& params) {
+#ifdef __CUDACC__
+  // What counts is not the GPU but the code that it runs: compiled for less than sm_90 it would not wait.
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = attributes.ptxVersion >= 90 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, params);
+#else
+  return launch(kernel, blocks, threads, stream, params);
+#endif
 }
 
 }  // namespace fastpose

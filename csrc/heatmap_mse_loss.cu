@@ -2,123 +2,256 @@
 #include "cuda_launch.cuh"
 
 #include "heatmap_mse_loss.h"
+#include "target_in_tile.cuh"
 
 namespace fastpose {
 namespace {
 
-constexpr int kLossThreads = 128;
-constexpr int kTotalThreads = 1024;
+constexpr int kLossThreads = 32 * kTilesPerBlock;
+constexpr int kMaxSampleThreads = 512;
+constexpr int kTotalThreads = 256;
 
 struct TiledLoss {
   HeatmapMseLossParams op;
   LossTiling tiling;
-  double scale;  // loss_scale, divided once on the host
+  double scale;      // loss_scale, divided once on the host
+  SmallDivisor row;  // the vectors in a row of a tile
+  int factors;       // planar: of a warp's tile
+  int rows_at_once;  // interleaved: that a block's threads cover
 };
 
-// How a tile's block lays out its shared memory. A vector of joints may wrap around from the last to the first, so rows
-// of joints are repeated a little beyond their end.
-template <typename T, bool kInterleaved>
-struct TileLayout {
-  using A = accumulate_t<T>;
-  int joints, pitch, factors_y, weights, maps;  // the last three: offsets in elements of A
-
-  FASTPOSE_HOST_DEVICE explicit TileLayout(const TiledLoss& t)
-      : joints(kInterleaved ? static_cast<int>(t.op.joints) : 1),
-        pitch(kInterleaved ? joints + Vector<T>::kSize - 1 : 1),
-        factors_y(aligned_count(t.op.spec.width * joints)),
-        weights(factors_y + aligned_count(t.tiling.rows * pitch)),
-        maps(weights + aligned_count(pitch)) {}
-  FASTPOSE_HOST_DEVICE size_t bytes() const { return sizeof(A) * maps + sizeof(LossOfMap) * joints; }
-};
-
-// What a thread reads in its next rounds, all of it under way at once.
-template <typename T, int kCount>
-__device__ __forceinline__ void load_ahead(Vector<T> (&loaded)[kCount], const Vector<T>* from, int first, int end) {
+// What a thread reads next, all of it under way at once: from[first], from[first + step], ...; zeros from `end` on.
+template <int kCount>
+__device__ __forceinline__ void load_ahead(uint4 (&loaded)[kCount], const uint4* from, unsigned first, unsigned step,
+                                           unsigned end) {
 #pragma unroll
   for (int u = 0; u < kCount; ++u) {
-    const int vector = first + u * kLossThreads;
-    loaded[u] = vector < end ? from[vector] : Vector<T>{};
+    loaded[u] = uint4{};
+    if (first + u * step < end) loaded[u] = from[first + u * step];
   }
 }
 
-// One block per tile: either direction reads the prediction once, in 16-byte loads that are under way while the factors
-// of the target are computed. Floor: the bytes of the prediction forward, twice that backward.
-template <typename T, bool kInterleaved, bool kBackward>
-__global__ void __launch_bounds__(kLossThreads, 6) loss_tile_kernel(const __grid_constant__ TiledLoss t) {
+template <typename T, int kCount>
+__device__ __forceinline__ void add_squares(accumulate_t<T> (&sums)[kCount], const accumulate_t<T> (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sums[i] += values[i] * values[i];
+}
+
+// grad_output goes in before rounding to T: a gradient in half precision would be 0 before loss scaling.
+template <typename A>
+__device__ __forceinline__ A weight_of_gradient(const TiledLoss& t, float weight) {
+  const double common = 2.0 * t.scale * static_cast<double>(*static_cast<const A*>(t.op.grad_output));
+  return static_cast<A>(common * static_cast<double>(weight));
+}
+
+// A warp per tile of one map, no barrier but that of the sum at the end. Where the target is 0 it is not looked at: the
+// difference is the prediction. Floor: the bytes of the prediction forward, twice that backward.
+template <typename T, bool kBackward>
+__global__ void __launch_bounds__(kLossThreads, 8) loss_planar_kernel(const __grid_constant__ TiledLoss t) {
   using A = accumulate_t<T>;
   constexpr int V = Vector<T>::kSize, kUnroll = 4;
   const HeatmapMseLossParams& p = t.op;
-  const TileLayout<T, kInterleaved> layout(t);
-  const int width = p.spec.width, joints = layout.joints, pitch = layout.pitch, row_vectors = width * joints / V;
-  A* factors_x = dynamic_shared<A>();                                  // [width][joints]
-  A* factors_y = factors_x + layout.factors_y;                         // [rows][pitch]
-  A* weights = factors_x + layout.weights;                             // [pitch]
-  auto* maps = reinterpret_cast<LossOfMap*>(factors_x + layout.maps);  // [joints]
-  double common = 1.0;
-  // grad_output goes in before rounding to T: a gradient in half precision would be 0 before loss scaling.
-  if constexpr (kBackward) common = 2.0 * t.scale * static_cast<double>(*static_cast<const A*>(p.grad_output));
+  if constexpr (!kBackward) let_next_kernel_get_ready();
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const unsigned index = blockIdx.x * kTilesPerBlock + warp;
+  double total = 0.0;
+  if (index < static_cast<unsigned>(t.tiling.count)) {
+    const WarpTile tile(t.tiling.tiles, p.spec, index);
+    const unsigned joints = static_cast<unsigned>(p.joints), b = tile.map / joints, k = tile.map - b * joints;
+    const int64_t first = static_cast<int64_t>(tile.y) * p.spec.width + tile.x;
+    const auto* pred =
+        reinterpret_cast<const uint4*>(static_cast<const T*>(p.pred) + b * p.stride_b + k * p.stride_k + first);
+    Vector<T>* grad = nullptr;
+    if constexpr (kBackward) {
+      grad = reinterpret_cast<Vector<T>*>(static_cast<T*>(p.grad) + b * p.grad_stride_b + k * p.grad_stride_k + first);
+    }
+    const unsigned row_vectors = static_cast<unsigned>(tile.width / V), vectors = tile.height * row_vectors;
+    uint4 loaded[kUnroll];
+    load_ahead(loaded, pred, lane, 32, vectors);
 
-  const unsigned tile = blockIdx.x, group = tile / t.tiling.tiles;
-  const unsigned b = kInterleaved ? group : group / static_cast<unsigned>(p.joints);
-  const unsigned k = kInterleaved ? 0 : group - b * static_cast<unsigned>(p.joints);
-  const int y_begin = static_cast<int>(tile - group * t.tiling.tiles) * t.tiling.rows;
-  const int rows = min(t.tiling.rows, p.spec.height - y_begin), vectors = rows * row_vectors;
-  const auto* pred = reinterpret_cast<const Vector<T>*>(static_cast<const T*>(p.pred) + b * p.stride_b +
-                                                        k * p.stride_k + y_begin * p.stride_y);
-  Vector<T> loaded[kUnroll];
-  load_ahead(loaded, pred, threadIdx.x, vectors);
+    const LossOfMap map = loss_of_map(p, b, k);
+    A weight = static_cast<A>(map.weight);
+    if constexpr (kBackward) weight = weight_of_gradient<A>(t, map.weight);
+    const TargetInTile<A, V> window(p.spec, map.target, tile, dynamic_shared<A>() + warp * t.factors);
+    const unsigned begin = window.row * row_vectors, count = window.rows * row_vectors;  // of the rows it touches
 
-  for (int j = threadIdx.x; j < joints; j += kLossThreads) maps[j] = loss_of_map(p, b, k + j);
-  __syncthreads();
-  for (int i = threadIdx.x; i < width * joints; i += kLossThreads) {
-    const JointTarget& target = maps[i % joints].target;
-    factors_x[i] = target_factor_x<A>(p.spec, target, i / joints);
-  }
-  for (int i = threadIdx.x; i < rows * pitch; i += kLossThreads) {
-    const JointTarget& target = maps[i % pitch % joints].target;
-    factors_y[i] = target_factor_y<A>(p.spec, target, y_begin + i / pitch);
-  }
-  for (int i = threadIdx.x; i < pitch; i += kLossThreads)
-    weights[i] = static_cast<A>(common * static_cast<double>(maps[i % joints].weight));
-  __syncthreads();
-
-  A sum = A(0);
-  int joint = threadIdx.x * V % joints;  // of a vector's first element; whole rows do not change it
-  const int joint_step = kLossThreads * V % joints;
-  RowCursor at(threadIdx.x, kLossThreads, row_vectors);
-  for (int first = threadIdx.x; first < vectors; first += kUnroll * kLossThreads) {
-    if (first >= kLossThreads) load_ahead(loaded, pred, first, vectors);
+    A sums[V] = {};
+    for (unsigned n = lane;;) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int vector = first + u * kLossThreads;
-      if (vector < vectors) {
-        A factor_x[V];
-        load_aligned<V>(factor_x, factors_x + at.column * V);
-        const A* factor_y = factors_y + at.row * pitch + joint;
-        Vector<T> gradient;
+      for (int u = 0; u < kUnroll; ++u) {
+        const unsigned vector = n + u * 32;
+        A difference[V];
+        unpack<T>(difference, loaded[u]);
+        const unsigned at = vector - begin;
+        if (at < count) {
+          const unsigned row = t.row.quotient(at), column = at - row * row_vectors - window.column;
+          if (column < static_cast<unsigned>(window.columns)) {
+            A factor_x[V];
+            load_aligned<V>(factor_x, window.factors_x + column * V);
+            const A factor_y = window.factors_y[row];
 #pragma unroll
-        for (int i = 0; i < V; ++i) {
-          const int j = kInterleaved ? i : 0;
-          const A difference = static_cast<A>(loaded[u].of[i]) - factor_x[i] * factor_y[j];
-          if constexpr (kBackward) {
-            gradient.of[i] = static_cast<T>(weights[joint + j] * difference);
-          } else {
-            sum += weights[joint + j] * (difference * difference);
+            for (int i = 0; i < V; ++i) difference[i] -= factor_x[i] * factor_y;
           }
         }
         if constexpr (kBackward) {
-          T* grad = static_cast<T*>(p.grad) + b * p.grad_stride_b + k * p.grad_stride_k + y_begin * p.grad_stride_y;
-          reinterpret_cast<Vector<T>*>(grad)[vector] = gradient;
+          Vector<T> gradient;
+#pragma unroll
+          for (int i = 0; i < V; ++i) gradient.of[i] = static_cast<T>(weight * difference[i]);
+          if (vector < vectors) grad[vector] = gradient;
+        } else {
+          add_squares<T>(sums, difference);
         }
       }
-      at.advance();
-      joint += joint_step;
-      if (joint >= joints) joint -= joints;
+      n += kUnroll * 32;
+      if (n - lane >= vectors) break;
+      load_ahead(loaded, pred, n, 32, vectors);
+    }
+    if (!kBackward && lane < vectors) {  // no elements, no part in a weight that is no number
+      A sum = A(0);
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum += sums[i];
+      total = static_cast<double>(sum) * static_cast<double>(weight);
     }
   }
   if constexpr (!kBackward) {
-    const double total = block_sum(static_cast<double>(sum));
-    if (threadIdx.x == 0) p.partial_sums[tile] = total;
+    total = block_sum(total);
+    if (threadIdx.x == 0) p.partial_sums[blockIdx.x] = total;
+  }
+}
+
+// How the block of a tile of joints side by side lays out its shared memory. The first four are written where windows
+// are, and hold zeros elsewhere. A vector of joints may go on from the last to the first, so rows of joints are
+// repeated a little beyond their end.
+template <typename T>
+struct SampleLayout {
+  using A = accumulate_t<T>;
+  int pitch, factors_y, column_joints, row_joints, weights, targets, end;  // all but the first: offsets in bytes
+
+  FASTPOSE_HOST_DEVICE SampleLayout(const MapTiles& tiles, int joints)
+      : pitch(joints + Vector<T>::kSize - 1),
+        factors_y(aligned(tiles.width * joints * sizeof(A))),
+        column_joints(factors_y + aligned(tiles.height * pitch * sizeof(A))),
+        row_joints(column_joints + aligned(tiles.width * joints / Vector<T>::kSize * sizeof(unsigned))),
+        weights(row_joints + aligned(tiles.height * sizeof(unsigned))),
+        targets(weights + aligned(pitch * sizeof(A))),
+        end(targets + joints * static_cast<int>(sizeof(JointTarget))) {}
+  static FASTPOSE_HOST_DEVICE int aligned(size_t bytes) { return static_cast<int>((bytes + 15) / 16 * 16); }
+};
+
+// A block per tile of a sample whose joints lie side by side. A thread keeps to one column of vectors, and so to the
+// same joints: it adds up the squares of each by itself, and weighs the sums. Most vectors lie in no window, which two
+// words tell: the bits of the joints whose windows have its columns, and of those whose windows have its row.
+// Floor: the bytes of the prediction forward, twice that backward.
+template <typename T, bool kBackward>
+__global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_interleaved_kernel(const __grid_constant__ TiledLoss t) {
+  using A = accumulate_t<T>;
+  constexpr int V = Vector<T>::kSize, kUnroll = 4;
+  const HeatmapMseLossParams& p = t.op;
+  const MapTiles& tiles = t.tiling.tiles;
+  if constexpr (!kBackward) let_next_kernel_get_ready();
+  const int joints = static_cast<int>(p.joints), thread = static_cast<int>(threadIdx.x);
+  const unsigned across = static_cast<unsigned>(tiles.across), in_sample = across * static_cast<unsigned>(tiles.down);
+  const unsigned b = blockIdx.x / in_sample, tile = blockIdx.x - b * in_sample, tile_y = tile / across;
+  const int x0 = static_cast<int>(tile - tile_y * across) * tiles.width, y0 = static_cast<int>(tile_y) * tiles.height;
+  const int width = min(tiles.width, p.spec.width - x0), height = min(tiles.height, p.spec.height - y0);
+
+  // This thread's column of vectors, and its rows: begin, begin + rows_at_once, ...
+  const unsigned columns = static_cast<unsigned>(width * joints / V), rows = static_cast<unsigned>(height);
+  const unsigned row_step = static_cast<unsigned>(p.spec.width * joints / V), rows_at_once = t.rows_at_once;
+  const unsigned row_of_thread = t.row.quotient(threadIdx.x);
+  const unsigned column = threadIdx.x - row_of_thread * static_cast<unsigned>(tiles.width * joints / V);
+  const bool has_vectors = row_of_thread < min(rows_at_once, rows) && column < columns;
+  const unsigned begin = has_vectors ? row_of_thread : rows;
+  const int64_t first = (static_cast<int64_t>(y0) * p.spec.width + x0) * joints;
+  const auto* pred = reinterpret_cast<const uint4*>(static_cast<const T*>(p.pred) + b * p.stride_b + first);
+  Vector<T>* grad = nullptr;
+  if constexpr (kBackward) grad = reinterpret_cast<Vector<T>*>(static_cast<T*>(p.grad) + b * p.grad_stride_b + first);
+  uint4 loaded[kUnroll];
+  load_ahead(loaded, pred, begin * row_step + column, rows_at_once * row_step, rows * row_step);
+
+  const SampleLayout<T> layout(t.tiling.tiles, joints);
+  auto* shared = dynamic_shared<char>();
+  auto* factors_x = reinterpret_cast<A*>(shared);                                    // [width][joints]
+  auto* factors_y = reinterpret_cast<A*>(shared + layout.factors_y);                 // [height][pitch]
+  auto* column_joints = reinterpret_cast<unsigned*>(shared + layout.column_joints);  // [row_vectors] bits
+  auto* row_joints = reinterpret_cast<unsigned*>(shared + layout.row_joints);        // [height] bits
+  auto* weights = reinterpret_cast<A*>(shared + layout.weights);                     // [pitch]
+  auto* targets = reinterpret_cast<JointTarget*>(shared + layout.targets);           // [joints]
+  const int block = static_cast<int>(blockDim.x);
+#pragma unroll 1
+  for (int i = thread; i < layout.weights / 16; i += block) reinterpret_cast<uint4*>(shared)[i] = uint4{};
+#pragma unroll 1
+  for (int j = thread; j < joints; j += block) {
+    const LossOfMap map = loss_of_map(p, b, j);
+    targets[j] = map.target;
+    A weight = static_cast<A>(map.weight);
+    if constexpr (kBackward) weight = weight_of_gradient<A>(t, map.weight);
+    for (int copy = j; copy < layout.pitch; copy += joints) weights[copy] = weight;
+  }
+  __syncthreads();
+  // A warp per joint. Beyond 32 joints several share a bit: some vectors are then looked at in vain.
+  for (int j = thread / 32; j < joints; j += block / 32) {
+    const JointTarget target = targets[j];
+    const int x_begin = max(target.x_begin - x0, 0), count_x = min(target.x_end - x0, width) - x_begin;
+    const int y_begin = max(target.y_begin - y0, 0), count_y = min(target.y_end - y0, height) - y_begin;
+    if (count_x <= 0 || count_y <= 0) continue;
+    const unsigned bit = 1u << j % 32;
+#pragma unroll 1
+    for (int i = thread % 32; i < count_x + count_y; i += 32) {
+      const bool along_x = i < count_x;
+      const int at = along_x ? x_begin + i : y_begin + i - count_x;
+      const A factor = target_factor_along<A>(p.spec, target, along_x, at + (along_x ? x0 : y0));
+      if (along_x) {
+        factors_x[at * joints + j] = factor;
+        atomicOr(&column_joints[(at * joints + j) / V], bit);
+      } else {
+        for (int copy = j; copy < layout.pitch; copy += joints) factors_y[at * layout.pitch + copy] = factor;
+        atomicOr(&row_joints[at], bit);
+      }
+    }
+  }
+  __syncthreads();
+
+  const unsigned joint = column * V % static_cast<unsigned>(joints);  // of the first element of this thread's vectors
+  const unsigned joints_of_column = has_vectors ? column_joints[column] : 0;
+  A sums[V] = {}, weight[V];
+  if constexpr (kBackward) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) weight[i] = weights[joint + i];
+  }
+  for (unsigned first_row = begin; first_row < rows;) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const unsigned row = first_row + u * rows_at_once;
+      A difference[V];
+      unpack<T>(difference, loaded[u]);
+      if (row < rows && (joints_of_column & row_joints[row]) != 0) {
+        A factor_x[V];
+        load_aligned<V>(factor_x, factors_x + column * V);
+        const A* factor_y = factors_y + row * layout.pitch + joint;
+#pragma unroll
+        for (int i = 0; i < V; ++i) difference[i] -= factor_x[i] * factor_y[i];
+      }
+      if constexpr (kBackward) {
+        Vector<T> gradient;
+#pragma unroll
+        for (int i = 0; i < V; ++i) gradient.of[i] = static_cast<T>(weight[i] * difference[i]);
+        if (row < rows) grad[row * row_step + column] = gradient;
+      } else {
+        add_squares<T>(sums, difference);
+      }
+    }
+    first_row += kUnroll * rows_at_once;
+    load_ahead(loaded, pred, first_row * row_step + column, rows_at_once * row_step, rows * row_step);
+  }
+  if constexpr (!kBackward) {
+    A total = A(0);
+    if (has_vectors) {  // no elements, no part in a weight that is no number
+#pragma unroll
+      for (int i = 0; i < V; ++i) total += sums[i] * weights[joint + i];
+    }
+    const double sum = block_sum(static_cast<double>(total));
+    if (thread == 0) p.partial_sums[blockIdx.x] = sum;
   }
 }
 
@@ -154,44 +287,66 @@ __global__ void __launch_bounds__(kLossThreads) loss_strided_kernel(const __grid
   }
 }
 
-// One block adds the tiles up, always in the same order: two runs give the same bits.
+// One block adds up what the others have left, always in the same order: two runs give the same bits. It gets ready
+// while they still run, so that little of it can be noticed. A counter by which the last of them knew itself would have
+// to be zero at its first use, in memory that no other stream or graph uses: to set it to zero costs as much.
 template <typename T>
 __global__ void __launch_bounds__(kTotalThreads) total_loss_kernel(const __grid_constant__ TiledLoss t) {
+  wait_for_kernel_before();
+  const int64_t count = partial_sums_of(t.tiling);
   double sum = 0.0;
-  for (int64_t tile = threadIdx.x; tile < t.tiling.groups * t.tiling.tiles; tile += kTotalThreads)
-    sum += t.op.partial_sums[tile];
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < count; i += kTotalThreads) sum += t.op.partial_sums[i];
   const double total = block_sum(sum);
   if (threadIdx.x == 0) {
     *static_cast<accumulate_t<T>*>(t.op.loss) = static_cast<accumulate_t<T>>(total * t.scale);
   }
 }
 
-template <typename T, bool kInterleaved, bool kBackward>
-cudaError_t launch_tiles(const TiledLoss& tiled, cudaStream_t stream) {
-  const size_t bytes = TileLayout<T, kInterleaved>(tiled).bytes();
-  return launch(loss_tile_kernel<T, kInterleaved, kBackward>, grid_for(tiled.tiling.groups * tiled.tiling.tiles, 1),
-                kLossThreads, stream, tiled, bytes);
-}
-
 // One pass over the maps in either direction; which kernel depends on how they lie in memory.
 template <typename T, bool kBackward>
-cudaError_t launch_pass(const TiledLoss& tiled, cudaStream_t stream) {
-  if (tiled.tiling.groups == 0) return cudaSuccess;
-  if (!tiled.tiling.tiled) {
-    return launch(loss_strided_kernel<T, kBackward>, grid_for(tiled.tiling.groups, 1), kLossThreads, stream, tiled);
+cudaError_t launch_pass(const TiledLoss& t, cudaStream_t stream) {
+  using A = accumulate_t<T>;
+  const LossTiling& tiling = t.tiling;
+  if (tiling.count == 0) return cudaSuccess;
+  const unsigned blocks = grid_for(partial_sums_of(tiling), 1);
+  switch (tiling.path) {
+    case LossPath::kPlanar:
+      return launch(loss_planar_kernel<T, kBackward>, blocks, kLossThreads, stream, t,
+                    sizeof(A) * kTilesPerBlock * t.factors);
+    case LossPath::kInterleaved: {
+      const int joints = static_cast<int>(t.op.joints), row_vectors = tiling.tiles.width * joints / Vector<T>::kSize;
+      return launch(loss_interleaved_kernel<T, kBackward>, blocks, divided_up(row_vectors * t.rows_at_once, 32) * 32,
+                    stream, t, SampleLayout<T>(tiling.tiles, joints).end);
+    }
+    default:
+      return launch(loss_strided_kernel<T, kBackward>, blocks, kLossThreads, stream, t);
   }
-  return tiled.tiling.interleaved ? launch_tiles<T, true, kBackward>(tiled, stream)
-                                  : launch_tiles<T, false, kBackward>(tiled, stream);
 }
 
-// The tiling, unless its factors are too many for shared memory, or its tiles for 32-bit numbers.
+// The tiling, unless tiles are too many for 32-bit numbers, or joints side by side for a block's threads or its shared
+// memory.
 template <typename T>
 TiledLoss tiled_loss(const HeatmapMseLossParams& params) {
-  TiledLoss tiled{params, loss_tiling(params), loss_scale(params)};
-  const size_t bytes =
-      tiled.tiling.interleaved ? TileLayout<T, true>(tiled).bytes() : TileLayout<T, false>(tiled).bytes();
-  if (bytes > kSharedBytes || tiled.tiling.groups * tiled.tiling.tiles > 1 << 30) tiled.tiling = untiled_loss(params);
-  return tiled;
+  constexpr int V = Vector<T>::kSize;
+  TiledLoss t{params, loss_tiling(params), loss_scale(params), SmallDivisor(1), 0, 0};
+  const MapTiles& tiles = t.tiling.tiles;
+  bool fits = partial_sums_of(t.tiling) <= 1 << 28;
+  if (t.tiling.path == LossPath::kPlanar) {
+    t.row = SmallDivisor(tiles.width / V);
+    t.factors = factors_of_tile<accumulate_t<T>, V>(params.spec, tiles);
+  } else if (t.tiling.path == LossPath::kInterleaved) {
+    const int64_t sample = params.joints * params.spec.width * params.spec.height;
+    fits = fits && params.joints <= kMaxSampleThreads && sample <= 1 << 28;
+    if (fits) {
+      const int joints = static_cast<int>(params.joints), row_vectors = tiles.width * joints / V;
+      t.row = SmallDivisor(row_vectors);
+      t.rows_at_once = std::max(1, (kSampleThreads + row_vectors / 2) / row_vectors);
+      fits = row_vectors <= kMaxSampleThreads && SampleLayout<T>(tiles, joints).end <= static_cast<int>(kSharedBytes);
+    }
+  }
+  if (!fits) t.tiling = strided_loss(params);
+  return t;
 }
 
 }  // namespace
@@ -200,8 +355,10 @@ cudaError_t launch_heatmap_mse_loss(const HeatmapMseLossParams& params, cudaStre
   return dispatch_device_floating(params.kind, [&](auto zero) {
     using T = decltype(zero);
     const TiledLoss tiled = tiled_loss<T>(params);
+    // Of an empty batch the total is the first kernel.
+    if (tiled.tiling.count == 0) return launch(total_loss_kernel<T>, 1, kTotalThreads, stream, tiled);
     const cudaError_t error = launch_pass<T, false>(tiled, stream);
-    return error != cudaSuccess ? error : launch(total_loss_kernel<T>, 1, kTotalThreads, stream, tiled);
+    return error != cudaSuccess ? error : launch_dependent(total_loss_kernel<T>, 1, kTotalThreads, stream, tiled);
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "heatmap_target.h"
+#include "map_tiles.h"
 
 namespace fastpose {
 
@@ -45,19 +46,38 @@ FASTPOSE_HOST_DEVICE double loss_scale(const HeatmapMseLossParams& p) {
   return 0.5 / (static_cast<double>(p.batch) * static_cast<double>(p.joints) * p.spec.height * p.spec.width);
 }
 
-// How a GPU's blocks share the maps: whole rows of one map, or of all maps of a sample where their joints lie side by
-// side (channels_last), so that every block reads and writes memory in one piece.
-struct LossTiling {
-  bool tiled;        // false: strides, widths or alignments that allow no 16-byte accesses; a block per map
-  bool interleaved;  // joints side by side
-  int64_t groups;    // maps, or samples where interleaved
-  int tiles, rows;   // of a group; of a tile, the last one may have fewer
+enum class LossPath : int {
+  kPlanar,       // maps one after the other: a warp per tile of one map
+  kInterleaved,  // joints side by side (channels_last): a block per tile of all maps of a sample
+  kStrided,      // what allows no 16-byte accesses: a block per map
 };
 
-constexpr int kLossTile = 8192;  // elements of a tile, where a single row has no more
+// How a GPU's blocks share the maps.
+struct LossTiling {
+  LossPath path;
+  MapTiles tiles;
+  int64_t count;  // of all tiles
+};
 
-FASTPOSE_HOST_DEVICE LossTiling untiled_loss(const HeatmapMseLossParams& p) {
-  return {false, false, p.batch * p.joints, 1, p.spec.height};
+// One for each block.
+FASTPOSE_HOST_DEVICE int64_t partial_sums_of(const LossTiling& tiling) {
+  return tiling.path == LossPath::kPlanar ? (tiling.count + kTilesPerBlock - 1) / kTilesPerBlock : tiling.count;
+}
+
+FASTPOSE_HOST_DEVICE LossTiling strided_loss(const HeatmapMseLossParams& p) {
+  return {LossPath::kStrided, {p.spec.width, p.spec.height, 1, 1}, p.batch * p.joints};
+}
+
+constexpr int kSampleTileBytes = 1 << 16;  // 16 accesses of 16 bytes for each of 256 threads
+constexpr int kSampleThreads = 256;
+
+// The tiles of a sample whose joints lie side by side, a block for each: about as many vectors wide as it has threads.
+FASTPOSE_HOST_DEVICE MapTiles sample_tiles(const HeatmapMseLossParams& p) {
+  const int64_t vector = 16 / bytes_of(p.kind), row = p.spec.width * p.joints / vector;
+  const int64_t pixels = vector * (p.joints < kSampleThreads ? kSampleThreads / p.joints : 1);
+  const int width = static_cast<int>(row <= kSampleThreads || p.spec.width < pixels ? p.spec.width : pixels);
+  const int height = static_cast<int>(kSampleTileBytes / bytes_of(p.kind) / p.joints / width);
+  return map_tiles(p.spec.width, p.spec.height, width, height < 1 ? 1 : height, static_cast<int>(vector));
 }
 
 FASTPOSE_HOST_DEVICE LossTiling loss_tiling(const HeatmapMseLossParams& p) {
@@ -68,24 +88,23 @@ FASTPOSE_HOST_DEVICE LossTiling loss_tiling(const HeatmapMseLossParams& p) {
   };
   for (const bool interleaved : {false, true}) {
     const int64_t row = interleaved ? width * p.joints : width;
-    if (row == 0 || row % vector != 0 || row > 1 << 16) continue;
+    if (row == 0 || row % vector != 0) continue;
     if (!fits(p.pred, p.stride_b, p.stride_k, p.stride_y, p.stride_x, interleaved)) continue;
     if (p.grad != nullptr &&
         !fits(p.grad, p.grad_stride_b, p.grad_stride_k, p.grad_stride_y, p.grad_stride_x, interleaved)) {
       continue;
     }
-    const int wanted = static_cast<int>(kLossTile / row);
-    const int rows = wanted < 1 ? 1 : wanted < p.spec.height ? wanted : p.spec.height;
-    return {true, interleaved, interleaved ? p.batch : p.batch * p.joints, (p.spec.height + rows - 1) / rows, rows};
+    const MapTiles tiles = interleaved ? sample_tiles(p) : warp_tiles(p.spec.width, p.spec.height, p.kind);
+    const int64_t count = (interleaved ? p.batch : p.batch * p.joints) * tiles.count();
+    return {interleaved ? LossPath::kInterleaved : LossPath::kPlanar, tiles, count};
   }
-  return untiled_loss(p);
+  return strided_loss(p);
 }
 
-// Enough for every way through the maps: one sum per map, or one per tile.
+// Enough for every way through the maps: one sum per map, or per block.
 FASTPOSE_HOST_DEVICE int64_t partial_sum_count(const HeatmapMseLossParams& p) {
-  const LossTiling tiling = loss_tiling(p);
-  const int64_t maps = p.batch * p.joints, tiles = tiling.groups * tiling.tiles;
-  return maps > tiles ? maps : tiles;
+  const int64_t maps = p.batch * p.joints, blocks = partial_sums_of(loss_tiling(p));
+  return maps > blocks ? maps : blocks;
 }
 
 #ifdef FASTPOSE_WITH_CUDA

@@ -210,6 +210,30 @@ def test_two_runs_give_the_same_bits_on_cuda() -> None:
     assert len(losses) == 1
 
 
+@pytest.mark.cuda
+def test_losses_on_many_streams_and_in_a_graph_do_not_meet() -> None:
+    """The kernel that adds up sums gets ready while another makes them; it has to see all of them, and no others."""
+    batches = [batch_of(torch.device("cuda"), (64, 64), 16, seed) for seed in range(4)]
+    expected = torch.stack([fastpose.heatmap_mse_loss(*batch) for batch in batches])
+    torch.cuda.synchronize()
+    losses = torch.zeros(50, 4, device="cuda")
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in batches]
+    for row in losses:
+        for i, (stream, batch) in enumerate(zip(streams, batches, strict=True)):
+            with torch.cuda.stream(stream):
+                row[i] = fastpose.heatmap_mse_loss(*batch)
+    torch.cuda.synchronize()
+    assert torch.equal(losses, expected.expand(50, 4))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = torch.stack([fastpose.heatmap_mse_loss(*batch) for batch in batches])
+    for _ in range(50):
+        captured.zero_()
+        graph.replay()
+        assert torch.equal(captured, expected)
+
+
 def test_nan_in_the_prediction_is_nan_in_the_loss(device: torch.device) -> None:
     pred, points, visible = batch_of(device)
     pred[1, 2, 3, 4] = float("nan")

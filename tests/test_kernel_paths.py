@@ -229,22 +229,56 @@ def test_maps_of_whole_vectors_and_others(
     np.testing.assert_array_equal(weights.cpu().numpy(), expected_weights)
 
 
-# A block has 48 KiB of shared memory: 12,288 factors of float32. Just below, at and above that, in either direction.
+# A warp's tile is 8 KiB of a map, and at most 2,048 pixels high or wide: just below, at and above that, and far above.
+@pytest.mark.parametrize("encoding", ["msra", "unbiased"])
 @pytest.mark.parametrize(
     "size",
-    [(8, 12_256), (12_272, 8), (12_276, 8), (12_280, 8), (12_281, 8), (6, 12_300), (8, 13_000), (13_000, 9)],
+    [
+        *((3, width) for width in (1_016, 1_024, 1_032, 2_040, 2_047, 2_048, 2_049, 2_056, 4_096, 4_104)),
+        *((height, 1) for height in (1_024, 2_047, 2_048, 2_049, 4_100)),
+        *((height, 8) for height in (127, 128, 129, 255, 257, 513, 12_281)),
+        (9, 13_000),
+    ],
     ids=str,
 )
-def test_maps_whose_factors_hardly_fit_into_shared_memory(device: torch.device, size: tuple[int, int]) -> None:
-    points, visible = random_points(1, 2, size)
+def test_maps_of_several_tiles_in_either_direction(device: torch.device, size: tuple[int, int], encoding: str) -> None:
+    points, visible = random_points(1, 3, size)
     points[0, 0] = torch.tensor([size[1] / 2 + 0.3, size[0] / 2 - 0.2])
-    visible[0, 0] = 1.0
+    points[0, 1] = torch.tensor([size[1] - 1.0, size[0] - 1.0])
+    visible[0, :2] = 1.0
+    options: dict[str, Any] = {"sigma": 3.0, "encoding": encoding}
+    expected, expected_weights = reference.render_heatmaps(points, visible, size, dtype=np.float64, **options)
     for dtype in FLOATS:
-        maps, weights = fastpose.render_heatmaps(points.to(device), visible.to(device), size, sigma=3.0, dtype=dtype)
-        expected, expected_weights = reference.render_heatmaps(points, visible, size, sigma=3.0, dtype=np.float64)
+        maps, weights = fastpose.render_heatmaps(points.to(device), visible.to(device), size, dtype=dtype, **options)
         np.testing.assert_allclose(maps.cpu().double().numpy(), expected, rtol=0, atol=TOLERANCE[dtype])
         np.testing.assert_array_equal(weights.cpu().numpy(), expected_weights)
         assert maps[0, 0].max() > 0.9
+
+
+def points_at_borders(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """[9, 16, 2] and [9, 16]: windows on the map's edges, across them, and where tiles and vectors end.
+
+    64 x 64 float32 maps have planar tiles of 32 rows, joints side by side ones of 16 rows; vectors end at columns that
+    are multiples of 2, 4 or 8. One joint in nine is not visible.
+    """
+    xs = [-4.5, -0.4, 0.0, 3.0, 4.5, 7.0, 8.0, 31.0, 31.5, 32.0, size[1] - 4.0, size[1] - 1.0, size[1] + 2.4]
+    ys = [-4.0, -0.6, 0.0, 2.0, 12.5, 15.0, 16.0, 19.0, 28.0, 31.0, 32.0, 47.0, size[0] - 3.0, size[0] - 1.0]
+    points = torch.cartesian_prod(torch.tensor(xs), torch.tensor(ys))[: 9 * 16].view(9, 16, 2)
+    visible = torch.ones(9 * 16)
+    visible[::9] = 0.0
+    return points, visible.view(9, 16)
+
+
+@pytest.mark.parametrize("encoding", ["msra", "unbiased", "udp"])
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 3.0, 40.0])
+def test_draws_windows_across_every_border(device: torch.device, encoding: str, sigma: float) -> None:
+    size = (64, 64)
+    points, visible = points_at_borders(size)
+    options: dict[str, Any] = {"sigma": sigma, "encoding": encoding}
+    expected, _ = reference.render_heatmaps(points, visible, size, dtype=np.float64, **options)
+    for dtype in FLOATS:
+        maps, _ = fastpose.render_heatmaps(points.to(device), visible.to(device), size, dtype=dtype, **options)
+        np.testing.assert_allclose(maps.cpu().double().numpy(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 # ---- layouts of maps -------------------------------------------------------------------------------------------------
@@ -477,17 +511,26 @@ def test_the_shift_leaves_column_0_alone(device: torch.device, layout: Any, dtyp
 
 
 def assert_loss(
-    device: torch.device, plain: Tensor, layout: Any, joint_weights: Tensor | None = None, missing: str = "zeros"
+    device: torch.device,
+    plain: Tensor,
+    layout: Any,
+    joint_weights: Tensor | None = None,
+    missing: str = "zeros",
+    *,
+    at: tuple[Tensor, Tensor] | None = None,
+    sigma: float = 2.0,
+    encoding: str = "msra",
 ) -> None:
-    """Value and gradient against the definition.
+    """Value and gradient against the definition, of joints `at` (points, visible), or at random places.
 
     The prediction is what its type has made of it, so only float32 arithmetic is between the two: a target is right to
     1e-6 (as the tests of render_heatmaps say), a loss to some 1e-6 of itself. The gradient is taken of B·K·h·w times
     the loss, so that float16 holds it; it is then rounded once.
     """
     batch, joints, *size = plain.shape
-    points, visible = random_points(batch, joints, (size[0], size[1]))
-    options: dict[str, Any] = {"sigma": 2.0, "missing": missing}
+    points, visible = at or random_points(batch, joints, (size[0], size[1]))
+    drawing: dict[str, Any] = {"sigma": sigma, "encoding": encoding}
+    options: dict[str, Any] = {"missing": missing, **drawing}
     pred = layout(plain.to(device)).requires_grad_()
     weights = None if joint_weights is None else joint_weights.to(device)
     loss = fastpose.heatmap_mse_loss(pred, points.to(device), visible.to(device), joint_weights=weights, **options)
@@ -495,7 +538,7 @@ def assert_loss(
 
     exact = plain.double().numpy()
     expected = reference.heatmap_mse_loss(exact, points, visible, joint_weights=joint_weights, **options)
-    target, drawn = reference.render_heatmaps(points, visible, (size[0], size[1]), sigma=2.0, dtype=np.float64)
+    target, drawn = reference.render_heatmaps(points, visible, (size[0], size[1]), dtype=np.float64, **drawing)
     weight = drawn.astype(np.float64) if missing == "ignore" else np.ones(drawn.shape)
     if joint_weights is not None:
         weight = weight * joint_weights.double().numpy()
@@ -543,27 +586,104 @@ def test_loss_of_any_number_of_joints_side_by_side(
     ids=str,
 )
 def test_loss_of_maps_of_several_tiles(device: torch.device, layout: Any, shape: tuple[int, ...]) -> None:
-    """Tiles have 8,192 elements: a tenth of a sample of 64 x 48, parts of a map, single rows, the last one shorter."""
+    """Planar tiles have 8 KiB, those of joints side by side 64: parts of a map, of a row, the last ones smaller."""
     assert_loss(device, prediction(shape), layout)
 
 
-# The factors of float32 planes of 12,208 to 12,272 columns, of 754 to 757 columns of 16 joints, or of 1,740 to 1,749
-# rows of one column of 4 joints leave less than 256 bytes of a block's 48 KiB of shared memory; more do not fit at all.
+# Planar tiles are at most 2,048 columns wide, or 1,024 in float64. Joints side by side are at most 512, or as many as
+# leave room for their factors in a block's 48 KiB of shared memory: of 8 x 16 maps 478 in half types, 374 in float64.
+# Their tiles are about 256 vectors wide.
 BARELY_TILED = [
-    *((planar, (1, 1, 2, width)) for width in (12_200, 12_208, 12_240, 12_272, 12_276, 12_288, 20_000)),
-    *((channels_last, (1, 16, 2, width)) for width in (752, 754, 756, 757, 758, 768)),
-    *((channels_last, (2, 4, height, 1)) for height in (1_739, 1_745, 1_749, 1_750, 3_000)),
+    *((planar, (1, 1, 2, width)) for width in (1_016, 1_024, 1_032, 2_040, 2_048, 2_056, 4_096, 4_104, 20_000)),
+    *((planar, (1, 2, height, 8)) for height in (127, 128, 129, 255, 257, 513, 1_100)),
+    *((channels_last, (1, joints, 8, 16)) for joints in (374, 375, 376, 478, 479, 480, 512, 513, 520)),
+    *((channels_last, (1, 16, 2, width)) for width in (31, 32, 33, 63, 64, 66, 128, 130, 136, 768)),
+    *((channels_last, (2, 4, height, 1)) for height in (255, 1_749, 8_200)),
 ]
 
 
 @pytest.mark.parametrize(
     ("layout", "shape"), BARELY_TILED, ids=lambda value: value.__name__ if callable(value) else str(value)
 )
-def test_loss_of_rows_that_hardly_fit_into_shared_memory(
-    device: torch.device, layout: Any, shape: tuple[int, ...]
+@pytest.mark.parametrize("encoding", ["msra", "unbiased"])
+def test_loss_of_maps_that_hardly_fit_tiles(
+    device: torch.device, layout: Any, shape: tuple[int, ...], encoding: str
 ) -> None:
-    assert_loss(device, prediction(shape), layout)
-    assert_loss(device, prediction(shape, torch.float16), layout)
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        assert_loss(device, prediction(shape, dtype), layout, encoding=encoding)
+
+
+@pytest.mark.parametrize("layout", [planar, channels_last, transposed], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("encoding", ["msra", "unbiased", "udp"])
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 3.0, 40.0])
+def test_loss_of_windows_across_every_border(device: torch.device, layout: Any, encoding: str, sigma: float) -> None:
+    size = (64, 64)
+    for dtype in (torch.float32, torch.bfloat16):
+        plain = prediction((9, 16, *size), dtype)
+        assert_loss(device, plain, layout, at=points_at_borders(size), sigma=sigma, encoding=encoding)
+
+
+@pytest.mark.parametrize("joints", [2, 5, 16, 17, 32, 33, 64, 65, 70, 133, 308])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_loss_of_joints_on_the_same_pixels(device: torch.device, joints: int, dtype: torch.dtype) -> None:
+    """All on one pixel, or in two places by turns; from 33 on, joints share bits of the words that tell of windows."""
+    size = (40, 24)
+    points = torch.tensor([11.0, 13.0]).expand(2, joints, 2).clone()
+    points[1, ::2] = torch.tensor([20.4, 36.5])
+    visible = torch.ones(2, joints)
+    visible[:, ::7] = 0.0
+    assert_loss(device, prediction((2, joints, *size), dtype), channels_last, at=(points, visible))
+
+
+@pytest.mark.parametrize("encoding", ["msra", "unbiased", "udp"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_gradient_has_the_same_bits_in_every_layout(device: torch.device, encoding: str, dtype: torch.dtype) -> None:
+    points, visible = (tensor.to(device) for tensor in random_points(3, 17, (40, 24)))
+    weights = torch.rand(3, 17, generator=torch.Generator().manual_seed(1)).to(device)
+    gradients = []
+    for layout in (planar, channels_last, transposed):
+        pred = layout(prediction((3, 17, 40, 24), dtype).to(device)).requires_grad_()
+        loss = fastpose.heatmap_mse_loss(pred, points, visible, encoding=encoding, joint_weights=weights)
+        (loss * pred.numel()).backward()
+        assert pred.grad is not None
+        gradients.append(pred.grad)
+    assert torch.equal(gradients[1], gradients[0])
+    assert torch.equal(gradients[2], gradients[0])
+
+
+@pytest.mark.parametrize("layout", [planar, channels_last, transposed], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_value_that_is_no_number_counts_outside_every_window(
+    device: torch.device, layout: Any, dtype: torch.dtype
+) -> None:
+    points, visible = torch.full((2, 16, 2), 5.0, device=device), torch.ones(2, 16, device=device)
+    for value in (NAN, INF, -INF):
+        for row, column in ((40, 50), (63, 63), (5, 60), (60, 5), (0, 0)):
+            plain = prediction((2, 16, 64, 64), dtype)
+            plain[1, 9, row, column] = value
+            pred = layout(plain.to(device)).requires_grad_()
+            loss = fastpose.heatmap_mse_loss(pred, points, visible)
+            loss.backward()
+            assert loss.isnan() if value != value else loss.item() == INF
+            assert pred.grad is not None
+            odd = ~pred.grad.isfinite()
+            assert odd.sum() == 1
+            assert odd[1, 9, row, column]
+
+
+@pytest.mark.parametrize("layout", [planar, channels_last, transposed], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", [(2, 8), (3, 16), (40, 24)], ids=str)
+def test_weights_that_are_no_numbers(
+    device: torch.device, layout: Any, dtype: torch.dtype, size: tuple[int, int]
+) -> None:
+    """They reach the loss as they are, also where maps are so small that most of a block has nothing to do."""
+    points, visible = (tensor.to(device) for tensor in random_points(2, 4, size))
+    for value in (NAN, INF):
+        weights = torch.tensor([1.0, value, 0.5, 2.0], device=device)
+        pred = layout((prediction((2, 4, *size)) + 2.0).to(device, dtype))
+        loss = fastpose.heatmap_mse_loss(pred, points, visible, joint_weights=weights)
+        assert loss.isnan() if value != value else loss.item() == INF
 
 
 @each_layout

@@ -315,23 +315,33 @@ void tiles_cover_the_maps_and_fit_their_sums() {
       lay_out(p.grad_stride_b, p.grad_stride_k, p.grad_stride_y, p.grad_stride_x, as_pred ? last : !last);
     }
     const LossTiling tiling = loss_tiling(p);
-    EXPECT(partial_sum_count(p) >= p.batch * p.joints && partial_sum_count(p) >= tiling.groups * tiling.tiles);
-    EXPECT(tiling.groups == (tiling.interleaved ? p.batch : p.batch * p.joints));
-    EXPECT(tiling.rows >= 1 && tiling.tiles >= 1);
-    EXPECT(static_cast<int64_t>(tiling.tiles) * tiling.rows >= height);
-    EXPECT(static_cast<int64_t>(tiling.tiles - 1) * tiling.rows < height);
-    if (!tiling.tiled) {
-      EXPECT(tiling.tiles == 1 && !tiling.interleaved);
+    const MapTiles& tiles = tiling.tiles;
+    const bool side_by_side = tiling.path == LossPath::kInterleaved;
+    EXPECT(partial_sum_count(p) >= p.batch * p.joints && partial_sum_count(p) >= partial_sums_of(tiling));
+    EXPECT(tiling.count == (side_by_side ? p.batch : p.batch * p.joints) * tiles.count());
+    EXPECT(tiles.width >= 1 && tiles.height >= 1);
+    EXPECT(tiles.across * tiles.width >= width && (tiles.across - 1) * tiles.width < width);
+    EXPECT(tiles.down * tiles.height >= height && (tiles.down - 1) * tiles.height < height);
+    if (tiling.path == LossPath::kStrided) {
+      EXPECT(tiles.count() == 1);
       ++strided;
       continue;
     }
-    ++(tiling.interleaved ? interleaved : planar);
-    const int64_t row = width * (tiling.interleaved ? p.joints : 1);
-    EXPECT(row > 0 && row % vector == 0 && row <= 1 << 16);
-    EXPECT(tiling.rows == 1 || tiling.rows * row <= kLossTile);
+    ++(side_by_side ? interleaved : planar);
+    const int64_t joints = side_by_side ? p.joints : 1, row = width * joints, of_tile = tiles.width * joints;
+    EXPECT(row > 0 && row % vector == 0);
+    EXPECT(tiles.across == 1 || tiles.width % vector == 0);  // every tile begins where a vector does
+    if (side_by_side) {
+      EXPECT(tiles.height == 1 || of_tile * tiles.height * bytes_of(p.kind) <= kSampleTileBytes);
+      EXPECT(of_tile / vector <= kSampleThreads);  // of up to 256 joints
+    } else {
+      EXPECT(tiles.across == 1 || tiles.height == 1);  // one piece of memory
+      EXPECT(of_tile * tiles.height * bytes_of(p.kind) <= kWarpTileBytes);
+      EXPECT(tiles.width <= kWarpTileSide && tiles.height <= kWarpTileSide);
+    }
     EXPECT(p.pred == memory && p.stride_b % vector == 0 && p.stride_y == row);
     EXPECT(p.grad == nullptr || (p.grad_stride_b % vector == 0 && p.grad_stride_y == row));
-    EXPECT((tiling.interleaved ? p.stride_k : p.stride_x) == 1);
+    EXPECT((side_by_side ? p.stride_k : p.stride_x) == 1);
   }
   EXPECT(planar > 100 && interleaved > 100 && strided > 100);
 }

@@ -87,3 +87,10 @@ inline unsigned __ballot_sync(unsigned, bool mine) {
   return votes;
 }
 inline int __ffs(unsigned word) { return __builtin_ffs(static_cast<int>(word)); }
+template <typename T>
+T atomicOr(T* at, T bits) {
+  const T before = *at;
+  *at |= bits;
+  return before;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32); }
