@@ -42,7 +42,7 @@ PATHS = ["tests/test_kernel_paths.py", "-k", "crops or ties or number_of_joints 
 
 @dataclass(frozen=True)
 class Step:
-    """A command with its limit in seconds. Steps with the same `log` share it; an empty one is the step's name."""
+    """A command with its limit in seconds; `log` is the file of its output, NAME.txt if it is empty."""
 
     name: str
     seconds: float
@@ -74,7 +74,7 @@ def parts(out: Path, device: str) -> dict[str, list[Step]]:
             Step("kernels", 90, cuda_tests(*KERNEL_TESTS, "-k", "not compile", processes=PROCESSES)),
             Step("others", 120, cuda_tests("tests", *not_here, "-k", "not compile", processes=PROCESSES)),
             Step("profile", 75, profile),
-            Step("profile_as_text", 20, [*as_text, "--log-file", str(out / "profile.csv")], log="profile"),
+            Step("profile_as_text", 20, as_text, log="profile.csv"),
             Step("memcheck", 75, sanitizer("memcheck", *PATHS), SANITIZED),
         ],
         "report": [Step("report", 460, report)],
@@ -92,8 +92,8 @@ def parts(out: Path, device: str) -> dict[str, list[Step]]:
     }
 
 
-DOCTOR = Step("doctor", 60, [PYTHON, "-m", "fastpose.doctor"], log="setup")
-BUILD = Step("build", 240, [PYTHON, "setup.py", "build_ext", "--inplace"], log="setup")
+DOCTOR = Step("doctor", 60, [PYTHON, "-m", "fastpose.doctor"], log="setup.txt")
+BUILD = Step("build", 240, [PYTHON, "setup.py", "build_ext", "--inplace"], log="setup.txt")
 
 
 class Session:
@@ -128,7 +128,7 @@ class Session:
 
     def run(self, step: Step, last_word: bool = True) -> bool:
         """Runs a step; returns whether it ended well. Whatever it has started ends with it."""
-        log = self.out / f"{step.log or step.name}.txt"
+        log = self.out / (step.log or f"{step.name}.txt")
         before = log.stat().st_size if log.exists() else 0
         begin, limit = time.perf_counter(), step.seconds * self.patience
         with open(log, "ab") as file:
@@ -155,7 +155,7 @@ class Session:
             self.failed.append(step.name)
         self.say(f"{step.name}: {ended}, {time.perf_counter() - begin:.0f} s, {log.name}")
         text = log.read_bytes()[before:].decode(errors="replace")
-        for line in telling_lines(text):
+        for line in first_to_read(text):
             self.say(f"    {line[:160]}")
         return ended == "passed"
 
@@ -172,8 +172,8 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def telling_lines(text: str) -> list[str]:
-    """What a reader of a log wants to see first: pytest's failures and its last line, of others the last line."""
+def first_to_read(text: str) -> list[str]:
+    """Of a log: pytest's failures, at most 40, and the last line."""
     lines = [line for line in text.splitlines() if line.strip()]
     failures = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
     return [*failures[:40], *lines[-1:]]
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no part or step {unknown[0]!r}, only {', '.join(steps)}")
     signal.signal(signal.SIGTERM, stop)
     session = Session(out, options.device, options.patience)
-    session.say(f"{' '.join(names)} on {options.device}, commit {os.environ.get('FASTPOSE_COMMIT', 'not told')}")
+    session.say(f"{' '.join(names)} on {options.device}, commit {os.environ.get('FASTPOSE_COMMIT') or 'unknown'}")
     session.prepare()
     for name in names:
         for step in steps[name]:

@@ -40,7 +40,7 @@ USER = "cv2+DataLoader"
 PEERS = ("gpu jpeg", USER)
 NEEDS = {USER: 12.0}  # seconds for a row, guessed generously; of the others 6
 SHARED_MEMORY = Path("/dev/shm")  # where DataLoader's workers put their batches
-CORES = (16, 2, 8, 4, 1)  # the most telling first
+CORES = (16, 2, 8, 4, 1)  # the most interesting first
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def measure(report: Report, scale: Scale) -> None:
         "NVML's utilisation at the end of the window: the share of its last sample period, 1/6 to 1 s, in which a "
         "kernel ran"
     )
+    if utilisation(report.device) is None:  # the first call, and the slowest: before anything is timed
+        report.note("training: gpu_busy is unknown, NVML has no utilisation here")
     mode, tuned = train_step.fastest(report.figures["step"].get("fixed", []))
     with pictures(report, scale) as data, train_step.cudnn_benchmark(tuned):
         with closing(endless(loader_of(data.resident, data.pixels, scale, report.device))) as batches:
@@ -207,7 +209,7 @@ def utilisation(device: torch.device) -> float | None:
     """The share of NVML's last sample period in which a kernel ran; None where it does not say."""
     try:
         return torch.cuda.utilization(device) / 100
-    except Exception:  # pynvml is not there, or the driver does not tell, each with an exception of its own
+    except Exception:  # pynvml is missing, or the driver does not say: each has an exception of its own
         return None
 
 
@@ -340,7 +342,7 @@ def decoder_limit(persons: Persons, scale: Scale, cores: int) -> dict[str, Any]:
 
 
 def feed_makers(report: Report, data: Data, scale: Scale, cores: int) -> dict[str, Callable[[], Feed]]:
-    """The sources by name, the most telling first; making one may fail."""
+    """The sources by name, the most interesting first; making one may fail."""
     device, persons, paths = report.device, data.files, data.files.image_paths
 
     def gpu_jpeg() -> PixelSource:

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = op_cases.random_images(max(batch, op_cases.images_beyond(timer.cache_bytes)), device)
     for make in hot_cases(timer, images, batch):
         case = make()
-        for n in range(2):  # what is loaded or allocated at the first call is none of the kernel's
+        for n in range(2):  # the first call also loads and allocates
             case.own(n)
         if timer.cuda:
             torch.cuda.synchronize()

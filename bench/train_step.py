@@ -190,7 +190,7 @@ def cudnn_benchmark(tuned: bool) -> Iterator[None]:
 
 
 def fastest(rows: list[dict[str, Any]]) -> tuple[str, bool]:
-    """Mode and cuDNN's setting of the fastest step, of those that are not compiled; eager and off where there is none.
+    """Mode and cuDNN's setting of the fastest step, of those that are not compiled; eager and off without any.
 
     Rows without a finite time are no candidates.
     """

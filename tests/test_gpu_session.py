@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The session on a rented GPU: what hangs or fails costs its own step and no other, and is told at the end."""
+"""The session on a rented GPU: what hangs or fails costs its own step and no other, and stands in the summary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def python(code: str, *arguments: str) -> list[str]:
 def run(monkeypatch: pytest.MonkeyPatch, out: Path, *steps: Step, doctor: str = "") -> tuple[int, str]:
     """The exit code and the summary of a session of these steps, with a doctor that runs this code."""
     monkeypatch.setattr(gpu_session, "parts", lambda out, device: {"check": list(steps)})
-    monkeypatch.setattr(gpu_session, "DOCTOR", Step("doctor", 30, python(doctor), log="setup"))
+    monkeypatch.setattr(gpu_session, "DOCTOR", Step("doctor", 30, python(doctor), log="setup.txt"))
     code = gpu_session.main(["--out", str(out), "--device", "cpu"])
     return code, (out / "summary.txt").read_text()
 
@@ -57,7 +57,7 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(monkeypatch: pytest
     assert not is_running(child)
 
 
-def test_failures_are_told_and_stop_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_failures_are_listed_and_stop_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fails = Step("fails", 30, python("print('FAILED tests/test_x.py::test_y - wrong\\n1 failed'); raise SystemExit(3)"))
     missing = Step("missing", 30, ["no-such-profiler", "--set", "full"])
     works = Step("works", 30, python("import os; print(os.environ['FASTPOSE_FALLBACK'], os.environ['A'])"), {"A": "b"})
@@ -80,7 +80,7 @@ def test_a_session_without_a_failure_says_so(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_library_that_does_not_load_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     built = tmp_path / "built"
     build = python("import pathlib, sys; pathlib.Path(sys.argv[1]).touch()", str(built))
-    monkeypatch.setattr(gpu_session, "BUILD", Step("build", 30, build, log="setup"))
+    monkeypatch.setattr(gpu_session, "BUILD", Step("build", 30, build, log="setup.txt"))
     doctor = f"import pathlib; raise SystemExit(0 if pathlib.Path({str(built)!r}).exists() else 1)"
     code, summary = run(monkeypatch, tmp_path, Step("works", 30, python("")), doctor=doctor)
     assert code == 0
@@ -102,6 +102,16 @@ def test_the_tests_of_the_kernels_are_run_first_and_no_others_twice(tmp_path: Pa
         assert (gpu_session.ROOT / file).is_file()
         assert file in kernels.command
         assert f"--ignore={file}" in others.command
+
+
+def test_the_documentation_has_every_step_and_its_limit(tmp_path: Path) -> None:
+    text = (gpu_session.ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    for part, steps in gpu_session.parts(tmp_path, "cuda").items():
+        assert f"make gpu-{part} " in text
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `gpu-{part}` |")]
+        for step in steps:
+            assert f"`{step.log or f'{step.name}.txt'}`" in row
+            assert step.log or f"{step.seconds:g} s" in row
 
 
 def test_an_unknown_step_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
