@@ -119,10 +119,10 @@ def measure(report: Report, scale: Scale) -> None:
     with pictures(report, scale) as data, train_step.cudnn_benchmark(tuned):
         with closing(endless(loader_of(data.resident, data.pixels, scale, report.device))) as batches:
             batch = next(batches)
-        fixed = {mode: FixedBatch(train_step.make_step(scale, report.device, mode), batch, scale, mode)}
-        fixed.setdefault(
-            "eager", FixedBatch(train_step.make_step(scale, report.device, "eager"), batch, scale, "eager")
-        )
+        fixed = {
+            name: FixedBatch(train_step.make_step(scale, report.device, name), batch, scale, name)
+            for name in dict.fromkeys((mode, "eager"))
+        }
         for each in fixed.values():
             each.warm_up()
         failed: set[str] = set()

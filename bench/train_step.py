@@ -150,7 +150,7 @@ def measure(report: Report, scale: Scale) -> None:
 
 def measure_compiled(report: Report, scale: Scale) -> None:
     """A row for the network under torch.compile, which needs a compiler that may not be there."""
-    if report.device.type == "cuda" and not report.late("step: compile", needs=60):
+    if report.device.type == "cuda" and not report.late("step: compile", needs=90):
         with report.optional("step: compile"):
             measure_mode(report, noise_batch(scale, report.device), scale, "compile", False)
 
