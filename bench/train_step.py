@@ -81,7 +81,8 @@ class Step:
         self.model.train()
         self.optimizer = torch.optim.RMSprop(self.model.parameters(), lr=1e-5)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-        options |= {"batch_size": scale.batch, "amp": "bfloat16" if device.type == "cuda" else "off"}
+        on_gpu = device.type == "cuda"
+        options = {"batch_size": scale.batch, "amp": "bfloat16" if on_gpu else "off", "cuda_graph": False} | options
         self._train = TrainStep(self.model, self.optimizer, TrainOptions(**options), device)
 
     def __call__(self, batch: Batch | Sample) -> None:
