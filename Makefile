@@ -5,8 +5,9 @@
 # make bench   each op and the pipeline against their peers on 1 and on 2 threads, into bench/results; then
 #              python -m bench.tables puts them into docs/benchmarks.md
 # make bench-compare   the ops on 1 thread beside the last committed results
-# make gpu-report        everything about speed on a GPU in one run, JSON into bench/results
-# make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck; needs a GPU
+# make gpu               all that a GPU is rented for, into OUT: docs/gpu.md; its parts are gpu-check, gpu-report, gpu-more
+# make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck, into OUT; needs a GPU
+# make gpu-rehearsal     the same as make gpu on the CPU, as far as that goes without a driver
 # make integrations      fastpose inside mmpose, and networks of mmpose and transformers, in an environment of their own
 # make lint | cpp-test | sanitize | emulate | cuda-compile | kernel-counts   what .ci/run adds to that
 # make clean   forget the environment and every build output
@@ -19,8 +20,8 @@ BIN := $(abspath $(VENV))/bin
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test real bench bench-compare gpu-report compute-sanitizer integrations lint cpp-test sanitize emulate \
-  cuda-compile kernel-counts clean
+.PHONY: train test real bench bench-compare gpu gpu-check gpu-report gpu-more gpu-rehearsal compute-sanitizer integrations \
+  lint cpp-test sanitize emulate cuda-compile kernel-counts clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
@@ -54,21 +55,22 @@ $(UPSTREAM)/.installed:
 integrations: $(VENV)/.installed $(UPSTREAM)/.installed
 	$(UPSTREAM)/bin/python -m pytest tests/integrations
 
-# Machines with a GPU may be offline: these two take the environment if it is there, else the Python at hand with
-# fastpose installed in it (`pip install -e . --no-deps --no-build-isolation`).
+# Machines with a GPU may be offline: these take the environment if it is there, else the system's Python, which needs
+# torch and the packages of bench/gpu_packages.txt. They fail where torch sees no GPU.
+OUT ?= gpu-out
 ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-gpu-report:
-	$(ANY_PYTHON) -m bench.gpu_report
+export FASTPOSE_COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null)
+gpu:
+	$(ANY_PYTHON) -m bench.gpu_session --out $(OUT)
 
-# Without torch's caching every tensor is an allocation of its own, so that reads beyond one are seen. initcheck takes
-# other tests: those of the paths initialise all memory.
-SANITIZER = FASTPOSE_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \
-  --target-processes all --tool $(1) $(ANY_PYTHON) -m pytest -q -p no:cacheprovider -m cuda
-PATHS := tests/test_kernel_paths.py -k "crops or ties or number_of_joints or layouts"
+gpu-check gpu-report gpu-more:
+	$(ANY_PYTHON) -m bench.gpu_session $(@:gpu-%=%) --out $(OUT)
+
 compute-sanitizer:
-	$(call SANITIZER,memcheck) $(PATHS)
-	$(call SANITIZER,racecheck) $(PATHS)
-	$(call SANITIZER,initcheck) tests/test_cuda.py -k "gives_what_the_cpu_gives or two_runs"
+	$(ANY_PYTHON) -m bench.gpu_session memcheck racecheck initcheck --patience 20 --out $(OUT)
+
+gpu-rehearsal: $(VENV)/.installed-test
+	$(BIN)/python -m bench.gpu_rehearsal
 
 # torch first and by itself: whichever build of it is there, fastpose builds against that one.
 $(VENV)/.torch:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is claimed about speed on a GPU, measured in one run: ops, input pipeline, training step.
+"""Everything that is claimed about speed on a GPU, measured in one run: ops, training step, sources of batches.
 
-    python -m bench.gpu_report                       # is meant to take under 8 minutes; bench/results/gpu_….json
+    python -m bench.gpu_report --out OUT             # OUT/gpu_….json (bench/results); meant to take under 8 minutes
     python -m bench.gpu_report --device cpu          # the same code on tiny sizes, to see that it works
     python -m bench.gpu_report --table FILE.json     # the tables of an earlier run, as Markdown
 
@@ -24,9 +24,11 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +36,19 @@ import torch
 from torch import Tensor
 
 import fastpose
-from bench import kernels, op_cases, peers, pipeline
+from bench import kernels, op_cases, peers, pipeline, train_step
 from bench.op_cases import Case, dtype_name
-from bench.timing import Timer, Timing, first_line
+from bench.timing import Run, Timer, Timing, first_line
+from fastpose import ImageBatch
 from fastpose.ops import _library
 
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds. What can be left out (compiled peers, extra sizes, sources, variants of the step) begins only if the time it
-# needs, by a guess, is left of its section's share and before LAST. After LAST come at most 40 s of what is never left
-# out, and what a guess was wrong by: 110 s if a DataLoader hangs (30 s until it says so, 5 s for each of 16 workers).
-# 330 + 40 + 110 is LIMIT.
-SHARES = {"ops": 140.0, "extra": 35.0, "pipeline": 70.0, "step": 330.0}
-LAST = 330.0
-LIMIT = 480.0
+# The sections in their order, and the second of the report by which each ends: what can be left out begins only if the
+# time that it needs, by a guess, is left. The ops at the goals' sizes with their plain peers are never left out. A run
+# that is stopped after 300 s lacks what must be compiled, and nothing else. A DataLoader that hangs costs 30 s until it
+# says so, and 5 s for each of 16 workers: it is tried once, and takes its time from what is compiled.
+SCHEDULE = {"ops": 70.0, "step": 125.0, "large maps": 140.0, "training": 255.0, "extra": 280.0, "compiled": 420.0}
+LIMIT = 450.0  # what took longer is an error
 UNFINISHED = "unfinished: the report was stopped, or still runs"
 BUILD_SECONDS = "FASTPOSE_REPORT_BUILD_SECONDS"  # how a report learns that it was begun again after a build
 
@@ -62,8 +64,9 @@ class Report:
             "seconds": 0.0,
             "copy_gb_s": None,
             "ops": [],
-            "pipeline": [],
             "step": {},
+            "large_maps": [],
+            "training": [],
             "extra": [],
             "errors": [],
             "notes": [],
@@ -107,7 +110,7 @@ class Report:
         self.say("done")
 
     def begin(self, section: str) -> None:
-        self.section_end = min(time.perf_counter() + SHARES[section], self.started + LAST)
+        self.section_end = self.started + SCHEDULE[section]
         self.say(section)
 
     def late(self, what: str, needs: float = 0.0) -> bool:
@@ -188,23 +191,35 @@ def _answer(*command: str) -> str | None:
         return None
 
 
-def measure_ops(report: Report, timer: Timer, batch: int) -> None:
-    """`ops`, at the goals' sizes with all peers, and `extra`, the other sizes."""
-    images = op_cases.random_images(batch, timer.device)
+def measure_ops(report: Report, timer: Timer, images: ImageBatch, batch: int) -> None:
+    """`ops`: the goals' sizes, with the peers that need no compiling."""
     report.note("heatmap_mse_loss: backward follows forward, as in training, and may find the prediction in the L2")
-    for section, makers in (("ops", op_cases.goal_cases), ("extra", op_cases.extra_cases)):
-        report.begin(section)
-        for make in makers(timer, images):
-            what = f"{section}: {op_cases.describe(make)}"
-            if section == "extra" and report.late(what, needs=5):
-                continue
-            with report.part(what):
-                row = op_row(report, timer, make())
-                report.figures[section].append(row)
-                report.say(f"{row['op']} {row['dtype']} {row['layout']} {row.get('detail', '')}: {brief(row)}")
+    report.begin("ops")
+    measure_cases(report, timer, "ops", op_cases.goal_cases(timer, images, batch))
+
+
+def measure_extra(report: Report, timer: Timer, images: ImageBatch, batch: int) -> None:
+    """`extra`: halves of the loss, other sizes, types and layouts; copies, memory, and what the kernels use."""
+    report.begin("extra")
+    measure_cases(report, timer, "extra", op_cases.extra_cases(timer, images, batch))
     report.figures["extra"] += [
         {"what": "copy", "bytes": size, "gb_s": speed} for size, speed in timer.copies().items()
     ]
+    with report.part("peak memory"):
+        measure_peak_memory(report, timer, batch)
+    with report.part("kernels"):
+        measure_kernels(report, timer.device)
+
+
+def measure_cases(report: Report, timer: Timer, section: str, makers: Iterable[partial[Case]]) -> None:
+    for make in makers:
+        what = f"{section}: {op_cases.describe(make)}"
+        if section == "extra" and report.late(what, needs=2):
+            continue
+        with report.part(what):
+            row = op_row(report, timer, make())
+            report.figures[section].append(row)
+            report.say(f"{row['op']} {row['dtype']} {row['layout']} {row.get('detail', '')}: {brief(row)}")
 
 
 def op_row(report: Report, timer: Timer, case: Case) -> dict[str, Any]:
@@ -215,7 +230,7 @@ def op_row(report: Report, timer: Timer, case: Case) -> dict[str, Any]:
     """
     outputs = case.own(0)
     case.check(outputs)
-    name = f"{case.op} {dtype_name(case.dtype)} {case.layout}"
+    name = name_of(case)
     timing = timer.time(case.own, case.sets, name)
     if timing.note:
         report.note(f"{name}: {timing.note}")
@@ -231,22 +246,27 @@ def op_row(report: Report, timer: Timer, case: Case) -> dict[str, Any]:
         "floor_s": floor,
         "floor_ratio": timing.median / floor,
         "gb_s": case.bytes / timing.median / 1e9,
-        "peers": peer_medians(report, timer, case, name, outputs),
+        "peers": peer_medians(report, timer, case, outputs, [name for name in case.peers if not is_compiled(name)]),
     }
     return {"what": "op", **row, "detail": case.detail} if case.detail else row
 
 
-def peer_medians(report: Report, timer: Timer, case: Case, name: str, outputs: Any) -> dict[str, float]:
-    """Seconds per launch of the peers that can run here; the reasons of the others become notes."""
-    medians = {}
-    for peer, make in case.peers.items():
-        if peer.endswith("_compile") and not timer.cuda and (case.op, case.dtype) != ("render_heatmaps", torch.float32):
-            report.note("torch.compile on the CPU: timed for render_heatmaps float32 alone, compiling takes long")
-            continue
-        if peer.endswith("_compile") and report.late(f"{name}: peer {peer}", needs=25):
+def name_of(case: Case) -> str:
+    return f"{case.op} {dtype_name(case.dtype)} {case.layout}"
+
+
+def is_compiled(peer: str) -> bool:
+    return peer.endswith("_compile")
+
+
+def peer_medians(report: Report, timer: Timer, case: Case, outputs: Any, chosen: Iterable[str]) -> dict[str, float]:
+    """Seconds per launch of the chosen peers that can run here; the reasons of the others become notes."""
+    name, medians = name_of(case), {}
+    for peer in chosen:
+        if is_compiled(peer) and report.late(f"{name}: peer {peer}", needs=20):
             continue
         with report.optional(f"{case.op}: peer {peer}"):
-            run = make()
+            run = case.peers[peer]()
             if peer not in peers.HINTS and differs(run(0), outputs):
                 report.note(f"{name}: peer {peer} gives another result")
             timing: Timing = timer.time(run, case.sets, f"{name}: peer {peer}")
@@ -254,6 +274,68 @@ def peer_medians(report: Report, timer: Timer, case: Case, name: str, outputs: A
             if timing.note:
                 report.note(f"{case.op}: peer {peer}: {timing.note}")
     return medians
+
+
+def measure_compiled(report: Report, timer: Timer, images: ImageBatch, batch: int) -> None:
+    """What torch.compile makes, which takes long: peers of the rows in `ops`, and the network of the training step.
+
+    The step comes after the peers of the first type.
+    """
+    report.begin("compiled")
+    makers = op_cases.goal_cases(timer, images, batch)
+    if not timer.cuda:
+        report.note("torch.compile on the CPU: timed for render_heatmaps float32 alone, compiling takes long")
+        makers = [make for make in makers if op_cases.describe(make) == "render_case float32"]
+    first = len(makers) // len(op_cases.DTYPES)
+    for make in makers[:first]:
+        compiled_peers(report, timer, make)
+    with report.part("step: compile"):
+        train_step.measure_compiled(report, pipeline.Scale.of(report.device))
+    for make in makers[first:]:
+        compiled_peers(report, timer, make)
+
+
+def compiled_peers(report: Report, timer: Timer, make: partial[Case]) -> None:
+    """Adds the compiled peers of a case to its row, if it has one."""
+    what = f"compiled: {op_cases.describe(make)}"
+    if report.late(what, needs=20):
+        return
+    with report.part(what):
+        case = make()
+        for row in report.figures["ops"]:
+            if (row["op"], row["dtype"], row["layout"]) == (case.op, dtype_name(case.dtype), case.layout):
+                chosen = [peer for peer in case.peers if is_compiled(peer)]
+                row["peers"] |= peer_medians(report, timer, case, case.own(0), chosen)
+                report.say(f"{name_of(case)}: {brief(row)}")
+
+
+def measure_large_maps(report: Report, timer: Timer) -> None:
+    """`large_maps`: loss and gradient for the joints of whole bodies, and the memory that they take.
+
+    With the target fused away, and rendered into memory as float32 for `mse_loss`.
+    """
+    report.begin("large maps")
+    for joints, dtype in product(op_cases.WHOLE_BODY, (torch.bfloat16, torch.float32)):
+        what = f"large maps: {joints} joints, {dtype_name(dtype)}"
+        if report.late(what, needs=3):
+            continue
+        with report.part(what):
+            one = op_cases.large_loss_case(timer, 1, dtype, joints)
+            one.check(one.own(0))
+            case = op_cases.large_loss_case(timer, 32 if timer.cuda else 1, dtype, joints)
+            for loss, run in (("fused", case.own), ("render+mse_loss", case.peers["render+mse_loss"]())):
+                timing = timer.time(run, case.sets, f"{what}, {loss}")
+                row = {
+                    "joints": joints,
+                    "dtype": dtype_name(dtype),
+                    "loss": loss,
+                    "batch": case.batch,
+                    "median_s": timing.median,
+                    "iqr_s": timing.iqr,
+                    "peak_bytes": peak_bytes(timer, run),
+                }
+                report.figures["large_maps"].append(row)
+                report.say(f"{what}, {loss}: {1e3 * timing.median:.2f} ms")
 
 
 def differs(one: Any, other: Any) -> bool:
@@ -270,14 +352,19 @@ def measure_peak_memory(report: Report, timer: Timer, batch: int) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         case = op_cases.loss_case(timer, batch, dtype)
         for name, run in (("fused", case.own), ("render+mse_loss", case.peers["render+mse_loss"]())):
-            run(0)
-            before = torch.cuda.memory_allocated(timer.device)
-            torch.cuda.reset_peak_memory_stats(timer.device)
-            run(0)
-            peak = torch.cuda.max_memory_allocated(timer.device) - before
-            report.figures["extra"].append(
-                {"what": "peak memory of the loss", "loss": name, "dtype": dtype_name(dtype), "bytes": peak}
-            )
+            row = {"what": "peak memory of the loss", "loss": name, "dtype": dtype_name(dtype)}
+            report.figures["extra"].append(row | {"bytes": peak_bytes(timer, run)})
+
+
+def peak_bytes(timer: Timer, run: Run) -> int | None:
+    """The most memory that a launch takes beside its inputs, results included; None on the CPU."""
+    if not timer.cuda:
+        return None
+    run(0)
+    before = torch.cuda.memory_allocated(timer.device)
+    torch.cuda.reset_peak_memory_stats(timer.device)
+    run(0)
+    return torch.cuda.max_memory_allocated(timer.device) - before
 
 
 def measure_kernels(report: Report, device: torch.device) -> None:
@@ -296,7 +383,7 @@ def brief(row: dict[str, Any]) -> str:
 
 
 def tables(figures: dict[str, Any]) -> str:
-    """A report as Markdown: where it was measured, ops, pipeline, step, memory, kernels, and what went wrong."""
+    """A report as Markdown: where it was measured, ops, step, memory, sources, kernels, and what went wrong."""
     head = (
         f"{figures['device']}, driver {figures['driver']}, torch {figures['torch']}, commit {figures['commit']}, "
         f"{figures['date']}; {shown(figures['seconds'], '.0f')} s; copy {shown(figures['copy_gb_s'], '.0f')} GB/s"
@@ -308,16 +395,21 @@ def tables(figures: dict[str, Any]) -> str:
             "op | dtype | layout | median µs (IQR) | × floor | GB/s | best peer | faster", map(op_cells, figures["ops"])
         ),
         table(
-            "source | threads | samples/s",
-            ((row["source"], row["threads"], shown(row["samples_per_s"], ".0f")) for row in figures["pipeline"]),
+            "step on a fixed batch | cuDNN's autotuning | samples/s | ms (IQR) | first steps, s",
+            map(step_cells, step.get("fixed", [])),
         ),
         table(
-            "decoder limit, threads | images/s",
-            ((row["threads"], shown(row["images_per_s"], ".0f")) for row in extra if row["what"] == "decoder limit"),
+            "loss and gradient, joints | dtype | loss | batch | ms (IQR) | memory, GiB",
+            map(large_cells, figures["large_maps"]),
         ),
         table(
-            "step | fed by | samples/s | % of fixed (IQR) | wait ms, median | longest | decoder's limit",
-            map(step_cells, [*step.get("fixed", []), *step.get("fed", [])]),
+            "cores | source | step | alone, samples/s | in training, samples/s | % of fixed | waits for input, % "
+            "| longest, ms | GPU busy, % | peak GiB",
+            map(training_cells, figures["training"]),
+        ),
+        table(
+            "decoder's limit, cores | images/s",
+            ((row["cores"], shown(row["images_per_s"], ".0f")) for row in extra if row["what"] == "decoder limit"),
         ),
         table("peak memory | MB", peak_cells(figures)),
         table(
@@ -356,12 +448,29 @@ def op_cells(row: dict[str, Any]) -> list[str]:
 
 
 def step_cells(row: dict[str, Any]) -> list[str]:
-    """Of a row of `fed`, or of `fixed`, which has no source."""
-    ratio = (
-        f"{shown(row['of_fixed'], '.2f', 100)} ({shown(row['of_fixed_iqr'], '.2f', 100)})" if "source" in row else ""
-    )
-    waits = [shown(row[key], ".2f", 1e3) if key in row else "" for key in ("wait_median_s", "wait_max_s", "limit_s")]
-    return [row["mode"], row.get("source", "a fixed batch"), shown(row["samples_per_s"], ".0f"), ratio, *waits]
+    times = f"{shown(row['median_s'], '.2f', 1e3)} ({shown(row['iqr_s'], '.2f', 1e3)})"
+    tuned = "on" if row["cudnn_benchmark"] else "off"
+    return [row["mode"], tuned, shown(row["samples_per_s"], ".0f"), times, shown(row["warm_s"], ".1f")]
+
+
+def large_cells(row: dict[str, Any]) -> list[str]:
+    times = f"{shown(row['median_s'], '.2f', 1e3)} ({shown(row['iqr_s'], '.2f', 1e3)})"
+    return [row["joints"], row["dtype"], row["loss"], row["batch"], times, shown(row["peak_bytes"], ".2f", 2.0**-30)]
+
+
+def training_cells(row: dict[str, Any]) -> list[str]:
+    speeds = [shown(row[key], ".0f") for key in ("loader_samples_per_s", "samples_per_s")]
+    shares = [shown(row[key], ".1f", 100) for key in ("of_fixed", "input_wait_fraction")]
+    rest = [shown(row["wait_max_s"], ".1f", 1e3), shown(row["gpu_busy"], ".0f", 100)]
+    return [
+        row["cores"],
+        row["source"],
+        row["mode"],
+        *speeds,
+        *shares,
+        *rest,
+        shown(row["peak_bytes"], ".1f", 2.0**-30),
+    ]
 
 
 def peak_cells(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -383,16 +492,23 @@ def measure(report: Report) -> None:
     with report.part("copy"):
         moved = 1 << (30 if timer.cuda else 24)
         report.figures["copy_gb_s"] = moved / timer.copy_seconds(moved) / 1e9
+    # Made again for what comes last: in between their memory is the network's.
+    pictures = partial(op_cases.random_images, max(batch, op_cases.images_beyond(timer.cache_bytes)), device)
     with report.part("ops"):
-        measure_ops(report, timer, batch)
-    with report.part("peak memory"):
-        measure_peak_memory(report, timer, batch)
-    with report.part("kernels"):
-        measure_kernels(report, device)
-    if timer.cuda:
-        torch.cuda.empty_cache()
-    with report.part("pipeline and step"):
-        pipeline.measure(report)
+        measure_ops(report, timer, pictures(), batch)
+    scale = pipeline.Scale.of(device)
+    sections: dict[str, Callable[[], None]] = {
+        "step": lambda: train_step.measure(report, scale),
+        "large maps": lambda: measure_large_maps(report, timer),
+        "training": lambda: pipeline.measure(report, scale),
+        "extra": lambda: measure_extra(report, timer, pictures(), batch),
+        "compiled": lambda: measure_compiled(report, timer, pictures(), batch),
+    }
+    for name, section in sections.items():
+        if timer.cuda:
+            torch.cuda.empty_cache()
+        with report.part(name):
+            section()
     report.finish()
 
 

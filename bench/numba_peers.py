@@ -109,7 +109,7 @@ def decode_heatmaps(maps: Array, heatmap_to_image: Array, keypoints: Array, scor
         for x in range(width):
             if column[x] == best:
                 y = 0
-                while one[y, x] != best:
+                while y < height - 1 and one[y, x] != best:  # bounded where the maximum is NaN, too
                     y += 1
                 if y < peak_y:
                     peak_x, peak_y = x, y

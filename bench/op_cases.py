@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +21,12 @@ from fastpose.skeletons import MPII
 
 JOINTS = 16
 SECTOR = 32  # bytes: what a GPU reads at least
+PASSES = 64  # crops of each image, by which enough of its sectors must have been touched
+WHOLE_BODY = (133, 308)  # joints: COCO-WholeBody's, Sapiens'
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # Relative rounding of a stored result; the crop's other tolerance is the rounding of float32 coordinates.
+LEAST_IMAGE = (660, 1180)  # (h, w) of the smallest picture that random_images makes
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.uint8: 0.0}
 
 
@@ -50,12 +54,11 @@ class Case:
     detail: str = ""
 
 
-def goal_cases(timer: Timer, images: ImageBatch) -> list[partial[Case]]:
-    """The four ops at the sizes of the goals, as many samples as images: 256 x 256 crops, 16 maps of 64 x 64, sigma 1.
+def goal_cases(timer: Timer, images: ImageBatch, batch: int) -> list[partial[Case]]:
+    """The four ops at the sizes of the goals: `batch` crops of 256 x 256, as many times 16 maps of 64 x 64, sigma 1.
 
     Cases are made when their turn comes: together they would not fit on a GPU.
     """
-    batch = len(images)
     cases = []
     for dtype in DTYPES:
         cases += [partial(crop_case, timer, images, batch, dtype, layout) for layout in LAYOUTS]
@@ -63,9 +66,9 @@ def goal_cases(timer: Timer, images: ImageBatch) -> list[partial[Case]]:
     return cases
 
 
-def extra_cases(timer: Timer, images: ImageBatch) -> list[partial[Case]]:
+def extra_cases(timer: Timer, images: ImageBatch, batch: int) -> list[partial[Case]]:
     """Halves of the loss, the layout of maps in training on a GPU, other sizes and types: the most telling first."""
-    batch, single = len(images), torch.float32
+    single = torch.float32
     cases = []
     for dtype in DTYPES:
         for half in ("forward", "backward"):
@@ -106,11 +109,16 @@ def dtype_name(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def images_beyond(cache_bytes: int) -> int:
+    """How many `random_images` it takes for crops of them to touch four times the L2, with half as much to spare."""
+    return math.ceil(1.5 * 4 * cache_bytes / (3 * LEAST_IMAGE[0] * LEAST_IMAGE[1]))
+
+
 def random_images(count: int, device: torch.device) -> ImageBatch:
     """Noise in pictures of different sizes around 1280 x 720."""
     generator = torch.Generator().manual_seed(0)
-    height = torch.randint(660, 781, (count,), generator=generator)
-    width = torch.randint(1180, 1381, (count,), generator=generator)
+    height = torch.randint(LEAST_IMAGE[0], 781, (count,), generator=generator)
+    width = torch.randint(LEAST_IMAGE[1], 1381, (count,), generator=generator)
     ends = (3 * height * width).cumsum(0)
     offsets = torch.cat([ends.new_zeros(1), ends[:-1]])
     noise = torch.Generator(device).manual_seed(0)
@@ -170,7 +178,17 @@ def crop_case(
     """Crops of `batch` neighbouring images; every input set has boxes of its own.
 
     Sets are added until the distinct sectors that they touch exceed four times the L2.
+
+    Raises:
+        ValueError: the images are too few for that.
     """
+    wanted = 4 * timer.cache_bytes
+    too_few = (
+        f"images: expected at least {1.5 * wanted:,.0f} bytes, so that crops touch more than four times the L2 of "
+        f"{timer.cache_bytes:,} bytes, got {images.data.numel():,}"
+    )
+    if images.data.numel() < 1.5 * wanted:  # boxes leave some of every image out
+        raise ValueError(too_few)
     color = fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD)
     options: dict[str, Any] = {"dtype": dtype, "memory_format": LAYOUTS[layout]}
     if dtype != torch.uint8:
@@ -179,7 +197,9 @@ def crop_case(
     matrix: list[Tensor] = []
     index: list[Tensor] = []
     union, touched_bytes = torch.zeros((), dtype=torch.bool, device=timer.device), 0
-    while len(matrix) < 2 or SECTOR * int(union.sum()) < 4 * timer.cache_bytes:
+    while len(matrix) < 2 or SECTOR * int(union.sum()) < wanted:
+        if len(matrix) >= max(2, PASSES * len(images) // batch):
+            raise ValueError(f"{too_few}, of which {PASSES} crops of each image do not touch enough")
         chosen = (torch.arange(batch) + len(matrix) * batch) % len(images)
         boxes = random_boxes(image_sizes[chosen], size, len(matrix))
         sectors = touched_sectors(images, boxes.to(timer.device), chosen, size)
@@ -221,11 +241,11 @@ class Maps:
     visible: Tensor
 
     @classmethod
-    def random(cls, device: torch.device, batch: int, size: tuple[int, int], seed: int) -> Maps:
+    def random(cls, device: torch.device, batch: int, size: tuple[int, int], seed: int, joints: int = JOINTS) -> Maps:
         generator = torch.Generator(device).manual_seed(seed)
         extent = torch.tensor(size[::-1], device=device)
-        keypoints = (1.1 * torch.rand(batch, JOINTS, 2, generator=generator, device=device) - 0.05) * extent
-        visible = (torch.rand(batch, JOINTS, generator=generator, device=device) < 0.9).float()
+        keypoints = (1.1 * torch.rand(batch, joints, 2, generator=generator, device=device) - 0.05) * extent
+        visible = (torch.rand(batch, joints, generator=generator, device=device) < 0.9).float()
         return cls(keypoints, visible)
 
     def predicted(
@@ -328,13 +348,14 @@ def loss_case(
     encoding: str = "msra",
     half: str = "both",
     layout: str = "contiguous",
+    joints: int = JOINTS,
     detail: str = "",
 ) -> Case:
     """Loss and gradient. float16 has the loss scale of a training run, without which its gradient would be 0."""
-    values = batch * JOINTS * size[0] * size[1]
+    values = batch * joints * size[0] * size[1]
     moved = {"both": 3, "forward": 1, "backward": 2}[half] * values * dtype.itemsize
     sets = timer.sets(values * dtype.itemsize)
-    inputs = [Maps.random(timer.device, batch, size, n) for n in range(sets)]
+    inputs = [Maps.random(timer.device, batch, size, n, joints) for n in range(sets)]
     pred = [one.predicted(size, dtype, n, sigma=sigma, layout=layout).requires_grad_() for n, one in enumerate(inputs)]
     scale = torch.tensor(65536.0 if dtype == torch.float16 else 1.0, device=timer.device)
     options: dict[str, Any] = {"sigma": sigma, "encoding": encoding}
@@ -351,9 +372,9 @@ def loss_case(
 
     def backward(n: int) -> tuple[Tensor | None, ...]:
         number = ("msra", "unbiased", "udp").index(encoding)
-        joints = (inputs[n].keypoints, inputs[n].visible, None)
+        one = inputs[n]
         op = torch.ops.fastpose.heatmap_mse_loss_backward
-        return None, op(scale, pred[n].detach(), *joints, sigma, number, False)
+        return None, op(scale, pred[n].detach(), one.keypoints, one.visible, None, sigma, number, False)
 
     def check(outputs: tuple[Tensor | None, ...]) -> None:
         one, picked = inputs[0], _some(batch)
@@ -378,6 +399,12 @@ def loss_case(
     }
     name = "heatmap_mse_loss"
     return Case(name, dtype, batch, moved, sets, own[half], check, {} if detail else made, layout, detail)
+
+
+def large_loss_case(timer: Timer, batch: int, dtype: torch.dtype, joints: int) -> Case:
+    """Loss and gradient for maps of 256 x 192, sigma 6, as whole-body networks have them; 16 x 12 on the CPU."""
+    size = (256, 192) if timer.cuda else (16, 12)
+    return loss_case(timer, batch, dtype, size=size, sigma=6.0, joints=joints)
 
 
 def _some(batch: int) -> list[int]:

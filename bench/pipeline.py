@@ -1,37 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast batches come, by source, and how near training on them comes to training on one batch that is there."""
+"""Batches by pixel source and number of cores: alone, and as they feed training."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, repeat
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
 
-import fastpose
-from bench.user_loader import Sample, fit_into, user_batches
+from bench import train_step
+from bench.train_step import FixedBatch, Waits, wait_for
+from bench.user_loader import fit_into, user_batches
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.images import read_image
 from fastpose.data.loader import Batch, PoseLoader
+from fastpose.data.packed import Margins, PackedImages, Plan, read_packed_persons, write_pack
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages
+from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages, reductions
 from fastpose.data.synthetic import render_scene
-from fastpose.models import pose_resnet
 from fastpose.skeletons import MPII
 
 if TYPE_CHECKING:
@@ -39,17 +37,18 @@ if TYPE_CHECKING:
 
 USER = "cv2+DataLoader"
 # They need what may not be there: a package; shared memory for the batches of worker processes.
-PEERS = ("gpu_jpeg", USER)
-NEEDS = {USER: 30.0}  # seconds for a row, guessed generously; of the others 15
-FILE_SOURCES = ("files", USER)  # the CPU decodes: no faster than the decoder's limit
+PEERS = ("gpu jpeg", USER)
+NEEDS = {USER: 12.0}  # seconds for a row, guessed generously; of the others 6
 SHARED_MEMORY = Path("/dev/shm")  # where DataLoader's workers put their batches
+CORES = (16, 2, 8, 4, 1)  # the most interesting first
 
 
 @dataclass(frozen=True)
 class Scale:
     """How much is measured: pictures of (h, w) pixels, the network, and how long.
 
-    A source alone is measured for `seconds`, a training step in `repeats` windows of at least `steps`.
+    A source is measured for `seconds` alone and again while it feeds training; the step on a fixed batch in `repeats`
+    windows of `steps`.
     """
 
     pictures: int
@@ -64,8 +63,8 @@ class Scale:
     @classmethod
     def of(cls, device: torch.device) -> Scale:
         if device.type == "cuda":
-            return cls(256, (720, 1280), 128, (256, 256), 50, seconds=3.0, steps=20, repeats=5)
-        return cls(8, (144, 256), 2, (32, 32), 18, seconds=0.2, steps=1, repeats=2)
+            return cls(256, (720, 1280), 128, (256, 256), 50, seconds=1.0, steps=10, repeats=5)
+        return cls(8, (144, 256), 2, (32, 32), 18, seconds=0.05, steps=1, repeats=2)
 
 
 @dataclass(frozen=True)
@@ -77,75 +76,175 @@ class Feed:
     that it needs (page-locked, for a GPU) is there.
     """
 
-    source: str
-    threads: int
     make: Callable[[], Generator[Any, None, None]]  # of Batch, or Sample
     burst: int = 1
     warm: int = 0
 
 
-def mark(device: torch.device) -> Any:
-    """This moment; on CUDA the one when the device is through with the work that its stream has by now."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+@dataclass(frozen=True)
+class Data:
+    """The same persons on the same pictures, with many rows per picture, for every source.
 
-
-def between(start: Any, end: Any) -> float:
-    """Seconds between two marks that the device has passed."""
-    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3
-
-
-class Waits:
-    """The time that a device stands without work until its next batch is there; as PoseLoader tells it, for any source.
-
-    A host that waits may have a GPU that is still busy: so the marks before and after a batch are the device's.
+    Attributes:
+        files: each row on a path of its own: ImageFiles decodes none twice for a batch.
+        packs: on the images of packs, by what these store.
+        resident: on decoded pictures.
+        pixels: the decoded pictures, on the device.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._pairs: list[tuple[Any, Any]] = []
-
-    def next(self, batches: Iterator[Any]) -> Any:
-        start = mark(self.device)
-        batch = next(batches)
-        self._pairs.append((start, mark(self.device)))
-        return batch
-
-    def seconds(self) -> list[float]:
-        """One number per batch, once the device was waited for."""
-        return [between(*pair) for pair in self._pairs]
+    files: Persons
+    packs: dict[str, Persons]
+    resident: Persons
+    pixels: ResidentImages
 
 
-def measure(report: Report) -> None:
-    """Fills `pipeline` and `step` of the report, and the decoder's limit in `extra`."""
-    scale, device = Scale.of(report.device), report.device
-    with tempfile.TemporaryDirectory(prefix="fastpose-bench-") as folder:
-        report.begin("pipeline")
-        persons = write_pictures(Path(folder), scale)
-        report.say(f"{scale.pictures} pictures drawn")
+def measure(report: Report, scale: Scale) -> None:
+    """Fills `training`: for each number of cores and source, how fast batches come, and how fast training on them is.
+
+    The decoder's limit goes to `extra`. Training is in the fastest mode that `step` has rows of; for the user's loader
+    it is eager.
+    """
+    report.begin("training")
+    if not hasattr(os, "sched_setaffinity"):
+        return report.note("training: left out, this system cannot restrict a process to some of its cores")
+    report.note(
+        "training: all threads of the process, and those and the workers that they start, were restricted to so many "
+        "of the cores that the system numbers (hardware threads), and torch's pool to as many threads; gpu_busy is "
+        "NVML's utilisation at the end of the window: the share of its last sample period, 1/6 to 1 s, in which a "
+        "kernel ran"
+    )
+    if utilisation(report.device) is None:  # the first call, and the slowest: before anything is timed
+        report.note("training: gpu_busy is unknown, NVML has no utilisation here")
+    mode, tuned = train_step.fastest(report.figures["step"].get("fixed", []))
+    with pictures(report, scale) as data, train_step.cudnn_benchmark(tuned):
+        with closing(endless(loader_of(data.resident, data.pixels, scale, report.device))) as batches:
+            batch = next(batches)
+        fixed = {
+            name: FixedBatch(train_step.make_step(scale, report.device, name), batch, scale, name)
+            for name in dict.fromkeys((mode, "eager"))
+        }
+        for each in fixed.values():
+            each.warm_up()
+        failed: set[str] = set()
+        for cores in core_counts():
+            with only_cores(cores):
+                with report.part(f"decoder limit on {cores} cores"):
+                    report.figures["extra"].append(decoder_limit(data.files, scale, cores))
+                for source, make in feed_makers(report, data, scale, cores).items():
+                    what = f"training: {source} on {cores} cores"
+                    if source in failed or report.late(what, needs=NEEDS.get(source, 6.0)):
+                        continue
+                    failed.add(source)  # until its row is there: what fails is not tried again with fewer cores
+                    with report.optional(what) if source in PEERS else report.part(what):
+                        row = training_row(source, make(), fixed["eager" if source == USER else mode], cores, scale)
+                        report.figures["training"].append(row)
+                        failed.remove(source)
+                        report.say(
+                            f"{source}, {cores} cores: {row['loader_samples_per_s']:.0f} samples/s alone, in training "
+                            f"{row['samples_per_s']:.0f}, {100 * row['of_fixed']:.1f} % of fixed"
+                        )
+
+
+def training_row(source: str, feed: Feed, fixed: FixedBatch, cores: int, scale: Scale) -> dict[str, Any]:
+    """One source on the cores that the process has now: alone, for a consumer that does nothing, then in training.
+
+    The step on the fixed batch is measured before and after: the mean of both has the clocks of the time between.
+    """
+    device = fixed.device
+    before = fixed.seconds()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with closing(feed.make()) as batches:
+        warm_up(batches, feed, scale)
+        alone, _ = window(batches, lambda batch: None, feed, scale, Waits(device))
+        for _ in range(2 * feed.burst):
+            fixed.step(next(batches))
+        waits = Waits(device)
+        fed, busy = window(batches, fixed.step, feed, scale, waits)
+        each = waits.seconds()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {
+        "cores": cores,
+        "source": source,
+        "mode": fixed.mode,
+        "batch": scale.batch,
+        "loader_samples_per_s": alone,
+        "samples_per_s": fed,
+        "of_fixed": fed * (before + fixed.seconds()) / 2 / scale.batch,
+        "input_wait_fraction": min(1.0, sum(each) / (len(each) * scale.batch / fed)),
+        "wait_max_s": max(each),
+        "gpu_busy": busy,
+        "peak_bytes": peak,
+    }
+
+
+def warm_up(batches: Iterator[Any], feed: Feed, scale: Scale) -> None:
+    """Takes `feed.warm` batches. A source that gives few in `scale.seconds` is in its steady state after two bursts."""
+    begin = train_step.now()
+    for taken in range(feed.warm):
+        if taken >= 2 * feed.burst and train_step.now() - begin > scale.seconds:
+            return
+        next(batches)
+
+
+def window(
+    batches: Iterator[Any], step: Callable[[Any], Any], feed: Feed, scale: Scale, waits: Waits
+) -> tuple[float, float | None]:
+    """Samples per second of `step` on batches for `scale.seconds`, and the GPU's utilisation at the end, 0 to 1.
+
+    Whole bursts, at least three batches.
+    """
+    wait_for(waits.device)
+    begin, taken = train_step.now(), 0
+    while taken < 3 or train_step.now() - begin < scale.seconds:
+        for _ in range(feed.burst):
+            step(waits.next(batches))
+        taken += feed.burst
+    busy = utilisation(waits.device)
+    wait_for(waits.device)
+    return taken * scale.batch / (train_step.now() - begin), busy
+
+
+def utilisation(device: torch.device) -> float | None:
+    """The share of NVML's last sample period in which a kernel ran; None where it does not say."""
+    try:
+        return torch.cuda.utilization(device) / 100
+    except Exception:  # pynvml is missing, or the driver does not say: each has an exception of its own
+        return None
+
+
+@contextmanager
+def pictures(report: Report, scale: Scale) -> Iterator[Data]:
+    """Draws the pictures, writes them as files and packs, decodes them on the device; removes them in the end."""
+    with tempfile.TemporaryDirectory(prefix="fastpose-bench-") as name:
+        folder = Path(name)
+        (folder / "files").mkdir()
+        files = write_pictures(folder / "files", scale)
         report.note(
-            f"pipeline: {scale.pictures} JPEGs of {scale.picture[1]} x {scale.picture[0]} pixels, quality 90, "
-            f"{mean_bytes(Path(folder)) // 1000} kB on average, in the page cache; synthetic persons, enlarged, put "
-            "side by side and covered with noise"
+            f"training: {scale.pictures} JPEGs of {scale.picture[1]} x {scale.picture[0]} pixels, quality 90, "
+            f"{mean_bytes(folder / 'files') // 1000} kB on average, in the page cache; synthetic persons, enlarged, "
+            "put side by side and covered with noise"
         )
-        with report.part("decoder limit"):
-            report.figures["extra"].append(decoder_limit(persons, scale))
-        feeds: dict[str, Feed] = {}
-        for name, make in feed_makers(report, persons, scale).items():
-            if report.late(f"pipeline: {name}", needs=NEEDS.get(name, 15.0)):
-                continue
-            with report.optional(f"pipeline: {name}") if name in PEERS else report.part(f"pipeline: {name}"):
-                feed = make()
-                row = loader_row(feed, scale, device)
-                feeds[name] = feed  # what works alone may feed the training
-                report.figures["pipeline"].append(row)
-                report.say(f"{row['source']}, {row['threads']} threads: {row['samples_per_s']:.0f} samples/s")
-        report.begin("step")
-        with report.part("training step"):
-            measure_steps(report, feeds, scale)
+        one_each = files.select(np.arange(scale.pictures))
+        kinds: tuple[Literal["raw", "jpeg"], ...] = ("raw", "jpeg")
+        packs = {kind: on_images(files, pack(folder / kind, one_each, kind, scale).image_paths) for kind in kinds}
+        pixels = ResidentImages.from_files(one_each.image_paths, report.device, cores_here())
+        report.say(f"{scale.pictures} pictures drawn, packed and decoded")
+        yield Data(files, packs, on_images(files, one_each.image_paths), pixels)
+
+
+def on_images(persons: Persons, paths: tuple[Path, ...]) -> Persons:
+    """The same persons on other images of the same pictures, each of which many of them share."""
+    return dataclasses.replace(persons, image_paths=paths, image_index=persons.image_index % len(paths))
+
+
+def pack(folder: Path, persons: Persons, kind: Literal["raw", "jpeg"], scale: Scale) -> Persons:
+    """Packs persons as `fastpose pack` does by default for crops of that size."""
+    augmentation = Augmentation()
+    margins = Margins(scale.crop, augmentation.rotation, *augmentation.scale, reduce=True)
+    plan = Plan(kind, 90, 1 << 30, {"train": margins}, {"train": "drawn"}, {})
+    write_pack(folder, plan, {"train": persons}, threads=cores_here())
+    return read_packed_persons(folder, "train")
 
 
 def mean_bytes(folder: Path) -> int:
@@ -153,9 +252,38 @@ def mean_bytes(folder: Path) -> int:
     return sum(sizes) // len(sizes)
 
 
-def cores() -> int:
+def cores_here() -> int:
     """Cores that this process may use, at most the 16 of the goal."""
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def core_counts() -> list[int]:
+    """The numbers of cores to measure with: all, then fewer."""
+    most = cores_here()
+    return [most, *(cores for cores in CORES if cores < most)]
+
+
+@contextmanager
+def only_cores(cores: int) -> Iterator[None]:
+    """Restricts the whole process to `cores` of those that it may use, and torch's pool to as many threads.
+
+    `os.sched_setaffinity(0, ...)` would restrict the calling thread alone; the threads of torch's pool, of autograd and
+    of the driver are there already. A thread or process that starts later gets the cores of the one that starts it.
+    """
+    allowed, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    try:
+        restrict_threads(set(sorted(allowed)[:cores]))
+        torch.set_num_threads(cores)
+        yield
+    finally:
+        restrict_threads(allowed)
+        torch.set_num_threads(threads)
+
+
+def restrict_threads(cores: set[int]) -> None:
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread), cores)
 
 
 def write_pictures(folder: Path, scale: Scale) -> Persons:
@@ -179,7 +307,7 @@ def write_pictures(folder: Path, scale: Scale) -> Persons:
         cv2.imwrite(str(paths[n]), np.ascontiguousarray(pixels[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90])
         return factor
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(cores_here()) as pool:
         factor = np.array(list(pool.map(draw, range(scale.pictures))), np.float32)
     rows = [scenes[n % len(scenes)][1][0] for n in range(scale.pictures)]
     times = max(1, 200 * scale.batch // scale.pictures)
@@ -200,51 +328,51 @@ def write_pictures(folder: Path, scale: Scale) -> Persons:
     )
 
 
-def decoder_limit(persons: Persons, scale: Scale) -> dict[str, Any]:
-    """Images per second that all cores decode when they do nothing else."""
-    paths, threads = persons.image_paths[: scale.pictures], cores()
+def decoder_limit(persons: Persons, scale: Scale, cores: int) -> dict[str, Any]:
+    """Images per second that the cores decode when they do nothing else."""
+    paths = persons.image_paths[: 8 * cores]
     cv2.setNumThreads(0)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(read_image, paths))
-        start, images = time.perf_counter(), 0
-        while time.perf_counter() - start < scale.seconds:
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(read_image, paths[:cores]))
+        start, images = train_step.now(), 0
+        while images == 0 or train_step.now() - start < scale.seconds:
             images += sum(image.size > 0 for image in pool.map(read_image, paths))
-        seconds = time.perf_counter() - start
-    return {"what": "decoder limit", "threads": threads, "images_per_s": images / seconds}
+        seconds = train_step.now() - start
+    return {"what": "decoder limit", "cores": cores, "images_per_s": images / seconds}
 
 
-def feed_makers(report: Report, persons: Persons, scale: Scale) -> dict[str, Callable[[], Feed]]:
-    """The sources by name; making one may fail."""
-    device, fastest = report.device, cores()
+def feed_makers(report: Report, data: Data, scale: Scale, cores: int) -> dict[str, Callable[[], Feed]]:
+    """The sources by name, the most interesting first; making one may fail."""
+    device, persons, paths = report.device, data.files, data.files.image_paths
 
-    def loader(source: str, threads: int, pixels: PixelSource) -> Feed:
-        made = loader_of(persons, pixels, scale, device)
-        warm = made.prefetch + 3 if device.type == "cuda" else 0
-        return Feed(source, threads, partial(endless, made), warm=warm)
-
-    def resident() -> Feed:
-        once = ResidentImages.from_files(persons.image_paths[: scale.pictures], device, fastest).images
-        times = len(persons.image_paths) // scale.pictures
-        every = fastpose.ImageBatch(once.data, once.offsets.repeat(times), once.sizes.repeat(times, 1))
-        return loader("resident", 0, ResidentImages(every))
-
-    def gpu_jpeg() -> Feed:
+    def gpu_jpeg() -> PixelSource:
         from fastpose.data.gpu_jpeg import GpuJpegFiles  # needs a package that may not be there
 
-        return loader("gpu_jpeg", fastest, GpuJpegFiles(persons.image_paths, device, fastest))
+        return GpuJpegFiles(paths, device, cores)
 
     def user() -> Feed:
-        workers = user_workers(report, scale, fastest) if device.type == "cuda" else (0, 2)
-        make = partial(user_batches, persons, scale.crop, scale.batch, workers[0], device, prefetch_factor=workers[1])
-        return Feed(USER, workers[0], make, burst=max(1, workers[0]), warm=2 * workers[0])
+        workers, prefetch = user_workers(report, scale, cores) if device.type == "cuda" else (0, 2)
+        make = partial(user_batches, persons, scale.crop, scale.batch, workers, device, prefetch_factor=prefetch)
+        return Feed(make, burst=max(1, workers), warm=2 * workers)
 
-    def files(threads: int) -> Feed:
-        return loader("files", threads, ImageFiles(persons.image_paths, threads))
+    def loader(persons: Persons, make: Callable[[], PixelSource]) -> Feed:
+        made = loader_of(persons, make(), scale, device)
+        return Feed(partial(endless, made), warm=made.prefetch + 3 if device.type == "cuda" else 0)
 
-    makers: dict[str, Callable[[], Feed]] = {"resident": resident, f"files {fastest}": partial(files, fastest)}
-    makers |= {USER: user, "gpu_jpeg": gpu_jpeg}
-    # The least interesting last: they are left out first.
-    return makers | {f"files {n}": partial(files, n) for n in (8, 4, 2, 1) if n < fastest}
+    def packed(kind: str) -> Feed:
+        images = data.packs[kind]
+        return loader(images, lambda: PackedImages(images.image_paths, cores))
+
+    reduction = reductions(persons, scale.crop, Augmentation().scale[0])
+    return {
+        "resident": lambda: loader(data.resident, lambda: data.pixels),
+        "pack, jpeg": lambda: packed("jpeg"),
+        "files, reduced": lambda: loader(persons, lambda: ImageFiles(paths, cores, reduction)),
+        "files": lambda: loader(persons, lambda: ImageFiles(paths, cores)),
+        USER: user,
+        "pack, raw": lambda: packed("raw"),
+        "gpu jpeg": lambda: loader(persons, gpu_jpeg),
+    }
 
 
 def user_workers(report: Report, scale: Scale, most: int) -> tuple[int, int]:
@@ -281,207 +409,3 @@ def loader_of(persons: Persons, pixels: PixelSource, scale: Scale, device: torch
 def endless(loader: PoseLoader) -> Generator[Batch, None, None]:
     for epoch in count():
         yield from loader.epoch(epoch)
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def loader_row(feed: Feed, scale: Scale, device: torch.device) -> dict[str, Any]:
-    """Samples per second of a source for a consumer that does nothing; so its wait is nearly all of the time."""
-    waits = Waits(device)
-    with closing(feed.make()) as batches:
-        for _ in range(feed.warm):
-            next(batches)
-        wait_for(device)
-        start, samples = time.perf_counter(), 0
-        while time.perf_counter() - start < scale.seconds:
-            samples += sum(len(waits.next(batches).images) for _ in range(feed.burst))
-        wait_for(device)
-        seconds = time.perf_counter() - start
-    return feed_row(feed, scale, samples / seconds, sum(waits.seconds()) / seconds)
-
-
-def feed_row(feed: Feed, scale: Scale, samples_per_s: float, wait: float) -> dict[str, Any]:
-    return {
-        "source": feed.source,
-        "threads": feed.threads,
-        "batch": scale.batch,
-        "samples_per_s": samples_per_s,
-        "input_wait_fraction": min(1.0, wait),
-    }
-
-
-def measure_steps(report: Report, feeds: dict[str, Feed], scale: Scale) -> None:
-    """The training step on one fixed batch and fed by each source; on CUDA also as a graph and compiled."""
-    on_gpu = report.device.type == "cuda"
-    report.figures["step"] |= {
-        "network": f"ResNet-{scale.depth} fcn",
-        "size": list(scale.crop),
-        "batch": scale.batch,
-        "dtype": "bfloat16" if on_gpu else "float32",
-        "layout": "channels_last" if on_gpu else "contiguous",
-        "fixed": [],
-        "fed": [],
-    }
-    fixed = fixed_batch(report, feeds, scale)
-    fed = [feeds[name] for name in ("resident", f"files {cores()}", "gpu_jpeg", USER) if name in feeds]
-    measure_mode(report, fixed, fed, scale, "eager")
-    if not on_gpu:
-        return
-    best = [feed for feed in fed if feed.source != USER][:1]
-    if not report.late("step: peak memory", needs=10):
-        with report.part("step: peak memory"):
-            report.figures["step"]["peak_bytes"] = peak_bytes(fixed, scale)
-    if not report.late("step: cuda_graph", needs=30):
-        with report.part("figures after this may be wrong: capture of the step"):
-            measure_mode(report, fixed, best, scale, "cuda_graph", cuda_graph=True)
-    if not report.late("step: compile", needs=90):
-        with report.optional("step: compile"):  # needs a compiler that may not be there
-            measure_mode(report, fixed, best, scale, "compile", compile=True)
-
-
-def fixed_batch(report: Report, feeds: dict[str, Feed], scale: Scale) -> Batch:
-    """The first batch of the first source that has one; of noise where none has."""
-    for feed in feeds.values():
-        if feed.source != USER:
-            with report.optional(f"step: a batch of {feed.source}"), closing(feed.make()) as batches:
-                return next(batches)
-    report.note("step: the fixed batch is noise, for want of a source")
-    return noise_batch(scale, report.device)
-
-
-def noise_batch(scale: Scale, device: torch.device) -> Batch:
-    """A batch of training's types and layout with noise for crops and joints anywhere on the map."""
-    generator = torch.Generator(device).manual_seed(0)
-    shape, joints = (scale.batch, 3, *scale.crop), (scale.batch, MPII.num_joints)
-    on_gpu = device.type == "cuda"
-    images = torch.randn(shape, generator=generator, device=device)
-    return Batch(
-        step=0,
-        rows=torch.arange(scale.batch),
-        images=images.to(
-            torch.bfloat16 if on_gpu else torch.float32,
-            memory_format=torch.channels_last if on_gpu else torch.contiguous_format,
-        ),
-        keypoints=torch.rand(*joints, 2, generator=generator, device=device) * (min(scale.crop) / 4),
-        visible=torch.ones(joints, device=device),
-        heatmap_to_image=torch.eye(2, 3, device=device).repeat(scale.batch, 1, 1),
-    )
-
-
-def measure_mode(report: Report, fixed: Batch, feeds: list[Feed], scale: Scale, mode: str, **options: bool) -> None:
-    """One row in `fixed`, and one in `fed` for each of `feeds`."""
-    device = fixed.images.device
-    step = Step(scale, device, **options)
-    # At first all tunes, compiles or captures itself.
-    warm = 5 if device.type == "cuda" else 1
-    seconds = [window(step, repeat(fixed), scale.steps, warm, Waits(device)) for _ in range(scale.repeats)]
-    step_s = statistics.median(seconds) / scale.steps
-    report.figures["step"]["fixed"].append({"mode": mode, "median_s": step_s, "samples_per_s": scale.batch / step_s})
-    report.say(f"step, {mode}, fixed batch: {scale.batch / step_s:.0f} samples/s")
-    for feed in feeds:
-        what = f"step fed by {feed.source}"
-        if feed is not feeds[0] and report.late(what, needs=NEEDS.get(feed.source, 15.0)):
-            continue
-        with report.optional(what) if feed.source in PEERS else report.part(what):
-            row = {"mode": mode, **fed_row(step, fixed, feed, scale), **decoder_limit_s(report, feed, scale)}
-            report.figures["step"]["fed"].append(row)
-            report.say(
-                f"step, {mode}, {feed.source}: {row['samples_per_s']:.0f} samples/s, "
-                f"{100 * row['of_fixed']:.2f} % of fixed"
-            )
-
-
-def fed_row(step: Callable[[Any], None], fixed: Batch, feed: Feed, scale: Scale) -> dict[str, Any]:
-    """Windows of steps on the fixed batch and of steps fed by a source in turn, so that both see the same clocks.
-
-    `of_fixed` is the median over pairs of windows of how fast the fed one is beside the fixed one. Waits are per step,
-    in seconds.
-    """
-    device = fixed.images.device
-    steps = -(-scale.steps // feed.burst) * feed.burst
-    waits, alone, fed = Waits(device), [], []
-    with closing(feed.make()) as batches:
-        for _ in range(max(2, scale.repeats // feed.burst)):  # bursts make long windows
-            alone.append(window(step, repeat(fixed), steps, feed.warm, Waits(device)))
-            fed.append(window(step, batches, steps, feed.warm, waits))
-    each = waits.seconds()
-    low, ratio, high = np.percentile([a / f for a, f in zip(alone, fed, strict=True)], [25, 50, 75]).tolist()
-    return {
-        **feed_row(feed, scale, steps * scale.batch / statistics.median(fed), sum(each) / sum(fed)),
-        "wait_median_s": statistics.median(each),
-        "wait_max_s": max(each),
-        "of_fixed": ratio,
-        "of_fixed_iqr": high - low,
-        "pairs": len(fed),
-    }
-
-
-def window(step: Callable[[Any], None], batches: Iterator[Any], steps: int, warm: int, waits: Waits) -> float:
-    """Seconds of `steps` steps, after `warm` more in which source and device get under way; nothing waits in between.
-
-    Without those a source would have batches ready at the start that it made while others were measured.
-    """
-    for _ in range(warm):
-        step(next(batches))
-    start = mark(waits.device)
-    for _ in range(steps):
-        step(waits.next(batches))
-    end = mark(waits.device)
-    wait_for(waits.device)
-    return between(start, end)
-
-
-def decoder_limit_s(report: Report, feed: Feed, scale: Scale) -> dict[str, float]:
-    """`limit_s`: seconds in which all cores, doing nothing else, decode a batch; of sources that the CPU decodes."""
-    rates = [row["images_per_s"] for row in report.figures["extra"] if row["what"] == "decoder limit"]
-    return {"limit_s": scale.batch / rates[0]} if rates and feed.source in FILE_SOURCES else {}
-
-
-class Step:
-    """fastpose's training step on a Batch; a user's on a Sample, with its target in memory. Both train one network."""
-
-    def __init__(self, scale: Scale, device: torch.device, **options: Any) -> None:
-        from fastpose.config import TrainOptions
-        from fastpose.engine import TrainStep
-
-        torch.default_generator.manual_seed(0)  # the CPU's alone: CUDA's may be lost to a failed capture
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.model: nn.Module = pose_resnet(scale.depth)
-        self.model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
-        self.model.train()
-        self.optimizer = torch.optim.RMSprop(self.model.parameters(), lr=1e-5)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-        options |= {"batch_size": scale.batch, "amp": "bfloat16" if device.type == "cuda" else "off"}
-        self._train = TrainStep(self.model, self.optimizer, TrainOptions(**options), device)
-
-    def __call__(self, batch: Batch | Sample) -> None:
-        if isinstance(batch, Batch):
-            self._train(batch, 1e-5)
-            return
-        with self.autocast:
-            pred = self.model(batch.images)
-            loss = 0.5 * functional.mse_loss(pred * batch.weight, batch.target * batch.weight)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-
-
-def peak_bytes(fixed: Batch, scale: Scale) -> dict[str, int]:
-    """The most memory that a step holds, with fastpose's loss and with a target in memory."""
-    step = Step(scale, fixed.images.device)
-
-    def rendered() -> Sample:
-        size = (scale.crop[0] // 4, scale.crop[1] // 4)
-        target, weight = fastpose.render_heatmaps(fixed.keypoints, fixed.visible, size)
-        return Sample(fixed.images, target, weight[:, :, None, None])
-
-    peaks = {}
-    for name, batch in (("fused", lambda: fixed), ("render+mse_loss", rendered)):
-        step(batch())
-        torch.cuda.reset_peak_memory_stats(fixed.images.device)
-        step(batch())
-        peaks[name] = torch.cuda.max_memory_allocated(fixed.images.device)
-    return peaks

@@ -366,8 +366,17 @@ def from_plain(cls: type[Options], plain: dict[str, Any]) -> Options:
 
 
 def make_parser(prog: str, description: str, cls: type) -> jsonargparse.ArgumentParser:
-    """A command-line parser with one option per field of the dataclass `cls`."""
-    import jsonargparse
+    """A command-line parser with one option per field of the dataclass `cls`.
+
+    Without jsonargparse, which commands and recipes alone need, the program ends with a line that names it.
+    """
+    try:
+        import jsonargparse
+    except ImportError as error:
+        raise SystemExit(
+            f"error: {prog} reads its options with jsonargparse, which cannot be imported ({error}): "
+            "pip install jsonargparse"
+        ) from None
 
     parser = jsonargparse.ArgumentParser(prog=prog, description=description)
     types = get_type_hints(cls)
@@ -416,10 +425,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not YAML, or something in it is no option or no value for it; names the file.
     """
-    import jsonargparse
     import yaml
 
     parser = make_parser("fastpose train", "", TrainOptions)
+    import jsonargparse  # there, as the parser is made
+
     parser.exit_on_error = False
     try:
         # Its loader takes 1e-3 for a number, which PyYAML's does not.

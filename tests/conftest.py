@@ -17,6 +17,19 @@ settings.register_profile("fastpose", deadline=None, derandomize=True, suppress_
 settings.load_profile("fastpose")
 
 
+LIMIT = 600  # seconds for a test that hangs; the slowest takes a few minutes
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Limits every test by pytest-timeout, if it is installed and nothing else was asked of it.
+
+    Not in pyproject.toml, which would warn of an unknown setting wherever the plugin is missing.
+    """
+    if getattr(config.option, "timeout", 0) is None and "PYTEST_TIMEOUT" not in os.environ:
+        config.option.timeout = LIMIT
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips tests marked `cuda` where there is no GPU; FASTPOSE_REQUIRE_CUDA=1 lets them run, and fail. Skips those
     marked `native` where the native library is not loaded; FASTPOSE_FALLBACK=0 lets them run, and all others fail."""

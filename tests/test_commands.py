@@ -1049,6 +1049,15 @@ def test_the_script_lists_its_verbs_and_refuses_others(capsys):
     assert "GFLOPs" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "export", "pack"])
+def test_without_jsonargparse_a_command_names_it(verb, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb])
+    assert str(ended.value.code).startswith(f"error: fastpose {verb} reads its options with jsonargparse")
+    assert str(ended.value.code).endswith("pip install jsonargparse")
+
+
 @pytest.mark.slow
 def test_the_five_real_images_are_learnt_to_a_score_of_100(real_data, tmp_path):
     run = tmp_path / "real5"

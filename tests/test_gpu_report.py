@@ -11,7 +11,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 import fastpose
-from bench import gpu_report, kernels, op_cases, peers, pipeline, user_loader
+from bench import gpu_report, kernels, op_cases, peers, pipeline, train_step, user_loader
 from bench.timing import Timer, Timing
 from fastpose import ImageBatch
 from fastpose.data.persons import Persons
@@ -36,10 +38,11 @@ from tests.test_render_heatmaps import random_points
 
 CPU = torch.device("cpu")
 KEYS = ["device", "driver", "torch", "cuda", "commit", "date", "seconds", "copy_gb_s"]
-KEYS += ["ops", "pipeline", "step", "extra", "errors", "notes"]
+KEYS += ["ops", "step", "large_maps", "training", "extra", "errors", "notes"]
 OP_KEYS = ["op", "dtype", "layout", "batch", "bytes", "median_s", "iqr_s", "floor_s", "floor_ratio", "gb_s", "peers"]
-FEED_KEYS = ["source", "threads", "batch", "samples_per_s", "input_wait_fraction"]
-FED_KEYS = ["mode", *FEED_KEYS, "wait_median_s", "wait_max_s", "of_fixed", "of_fixed_iqr", "pairs"]
+TRAINING_KEYS = ["cores", "source", "mode", "batch", "loader_samples_per_s", "samples_per_s", "of_fixed"]
+TRAINING_KEYS += ["input_wait_fraction", "wait_max_s", "gpu_busy", "peak_bytes"]
+SOURCES = ["resident", "pack, jpeg", "files, reduced", "files", "cv2+DataLoader", "pack, raw", "gpu jpeg"]
 PEERS = {
     "affine_crop": {"torch", "grid_sample", "grid_sample_bare"},
     "render_heatmaps": {"torch", "zeros"},
@@ -58,7 +61,10 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out, printed = tmp_path_factory.mktemp("report") / "results", io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        # However busy this machine is, nothing is left out.
+        patch.setattr(gpu_report, "SCHEDULE", dict.fromkeys(gpu_report.SCHEDULE, 1e6))
+        patch.setattr(gpu_report, "LIMIT", 1e6)
         code = gpu_report.main(["--device", "cpu", "--out", str(out)])
     (path,) = out.iterdir()
     return Run(code, path, json.loads(path.read_text()), printed.getvalue())
@@ -92,25 +98,39 @@ def test_every_op_has_every_type_and_its_peers(run: Run) -> None:
     assert [(row["op"], row["dtype"]) for row in compiled] == [("render_heatmaps", "float32")]
 
 
-def test_pipeline_and_step_are_told_by_source(run: Run) -> None:
-    pipeline_rows, step = run.figures["pipeline"], run.figures["step"]
-    sources = {"resident", "files", "cv2+DataLoader"}
-    assert sources <= {row["source"] for row in pipeline_rows}
-    assert sources <= {row["source"] for row in step["fed"]}
-    assert [row["mode"] for row in step["fixed"]] == ["eager"]
-    for row in pipeline_rows + step["fed"]:
-        assert set(FEED_KEYS) <= row.keys()
-        assert row["samples_per_s"] > 0
+def test_the_step_is_measured_before_what_feeds_it(run: Run) -> None:
+    (row,) = run.figures["step"]["fixed"]  # on CUDA also as a graph, and with cuDNN's autotuning
+    assert (row["mode"], row["cudnn_benchmark"]) == ("eager", False)
+    assert row["samples_per_s"] == pytest.approx(2 / row["median_s"])
+    assert row["warm_s"] > 0
+
+
+def test_every_source_feeds_training_on_every_number_of_cores(run: Run) -> None:
+    rows, counts = run.figures["training"], pipeline.core_counts()
+    assert [row["cores"] for row in rows] == sorted((row["cores"] for row in rows), key=counts.index)
+    # Whatever GPU JPEG decoding lacks here, it is a note, and not tried again with fewer cores.
+    missing = [note for note in run.figures["notes"] if "gpu jpeg" in note]
+    assert len(missing) <= 1
+    expected = [source for source in SOURCES if not (missing and source == "gpu jpeg")]
+    for cores in counts:
+        assert [row["source"] for row in rows if row["cores"] == cores] == expected
+    for row in rows:
+        assert list(row) == TRAINING_KEYS
+        assert min(row["loader_samples_per_s"], row["samples_per_s"], row["of_fixed"]) > 0
         assert 0 <= row["input_wait_fraction"] <= 1
-    (limit,) = [row for row in run.figures["extra"] if row["what"] == "decoder limit"]
-    for row in step["fed"]:
-        keys = [*FED_KEYS, "limit_s"] if row["source"] in ("files", "cv2+DataLoader") else FED_KEYS
-        assert list(row) == keys
-        assert 0 <= row["wait_median_s"] <= row["wait_max_s"]
-        assert row["pairs"] >= 2
-        assert row.get("limit_s", 2 / limit["images_per_s"]) == pytest.approx(2 / limit["images_per_s"])
-    # Whatever GPU JPEG decoding lacks here, it is told.
-    assert any("gpu_jpeg" in text for text in [*(row["source"] for row in pipeline_rows), *run.figures["notes"]])
+        assert row["wait_max_s"] >= 0
+        assert (row["gpu_busy"], row["peak_bytes"]) == (None, None)  # there is no GPU
+    limits = [row for row in run.figures["extra"] if row["what"] == "decoder limit"]
+    assert [row["cores"] for row in limits] == counts
+
+
+def test_the_loss_of_large_maps_is_beside_that_with_a_target(run: Run) -> None:
+    rows = run.figures["large_maps"]
+    assert {(row["joints"], row["dtype"]) for row in rows} == {
+        (joints, dtype) for joints in (133, 308) for dtype in ("float32", "bfloat16")
+    }
+    assert [row["loss"] for row in rows] == ["fused", "render+mse_loss"] * 4
+    assert all(row["median_s"] > 0 for row in rows)
 
 
 def test_the_table_is_made_from_the_file_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,17 +158,20 @@ def test_tables_show_all_that_was_measured(run: Run) -> None:
     figures["step"]["peak_bytes"] = {"fused": 5_000_000_000}
     figures["errors"] = ["decode_heatmaps: it was wrong"]
     figures["copy_gb_s"] = 4321.4
+    for row in figures["training"]:
+        row["gpu_busy"] = 0.95
+    figures["large_maps"][0]["peak_bytes"] = 3 << 29
     shown = gpu_report.tables(figures)
     assert "copy 4321 GB/s" in shown
     assert f"{figures['seconds']:.0f} s;" in shown
-    for row in figures["pipeline"]:
-        assert f"| {row['source']} | {row['threads']} | {row['samples_per_s']:.0f} |" in shown
     (fixed,) = figures["step"]["fixed"]
-    assert f"| eager | a fixed batch | {fixed['samples_per_s']:.0f} |" in shown
-    for row in figures["step"]["fed"]:
-        ratio = f"{100 * row['of_fixed']:.2f} ({100 * row['of_fixed_iqr']:.2f})"
-        waits = f"{1e3 * row['wait_median_s']:.2f} | {1e3 * row['wait_max_s']:.2f}"
-        assert f"| eager | {row['source']} | {row['samples_per_s']:.0f} | {ratio} | {waits} |" in shown
+    assert f"| eager | off | {fixed['samples_per_s']:.0f} | {1e3 * fixed['median_s']:.2f} (" in shown
+    for row in figures["training"]:
+        speeds = f"{row['loader_samples_per_s']:.0f} | {row['samples_per_s']:.0f} | {100 * row['of_fixed']:.1f}"
+        waits = f"{100 * row['input_wait_fraction']:.1f} | {1e3 * row['wait_max_s']:.1f}"
+        assert f"| {row['cores']} | {row['source']} | eager | {speeds} | {waits} | 95 | ? |" in shown
+    assert "| 308 | bfloat16 | fused | 1 | " in shown
+    assert " | 1.50 |" in shown
     assert "| loss, float32, fused | 67.2 |" in shown
     assert "| training step, fused | 5000 |" in shown
     assert "| k | 2 | 72 | 0 | 16 | 0 |" in shown
@@ -156,7 +179,7 @@ def test_tables_show_all_that_was_measured(run: Run) -> None:
     assert "* error: decode_heatmaps: it was wrong" in shown
 
 
-def small_cases(timer: Timer, images: ImageBatch) -> list[partial[op_cases.Case]]:
+def small_cases(timer: Timer, images: ImageBatch, batch: int) -> list[partial[op_cases.Case]]:
     makers = (op_cases.render_case, op_cases.decode_case, op_cases.loss_case)
     return [partial(make, timer, 2, torch.float32) for make in makers]
 
@@ -164,9 +187,11 @@ def small_cases(timer: Timer, images: ImageBatch) -> list[partial[op_cases.Case]
 @pytest.fixture
 def only_small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op_cases, "goal_cases", small_cases)
-    monkeypatch.setattr(op_cases, "extra_cases", lambda timer, images: [])
+    monkeypatch.setattr(op_cases, "extra_cases", lambda timer, images, batch: [])
+    monkeypatch.setattr(op_cases, "WHOLE_BODY", ())
     monkeypatch.setattr(peers, "compiled", lambda function: function)
-    monkeypatch.setattr(pipeline, "measure", lambda report: None)
+    monkeypatch.setattr(train_step, "measure", lambda report, scale: None)
+    monkeypatch.setattr(pipeline, "measure", lambda report, scale: None)
 
 
 def run_to_figures(out: Path) -> tuple[int, dict[str, Any]]:
@@ -216,19 +241,19 @@ def test_a_wrong_gradient_is_refused() -> None:
 
 @pytest.mark.usefixtures("only_small_cases")
 def test_a_section_that_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fails(report: gpu_report.Report) -> None:
+    def fails(report: gpu_report.Report, scale: pipeline.Scale) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(pipeline, "measure", fails)
     code, figures = run_to_figures(tmp_path)
     assert code == 1
-    assert figures["errors"] == ["pipeline and step: OSError: no space left on device"]
+    assert figures["errors"] == ["training: OSError: no space left on device"]
     assert len(figures["ops"]) == 3
 
 
 @pytest.mark.usefixtures("only_small_cases")
 def test_a_report_that_is_stopped_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def stopped(report: gpu_report.Report) -> None:
+    def stopped(report: gpu_report.Report, scale: pipeline.Scale) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "measure", stopped)
@@ -368,18 +393,76 @@ def test_peers_that_are_missing_or_wrong_are_notes(monkeypatch: pytest.MonkeyPat
     assert report.figures["errors"] == []
 
 
-def test_a_section_out_of_time_leaves_compiled_peers_out() -> None:
+def test_a_section_out_of_time_leaves_the_rest_of_it_out() -> None:
+    report = gpu_report.Report(CPU)
+    report.begin("step")
+    assert not report.late("anything", needs=gpu_report.SCHEDULE["step"] - 10)
+    assert report.late("something long", needs=gpu_report.SCHEDULE["step"])
+    assert report.figures["notes"] == ["left out for want of time: something long"]
+
+
+def test_what_must_be_compiled_comes_last_and_is_lost_alone_in_300_seconds() -> None:
+    *others, last = gpu_report.SCHEDULE.items()
+    assert last[0] == "compiled"
+    ends = [end for _, end in others]
+    assert ends == sorted(ends)
+    assert ends[-1] <= 290  # of 300: Python and torch are loaded before the report's clock starts
+    assert last[1] + 20 < gpu_report.LIMIT < 460
+
+
+@pytest.mark.usefixtures("only_small_cases")
+def test_compiled_peers_are_added_to_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     timer, report = Timer(CPU), gpu_report.Report(CPU)
-    report.begin("ops")
-    assert not report.late("anything", needs=gpu_report.SHARES["ops"] - 10)
-    assert report.late("something long", needs=gpu_report.SHARES["ops"])
-    assert report.figures["notes"].pop() == "left out for want of time: something long"
-    report.section_end = report.started
-    row = gpu_report.op_row(report, timer, op_cases.render_case(timer, 2, torch.float32))
-    assert sorted(row["peers"]) == ["torch", "zeros"]
-    assert report.figures["notes"] == [
-        "left out for want of time: render_heatmaps float32 contiguous: peer torch_compile"
-    ]
+    images = op_cases.random_images(2, CPU)
+    gpu_report.measure_ops(report, timer, images, 2)
+    assert {peer for row in report.figures["ops"] for peer in row["peers"] if gpu_report.is_compiled(peer)} == set()
+    gpu_report.measure_compiled(report, timer, images, 2)
+    (row,) = [row for row in report.figures["ops"] if row["op"] == "render_heatmaps"]
+    assert list(row["peers"]) == ["torch", "zeros", "torch_compile"]
+    report.started -= gpu_report.SCHEDULE["compiled"]
+    del row["peers"]["torch_compile"]
+    gpu_report.measure_compiled(report, timer, images, 2)
+    assert "torch_compile" not in row["peers"]
+    assert report.figures["notes"][-1] == "left out for want of time: compiled: render_case float32"
+
+
+class GpuWithCache(Timer):
+    """A timer on the CPU that claims a GPU's L2."""
+
+    def __init__(self, cache_bytes: int) -> None:
+        super().__init__(CPU)
+        self.claimed = cache_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.claimed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("megabytes", [60, 72])  # H200, RTX 4090
+def test_crops_touch_four_times_a_large_l2(megabytes: int) -> None:
+    """Of as many images as the test on CUDA has: with 64 the loop that adds input sets had no end."""
+    timer = GpuWithCache(megabytes << 20)
+    images = op_cases.random_images(op_cases.images_beyond(timer.cache_bytes), CPU)
+    case = op_cases.crop_case(timer, images, 64, torch.bfloat16, "channels_last")
+    crops = 64 * 3 * 256 * 256 * 2
+    assert case.sets * (case.bytes - crops) > 4 * timer.cache_bytes
+    assert case.sets < 30
+
+
+def test_too_few_images_for_a_large_l2_are_refused() -> None:
+    timer, images = GpuWithCache(60 << 20), op_cases.random_images(2, CPU)
+    assert op_cases.images_beyond(60 << 20) > 64
+    with pytest.raises(ValueError, match=r"images: expected at least 377,487,360 bytes, .* 62,914,560 bytes, got"):
+        op_cases.crop_case(timer, images, 2, torch.float32, "contiguous")
+
+
+def test_boxes_that_touch_too_little_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough bytes, but every crop looks at the same few of them."""
+    monkeypatch.setattr(op_cases, "random_boxes", lambda sizes, size, seed: torch.eye(2, 3).repeat(len(sizes), 1, 1))
+    timer, images = GpuWithCache(1 << 18), op_cases.random_images(2, CPU)
+    with pytest.raises(ValueError, match="of which 64 crops of each image do not touch enough"):
+        op_cases.crop_case(timer, images, 2, torch.float32, "contiguous", size=(32, 32))
 
 
 def sectors_by_hand(images: ImageBatch, matrix: Tensor, index: list[int], size: tuple[int, int]) -> set[int]:
@@ -459,14 +542,14 @@ def test_noise_leaves_the_default_generator_alone() -> None:
     op_cases.crop_case(timer, images, 2, torch.float32, "contiguous", size=(32, 32))
     op_cases.decode_case(timer, 2, torch.float32, flipped=True)
     op_cases.loss_case(timer, 2, torch.float32)
-    pipeline.noise_batch(pipeline.Scale.of(CPU), CPU)
+    train_step.noise_batch(pipeline.Scale.of(CPU), CPU)
     timer.copy_seconds(1000)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_dark_has_a_row_that_is_checked_for_it() -> None:
     timer = Timer(CPU)
-    makers = op_cases.extra_cases(timer, op_cases.random_images(2, CPU))
+    makers = op_cases.extra_cases(timer, op_cases.random_images(2, CPU), 2)
     (make,) = [make for make in makers if make.keywords.get("refine") == "dark"]
     assert op_cases.describe(make) == "decode_case float32 refined as DARK does"
     case = make()
@@ -496,14 +579,14 @@ def test_channels_last_rows_have_such_maps(dtype: torch.dtype, monkeypatch: pyte
 
 
 class FakeClock:
-    """In the place of the time: steps and waiting for batches move it on by what they are said to take."""
+    """Instead of the time: steps and waiting for batches move it on by what they are said to take."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.slower = 0.0, 1.0
-        monkeypatch.setattr(pipeline, "mark", lambda device: self.now)
+        monkeypatch.setattr(train_step, "now", lambda: self.now)
 
     def step(self, batch: object) -> None:
-        self.slower *= 1.01  # the device heats up
+        self.slower *= 1.001  # the device heats up
         self.now += self.slower
 
     def batches(self, late: float) -> Iterator[None]:
@@ -512,59 +595,71 @@ class FakeClock:
             yield
 
 
-def test_fed_and_fixed_steps_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+SCALE = pipeline.Scale(1, (8, 8), 4, (32, 32), 18, seconds=12, steps=5, repeats=5)
+
+
+def test_a_fed_step_is_compared_with_fixed_ones_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that waits a quarter of its time for input is at 80 %, also where a device that gets slower hides it."""
     clock = FakeClock(monkeypatch)
-    scale = pipeline.Scale(1, (8, 8), 4, (32, 32), 18, seconds=1, steps=1, repeats=5)
-    fixed = pipeline.noise_batch(scale, CPU)
-    row = pipeline.fed_row(clock.step, fixed, pipeline.Feed("files", 1, lambda: clock.batches(0.25)), scale)
-    assert row["pairs"] == 5
-    # The fed step comes one step later, so it is 1 % slower for that.
-    assert row["of_fixed"] == pytest.approx(1 / (1.25 * 1.01), rel=0.01)
-    assert row["of_fixed_iqr"] == pytest.approx(0, abs=1e-9)
-    assert row["input_wait_fraction"] == pytest.approx(0.2, rel=0.01)
-    assert 0.25 < row["wait_median_s"] < row["wait_max_s"] < 0.3
+    fixed = train_step.FixedBatch(clock.step, train_step.noise_batch(SCALE, CPU), SCALE, "eager")
+    row = pipeline.training_row("files", pipeline.Feed(lambda: clock.batches(0.25)), fixed, 2, SCALE)
+    assert row["of_fixed"] == pytest.approx(0.8, rel=0.002)
+    assert row["input_wait_fraction"] == pytest.approx(0.2, rel=0.002)
+    assert row["loader_samples_per_s"] == pytest.approx(4 / 0.25, rel=0.02)
+    assert row["samples_per_s"] == pytest.approx(4 / 1.25, rel=0.03)
+    assert 0.25 < row["wait_max_s"] < 0.26
 
 
-@pytest.mark.parametrize(("burst", "steps", "pairs"), [(1, 20, 5), (2, 20, 2), (16, 32, 2)])
-def test_windows_hold_whole_bursts_after_the_warm_up(
-    burst: int, steps: int, pairs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock, given = FakeClock(monkeypatch), []
-    scale = pipeline.Scale(1, (8, 8), 4, (32, 32), 18, seconds=1, steps=20, repeats=5)
-
-    def batches() -> Iterator[int]:
-        for n in range(1000):
-            given.append(n)
-            yield n
-
-    feed = pipeline.Feed("cv2+DataLoader", burst, batches, burst=burst, warm=2 * burst)
-    row = pipeline.fed_row(clock.step, pipeline.noise_batch(scale, CPU), feed, scale)
-    assert row["pairs"] == pairs
-    assert len(given) == pairs * (steps + 2 * burst)
+@pytest.mark.parametrize(("burst", "taken"), [(1, 10), (4, 12), (16, 16)])
+def test_windows_have_whole_bursts(burst: int, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seen = FakeClock(monkeypatch), []
+    waits = train_step.Waits(CPU)
+    feed = pipeline.Feed(lambda: clock.batches(0.2), burst=burst)
+    speed, busy = pipeline.window(clock.batches(0.2), lambda batch: seen.append(clock.step(batch)), feed, SCALE, waits)
+    assert len(seen) == len(waits.seconds()) == taken
+    assert speed == pytest.approx(4 / 1.2, rel=0.02)
+    assert busy is None
 
 
-def feeds_of(**made: Any) -> dict[str, pipeline.Feed]:
-    return {source: pipeline.Feed(source, 1, make) for source, make in made.items()}
+@pytest.mark.parametrize(("late", "taken"), [(0.0, 9), (100.0, 2)])
+def test_a_slow_source_is_warm_after_two_batches(late: float, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch)
+    seen: list[None] = []
+
+    def batches() -> Iterator[None]:
+        for batch in clock.batches(late):
+            seen.append(batch)
+            yield batch
+
+    pipeline.warm_up(batches(), pipeline.Feed(batches, warm=9), SCALE)
+    assert len(seen) == taken
 
 
-def test_steps_need_no_particular_source() -> None:
-    report, scale = gpu_report.Report(CPU), pipeline.Scale.of(CPU)
-    batch = pipeline.noise_batch(scale, CPU)
+def test_training_takes_the_fastest_step_that_is_not_compiled() -> None:
+    rows = [
+        {"mode": mode, "cudnn_benchmark": tuned, "samples_per_s": speed}
+        for mode, tuned, speed in (("eager", True, 1.0), ("cuda_graph", False, 3.0), ("compile", False, 9.0))
+    ]
+    rows.append({"mode": "cuda_graph", "cudnn_benchmark": True, "samples_per_s": None})
+    assert train_step.fastest(rows) == ("cuda_graph", False)
+    assert train_step.fastest([]) == ("eager", False)
 
-    def fails() -> Iterator[Any]:
-        raise OSError("gone")
-        yield
 
-    feeds = feeds_of(resident=fails, files=lambda: (batch for _ in range(3)))
-    assert pipeline.fixed_batch(report, feeds, scale) is batch
-    assert report.figures["notes"] == ["step: a batch of resident: OSError: gone"]
-    # The user's source gives no batch of fastpose's.
-    only_user = {pipeline.USER: pipeline.Feed(pipeline.USER, 1, lambda: (None for _ in range(3)))}
-    noise = pipeline.fixed_batch(report, only_user, scale)
-    assert noise.images.shape == (scale.batch, 3, *scale.crop)
-    assert report.figures["notes"][1:] == ["step: the fixed batch is noise, for want of a source"]
-    pipeline.Step(scale, CPU)(noise)
+def test_the_whole_process_is_restricted_and_gets_its_cores_back() -> None:
+    """Threads that were there before, and those and the processes that start meanwhile."""
+    allowed, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        here = pool.submit(threading.get_native_id).result()
+        with pipeline.only_cores(1):
+            assert torch.get_num_threads() == 1
+            masks = [os.sched_getaffinity(0), os.sched_getaffinity(here)]
+            with ThreadPoolExecutor(1) as later:
+                masks.append(later.submit(os.sched_getaffinity, 0).result())
+            child = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
+            assert subprocess.run(child, capture_output=True, text=True).stdout.strip() == "1"
+            assert masks == [{min(allowed)}] * 3
+        assert os.sched_getaffinity(here) == os.sched_getaffinity(0) == allowed
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
@@ -670,9 +765,9 @@ import sys
 for name in ("scipy", "matplotlib", "jsonargparse", "yaml", "pytest", "kornia"):
     sys.modules[name] = None
 import torch
-from bench import gpu_report, pipeline
+from bench import gpu_report, pipeline, train_step
 device = torch.device("cpu")
-step = pipeline.Step(pipeline.Scale.of(device), device)
+step = train_step.Step(pipeline.Scale.of(device), device)
 """
     root = Path(gpu_report.__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
@@ -808,7 +903,8 @@ def test_on_cuda_every_op_and_peer_is_timed_in_a_graph(op: str, dtype: torch.dty
     if op in maps:
         case = maps[op](timer, 64, dtype)
     else:
-        case = op_cases.crop_case(timer, op_cases.random_images(64, device), 64, dtype, "channels_last")
+        images = op_cases.random_images(op_cases.images_beyond(timer.cache_bytes), device)
+        case = op_cases.crop_case(timer, images, 64, dtype, "channels_last")
     case.peers = {name: peer for name, peer in case.peers.items() if not name.endswith("_compile") and name != "kornia"}
     row = gpu_report.op_row(report, timer, case)
     assert row["op"] == op
@@ -827,15 +923,30 @@ def test_on_cuda_the_fused_loss_needs_less_memory() -> None:
 
 
 @pytest.mark.cuda
-def test_on_cuda_pipeline_and_step_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_step_and_sources_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "CORES", (2,))
     small = pipeline.Scale.of(CPU)
-    monkeypatch.setattr(pipeline.Scale, "of", lambda device: small)
     report = gpu_report.Report(torch.device("cuda"))
-    pipeline.measure(report)
+    train_step.measure(report, small)
+    pipeline.measure(report, small)
     assert report.figures["errors"] == []
     step = report.figures["step"]
-    assert {"eager", "cuda_graph"} <= {row["mode"] for row in step["fixed"]}
-    assert {"resident", "files"} <= {row["source"] for row in step["fed"]}
-    assert all(row["pairs"] == 2 for row in step["fed"])
+    modes = [(mode, tuned) for mode in ("eager", "cuda_graph") for tuned in (False, True)]
+    assert [(row["mode"], row["cudnn_benchmark"]) for row in step["fixed"]] == modes
     assert step["peak_bytes"]["fused"] > 0
     assert step["peak_bytes"]["render+mse_loss"] > 0
+    rows = report.figures["training"]
+    assert {row["cores"] for row in rows} == set(pipeline.core_counts())
+    assert {"resident", "files", "pack, jpeg", "pack, raw"} <= {row["source"] for row in rows}
+    assert all(row["peak_bytes"] > 0 for row in rows)
+
+
+@pytest.mark.cuda
+def test_on_cuda_large_maps_need_less_memory_without_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op_cases, "WHOLE_BODY", (133,))
+    report = gpu_report.Report(torch.device("cuda"))
+    gpu_report.measure_large_maps(report, Timer(torch.device("cuda")))
+    assert report.figures["errors"] == []
+    peaks = {(row["loss"], row["dtype"]): row["peak_bytes"] for row in report.figures["large_maps"]}
+    for dtype in ("float32", "bfloat16"):
+        assert 0 < peaks["fused", dtype] < peaks["render+mse_loss", dtype]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools.cocoeval import Params
 
 from fastpose import train
 from fastpose.skeletons import COCO, MPII, Skeleton, read_skeleton
@@ -38,10 +37,11 @@ def test_mpii_limbs_connect_all_joints_into_one_tree():
 
 
 def test_coco_is_what_its_annotation_files_and_its_evaluation_say(real_data):
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
     (category,) = json.loads((real_data / "coco/person_keypoints.json").read_text())["categories"]
     assert list(COCO.joints) == category["keypoints"]
     assert [[a + 1, b + 1] for a, b in COCO.limbs] == category["skeleton"]
-    np.testing.assert_allclose(COCO.sigmas, Params("keypoints").kpt_oks_sigmas)
+    np.testing.assert_allclose(COCO.sigmas, cocoeval.Params("keypoints").kpt_oks_sigmas)
 
 
 def test_coco_s_right_and_left_joints_have_the_same_numbers():
@@ -119,6 +119,7 @@ def test_the_documented_file_is_a_skeleton(tmp_path):
 
 
 def test_the_documented_recipe_is_one(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("jsonargparse")
     monkeypatch.chdir(tmp_path)
     skeleton, recipe = re.findall(r"```yaml\n(.*?)```", DOCUMENTED.read_text(encoding="utf-8"), re.DOTALL)
     Path("dog.yaml").write_text(skeleton)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that a GPU is rented for, in steps that cannot take each other's time: tests, profile, sanitizers, report.
+
+    python -m bench.gpu_session --out OUT                # check, report and more: 15 minutes at most are planned
+    python -m bench.gpu_session check --out OUT          # one part, or single steps by name
+    python -m bench.gpu_session memcheck --patience 20   # every limit times 20
+
+Each step has a limit and a log OUT/NAME.txt, and none stops the next. OUT/summary.txt says how each ended; the exit
+code is 1 where one failed. Nothing but OUT needs to be brought back, at most 8 files of a part. docs/gpu.md says what
+to bring along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = sys.executable
+KERNEL_TESTS = [
+    f"tests/test_{name}.py"
+    for name in (
+        *("cuda", "kernel_paths", "affine_crop", "render_heatmaps", "decode_heatmaps", "heatmap_mse_loss"),
+        *("geometry", "soft_argmax", "color"),
+    )
+]
+PROCESSES = min(8, os.cpu_count() or 1)
+# Without torch's caching every tensor is an allocation of its own, so that accesses beyond one are seen.
+SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+PATHS = ["tests/test_kernel_paths.py", "-k", "crops or ties or number_of_joints or layouts"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command with its limit in seconds; `log` is the file of its output, NAME.txt if it is empty."""
+
+    name: str
+    seconds: float
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    log: str = ""
+
+
+def cuda_tests(*arguments: str, processes: int = 0) -> list[str]:
+    """pytest on the CUDA tests. A test that hangs is stopped before it takes its step's time."""
+    command = [PYTHON, "-m", "pytest", "-v", "-m", "cuda", "-p", "no:cacheprovider", "--timeout=60", "--maxfail=40"]
+    return [*command, *(["-n", str(processes)] if processes else []), *arguments]
+
+
+def sanitizer(tool: str, *arguments: str) -> list[str]:
+    command = ["compute-sanitizer", "--error-exitcode", "1", "--target-processes", "all", "--tool", tool]
+    return [*command, *cuda_tests(*arguments)]
+
+
+def parts(out: Path, device: str) -> dict[str, list[Step]]:
+    """The steps of each part. A wrong result must be known before anything is timed; what compiles for long is last."""
+    profile = ["ncu", "--clock-control", "none", "--set", "full", "--profile-from-start", "off"]
+    profile += ["-f", "-o", str(out / "profile"), PYTHON, "-m", "bench.profile_kernels", "--device", device]
+    as_text = ["ncu", "--import", str(out / "profile.ncu-rep"), "--page", "details", "--csv"]
+    report = [PYTHON, "-m", "bench.gpu_report", "--device", device, "--out", str(out)]
+    not_here = [f"--ignore={file}" for file in KERNEL_TESTS]
+    return {
+        "check": [
+            Step("kernels", 90, cuda_tests(*KERNEL_TESTS, "-k", "not compile", processes=PROCESSES)),
+            Step("others", 120, cuda_tests("tests", *not_here, "-k", "not compile", processes=PROCESSES)),
+            Step("profile", 75, profile),
+            Step("profile_as_text", 20, as_text, log="profile.csv"),
+            Step("memcheck", 75, sanitizer("memcheck", *PATHS), SANITIZED),
+        ],
+        "report": [Step("report", 460, report)],
+        "more": [
+            Step("compile", 120, cuda_tests("tests", "-k", "compile", processes=PROCESSES)),
+            Step("racecheck", 60, sanitizer("racecheck", *PATHS), SANITIZED),
+            # Not the tests of the paths: those initialise all memory.
+            Step(
+                "initcheck",
+                60,
+                sanitizer("initcheck", "tests/test_cuda.py", "-k", "gives_what_the_cpu_gives or two_runs"),
+                SANITIZED,
+            ),
+        ],
+    }
+
+
+DOCTOR = Step("doctor", 60, [PYTHON, "-m", "fastpose.doctor"], log="setup.txt")
+BUILD = Step("build", 240, [PYTHON, "setup.py", "build_ext", "--inplace"], log="setup.txt")
+
+
+class Session:
+    """Runs steps, and remembers which failed."""
+
+    def __init__(self, out: Path, device: str, patience: float) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.patience = out, patience
+        self.failed: list[str] = []
+        self.started = time.perf_counter()
+        paths = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+        self.environment = os.environ | {
+            "PATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+            "FASTPOSE_FALLBACK": "0",  # a library that does not load is an error
+        }
+        if device == "cuda":
+            self.environment |= {"FASTPOSE_REQUIRE_CUDA": "1", "FASTPOSE_CUDA": "1"}  # and so is a GPU that is not seen
+
+    def say(self, text: str) -> None:
+        line = f"{time.perf_counter() - self.started:5.0f} s  {text}"
+        print(line, flush=True)
+        with open(self.out / "summary.txt", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def prepare(self) -> None:
+        """Builds the native library where none that loads was brought along."""
+        if self.run(DOCTOR, last_word=False):
+            return
+        if self.run(BUILD):
+            self.run(DOCTOR)
+
+    def run(self, step: Step, last_word: bool = True) -> bool:
+        """Runs a step; returns whether it ended well. Whatever it has started ends with it."""
+        log = self.out / (step.log or f"{step.name}.txt")
+        before = log.stat().st_size if log.exists() else 0
+        begin, limit = time.perf_counter(), step.seconds * self.patience
+        with open(log, "ab") as file:
+            try:
+                process = subprocess.Popen(
+                    step.command,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    cwd=ROOT,
+                    env=self.environment | step.environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ended = f"FAILED: {error}"
+            else:
+                try:
+                    code = process.wait(limit)
+                    ended = "passed" if code == 0 else f"FAILED with exit code {code}"
+                except subprocess.TimeoutExpired:
+                    ended = f"FAILED: stopped after its limit of {limit:.0f} s"
+                finally:
+                    end_group(process)
+        if ended != "passed" and last_word:
+            self.failed.append(step.name)
+        self.say(f"{step.name}: {ended}, {time.perf_counter() - begin:.0f} s, {log.name}")
+        text = log.read_bytes()[before:].decode(errors="replace")
+        for line in first_to_read(text):
+            self.say(f"    {line[:160]}")
+        return ended == "passed"
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it has started, if they are still there."""
+    for number, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(seconds)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def first_to_read(text: str) -> list[str]:
+    """Of a log: pytest's failures, at most 40, and the last line."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    failures = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
+    return [*failures[:40], *lines[-1:]]
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # so that the step's processes are ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the parts or steps asked for; returns 1 where one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="parts (check, report, more) or steps; none: all")
+    parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="folder of logs and results (gpu-out)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal; tests are skipped")
+    parser.add_argument("--patience", type=float, default=1.0, help="factor on every limit (1)")
+    options = parser.parse_args(arguments)
+    out = options.out.resolve()
+    every = parts(out, options.device)
+    steps = every | {step.name: [step] for part in every.values() for step in part}
+    names = options.names or list(every)
+    if unknown := [name for name in names if name not in steps]:
+        parser.error(f"no part or step {unknown[0]!r}, only {', '.join(steps)}")
+    signal.signal(signal.SIGTERM, stop)
+    session = Session(out, options.device, options.patience)
+    session.say(f"{' '.join(names)} on {options.device}, commit {os.environ.get('FASTPOSE_COMMIT') or 'unknown'}")
+    session.prepare()
+    for name in names:
+        for step in steps[name]:
+            session.run(step)
+    session.say(f"failed: {', '.join(session.failed)}" if session.failed else "all steps passed")
+    return 1 if session.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
