@@ -14,7 +14,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -251,6 +250,8 @@ def test_odd_maps_decode_as_the_reference_says(tmp_path, refine, flip_test, udp)
 
 
 def test_the_onnx_file_is_whole_and_says_what_it_is(onnx_file):
+    import onnx  # where it is missing the other files' tests are still collected
+
     assert [path.name for path in onnx_file.parent.iterdir() if path.suffix != ".pt"] == [onnx_file.name]
     model = onnx.shape_inference.infer_shapes(onnx.load(onnx_file), strict_mode=True, data_prop=True)
     assert {node.domain for node in model.graph.node} == {""}
