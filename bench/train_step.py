@@ -82,7 +82,7 @@ class Step:
         self.optimizer = torch.optim.RMSprop(self.model.parameters(), lr=1e-5)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
         on_gpu = device.type == "cuda"
-        # The rows say what is on, whatever the options' own defaults are; cuDNN's autotuning is switched around the step.
+        # The rows say what is on, whatever the defaults are; cuDNN's autotuning is switched around the step.
         fixed = {"amp": "bfloat16" if on_gpu else "off", "cuda_graph": False, "cudnn_benchmark": False}
         options = {"batch_size": scale.batch, **fixed, **options}
         self._train = TrainStep(self.model, self.optimizer, TrainOptions(**options), device)
