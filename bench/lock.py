@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What decoding threads cost the thread that trains: they share the interpreter lock. `python -m bench.lock`
 
-Decoding is played by sleeping, which releases the lock as OpenCV does, so that two cores can stand for sixteen. All
+A sleep stands for decoding and releases the lock as OpenCV does, so that two cores can stand for sixteen. All
 that `ImageFiles` does around it is done: it reads JPEG files of 220 kB, looks for their ends and collects the pixels,
-which are few. The thread that trains is played by a small op in a loop. Goal: at 4,000 images/s an op takes at most
+which are few. A small op in a loop stands for the thread that trains. Goal: at 4,000 images/s an op takes at most
 twice the time that it takes while nothing is decoded.
 """
 
@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.lock", description=__doc__)
     parser.add_argument("--threads", type=int, default=16, help="decoding threads")
     parser.add_argument("--rates", type=int, nargs="+", default=[2500, 4000], help="images per second")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="fastpose-bench-") as folder:
         paths = write_files(Path(folder))
         print("| images/s wanted | images/s | µs per op | µs per op, idle | times |\n|---|---|---|---|---|")
-        for rate in given.rates:
-            row = measure(ImageFiles(paths, given.threads), rate, given.threads)
+        for rate in options.rates:
+            row = measure(ImageFiles(paths, options.threads), rate, options.threads)
             print(f"| {rate} | {row.rate:.0f} | {row.busy:.1f} | {row.idle:.1f} | {row.times:.2f} |", flush=True)
 
 

@@ -164,7 +164,8 @@ __device__ __forceinline__ void unpack<__nv_bfloat16>(float (&to)[8], const uint
 
 // A kernel that only needs what the one before it in the stream has written can be launched while that one still runs
 // (from sm_90 on): it says launch_dependent instead of launch and waits before it touches memory. The one before says
-// when the next may be got ready; the earliest moment is right. Without either call everything is as ever.
+// when the next may be got ready; the earliest moment is right. Without either call the kernels run one after the
+// other.
 __device__ __forceinline__ void let_next_kernel_get_ready() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();

@@ -391,7 +391,7 @@ cudaError_t launch_kernel(const DecodeHeatmapsParams& params, cudaStream_t strea
     return is_laid_out(params, params.heatmaps, params.strides) &&
            (!flipped || is_laid_out(params, params.flipped, params.flipped_strides));
   };
-  if (maps <= kMost && pixels <= kMost && all(is_planar<T>)) {
+  if (maps <= 1 << 30 && pixels <= kMost && all(is_planar<T>)) {
     return launch(flipped ? decode_planar_kernel<T, kBlurs, true> : decode_planar_kernel<T, kBlurs, false>,
                   grid_for(maps, 1), kMapThreads, stream, params);
   }

@@ -140,7 +140,7 @@ struct SampleLayout {
 
 // A block per tile of a sample whose joints lie side by side. A thread keeps to one column of vectors, and so to the
 // same joints: it adds up the squares of each by itself, and weighs the sums. Most vectors lie in no window, which two
-// words tell: the bits of the joints whose windows have its columns, and of those whose windows have its row.
+// words show: the bits of the joints whose windows have its columns, and of those whose windows have its row.
 // Floor: the bytes of the prediction forward, twice that backward.
 template <typename T, bool kBackward>
 __global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_interleaved_kernel(const __grid_constant__ TiledLoss t) {
@@ -189,7 +189,8 @@ __global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_interleaved_kernel(
     for (int copy = j; copy < layout.pitch; copy += joints) weights[copy] = weight;
   }
   __syncthreads();
-  // A warp per joint. Beyond 32 joints several share a bit: some vectors are then looked at in vain.
+  // A warp per joint. Beyond 32 joints several share a bit: some vectors are then looked at although no window has
+  // them.
   for (int j = thread / 32; j < joints; j += block / 32) {
     const JointTarget target = targets[j];
     const int x_begin = max(target.x_begin - x0, 0), count_x = min(target.x_end - x0, width) - x_begin;

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from itertools import accumulate
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 # torch rounds page-locked memory up to a power of two, which of a whole batch can be twice its size; this is one.
 PIECE_BYTES = 16 << 20
+PIECES_AHEAD = 8  # of a batch on its way to a GPU, filled or being filled: more would be as much memory as the batch
 
 Fill = Callable[[NDArray[np.uint8], int], None]  # fills an array with a batch's bytes from one on
 
@@ -108,13 +110,13 @@ class ImageBatch:
                 else:
                     part[:] = arrays[n].reshape(-1)[low - starts[n] : high - starts[n]]
 
-        run = map if executor is None else executor.map
         pinned = pin_memory or device.type == "cuda"
         if device.type == "cuda":
-            data = _by_pieces(total, fill, run, device)
+            data = _by_pieces(total, fill, executor, device)
         else:
             data = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
             flat = data.numpy()
+            run = map if executor is None else executor.map
             for _ in run(lambda begin: fill(flat[begin : begin + PIECE_BYTES], begin), range(0, total, PIECE_BYTES)):
                 pass
         offsets = torch.tensor(starts, dtype=torch.int64, pin_memory=pinned)
@@ -150,16 +152,16 @@ class ImageBatch:
         return f"ImageBatch({len(self)} images, {self.data.numel()} bytes, {self.device})"
 
 
-def _by_pieces(total: int, fill: Fill, run: Callable[..., Iterable[Tensor]], device: torch.device) -> Tensor:
+def _by_pieces(total: int, fill: Fill, executor: Executor | None, device: torch.device) -> Tensor:
     """A batch of `total` bytes on a GPU, through page-locked memory: a piece is copied as soon as it is filled.
 
-    torch knows from events when a copy is done, and gives the piece's memory to another: a few of them are in use at a
-    time, however large the batch.
+    At most PIECES_AHEAD pieces wait for their copy, however large the batch. torch knows from events when a copy is
+    done, and gives the piece's memory to another.
 
     Args:
         total: bytes of the batch.
-        fill: see Fill; called in the threads of `run`.
-        run: `map`, or that of an executor.
+        fill: see Fill; called in the threads of `executor`.
+        executor: threads that fill; None: the caller's.
         device: of the batch.
     """
     data = torch.empty(total, dtype=torch.uint8, device=device)
@@ -172,6 +174,20 @@ def _by_pieces(total: int, fill: Fill, run: Callable[..., Iterable[Tensor]], dev
         return piece
 
     begins = range(0, total, PIECE_BYTES)
-    for begin, piece in zip(begins, run(filled, begins), strict=True):
+    pieces = map(filled, begins) if executor is None else _map_ahead(executor, filled, begins, PIECES_AHEAD)
+    for begin, piece in zip(begins, pieces, strict=True):
         data[begin : begin + len(piece)].copy_(piece, non_blocking=True)
     return data
+
+
+def _map_ahead(
+    executor: Executor, function: Callable[[int], Tensor], items: Iterable[int], ahead: int
+) -> Iterator[Tensor]:
+    """`executor.map`, with at most `ahead` results that nobody has taken."""
+    pending: deque[Future[Tensor]] = deque()
+    for item in items:
+        if len(pending) == ahead:
+            yield pending.popleft().result()
+        pending.append(executor.submit(function, item))
+    while pending:
+        yield pending.popleft().result()

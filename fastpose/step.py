@@ -20,8 +20,8 @@ class TrainStep:
     """One step of training: forward, loss, backward, optimiser.
 
     With option `cuda_graph` a step is captured once, by `prepare` or else before the first batch of full size, and each
-    such batch replays it. Smaller batches train without graph, compilation and autotuning, so that none of these begins
-    anew for them.
+    such batch replays it. Smaller batches train without graph, compilation and autotuning, none of which has to begin
+    again for them.
 
     Args:
         model: the network, on `device`; its parameters and buffers must stay where they are.
@@ -89,8 +89,8 @@ class TrainStep:
         if self._graph is None:
             self._capture(self._side, tuple(map(torch.zeros_like, inputs)))
         assert self._graph is not None
-        for static, given in zip(self._inputs, inputs, strict=True):
-            static.copy_(given)
+        for static, new in zip(self._inputs, inputs, strict=True):
+            static.copy_(new)
         self._graph.replay()
         return self._loss.clone()
 

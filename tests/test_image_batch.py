@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -57,8 +58,30 @@ def test_the_size_of_the_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch,
             out[:] = bytes_[begin : begin + len(out)]
 
         # What goes to a GPU goes this way.
-        assert image_batch._by_pieces(len(bytes_), fill, threads.map, torch.device("cpu")).tolist() == bytes_.tolist()
-    assert image_batch._by_pieces(0, fill, map, torch.device("cpu")).shape == (0,)
+        assert image_batch._by_pieces(len(bytes_), fill, threads, torch.device("cpu")).tolist() == bytes_.tolist()
+    assert image_batch._by_pieces(0, fill, None, torch.device("cpu")).shape == (0,)
+
+
+def test_few_pieces_wait_for_their_copy_however_large_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first piece takes as long as all others together could: none of them may run away meanwhile."""
+    monkeypatch.setattr(image_batch, "PIECE_BYTES", 1)
+    begun: list[int] = []
+    go_on = threading.Event()
+
+    def fill(out: np.ndarray, begin: int) -> None:
+        begun.append(begin)
+        if begin == 0:
+            go_on.wait(10)
+        elif begin == image_batch.PIECES_AHEAD - 1:
+            seen.append(max(begun))
+            go_on.set()
+        out[:] = begin
+
+    seen: list[int] = []
+    with ThreadPoolExecutor(16) as threads:
+        batch = image_batch._by_pieces(64, fill, threads, torch.device("cpu"))
+    assert batch.tolist() == list(range(64))
+    assert seen == [image_batch.PIECES_AHEAD - 1]
 
 
 @pytest.mark.cuda

@@ -626,7 +626,7 @@ def test_loss_of_windows_across_every_border(device: torch.device, layout: Any, 
 @pytest.mark.parametrize("joints", [2, 5, 16, 17, 32, 33, 64, 65, 70, 133, 308])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_loss_of_joints_on_the_same_pixels(device: torch.device, joints: int, dtype: torch.dtype) -> None:
-    """All on one pixel, or in two places by turns; from 33 on, joints share bits of the words that tell of windows."""
+    """All on one pixel, or in two places by turns; from 33 on, joints share the bits that stand for their windows."""
     size = (40, 24)
     points = torch.tensor([11.0, 13.0]).expand(2, joints, 2).clone()
     points[1, ::2] = torch.tensor([20.4, 36.5])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opcodes of float32 and float64, and conversions. Exact to the bit but for MUFU."""
+"""Opcodes of float32 and float64, and conversions. Exact to the bit, except MUFU."""
 
 from __future__ import annotations
 
