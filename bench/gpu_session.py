@@ -24,7 +24,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -114,6 +114,7 @@ class Session:
         self.failed: list[str] = []
         self.started = time.perf_counter()
         self.end = self.started + seconds
+        self.doctor = replace(DOCTOR, command=[*DOCTOR.command, "--strict"]) if device == "cuda" else DOCTOR
         paths = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
         self.environment = os.environ | {
             "PATH": os.pathsep.join(paths),
@@ -130,11 +131,14 @@ class Session:
             file.write(line + "\n")
 
     def prepare(self) -> None:
-        """Builds the native library where none that loads was brought along."""
-        if self.run(DOCTOR, last_word=False):
+        """Builds the native library where none that loads was brought along.
+
+        For a GPU also where that has no kernels for it, or is older than csrc/.
+        """
+        if self.run(self.doctor, last_word=False):
             return
         if self.run(BUILD):
-            self.run(DOCTOR)
+            self.run(self.doctor)
 
     def run(self, step: Step, last_word: bool = True) -> bool:
         """Runs a step in what is left of the session's time; returns whether it ended well.

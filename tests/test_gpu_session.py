@@ -152,6 +152,12 @@ def test_a_library_that_does_not_load_is_built(monkeypatch: pytest.MonkeyPatch, 
     assert steps == ["doctor:", "build:", "doctor:", "works:"]
 
 
+def test_on_a_gpu_a_library_that_does_not_serve_it_is_built(tmp_path: Path) -> None:
+    """test_doctor.py has what the doctor then refuses."""
+    assert gpu_session.Session(tmp_path, "cuda", 1.0).doctor.command == [*gpu_session.DOCTOR.command, "--strict"]
+    assert gpu_session.Session(tmp_path, "cpu", 1.0).doctor == gpu_session.DOCTOR
+
+
 def test_on_a_gpu_nothing_is_skipped(tmp_path: Path) -> None:
     """A driver that does not work must not look like a machine without a GPU."""
     assert gpu_session.Session(tmp_path, "cuda", 1.0).environment["FASTPOSE_REQUIRE_CUDA"] == "1"
