@@ -60,11 +60,12 @@ integrations: $(VENV)/.installed $(UPSTREAM)/.installed
 OUT ?= gpu-out
 ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 export FASTPOSE_COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null)
-gpu:
-	$(ANY_PYTHON) -m bench.gpu_session --out $(OUT)
-
-gpu-check gpu-report gpu-more:
-	$(ANY_PYTHON) -m bench.gpu_session $(@:gpu-%=%) --out $(OUT)
+gpu: PART_SECONDS := 840
+gpu-check: PART_SECONDS := 400
+gpu-report: PART_SECONDS := 460
+gpu-more: PART_SECONDS := 240
+gpu gpu-check gpu-report gpu-more:
+	$(ANY_PYTHON) -m bench.gpu_session $(filter-out gpu,$(@:gpu-%=%)) --out $(OUT) --seconds $(PART_SECONDS)
 
 compute-sanitizer:
 	$(ANY_PYTHON) -m bench.gpu_session memcheck racecheck initcheck --patience 20 --out $(OUT)

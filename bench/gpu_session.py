@@ -4,15 +4,18 @@
     python -m bench.gpu_session --out OUT                # check, report and more: 15 minutes at most are planned
     python -m bench.gpu_session check --out OUT          # one part, or single steps by name
     python -m bench.gpu_session memcheck --patience 20   # every limit times 20
+    python -m bench.gpu_session check --seconds 400      # and all steps together in at most 400 s
 
 Each step has a limit and a log OUT/NAME.txt, and none stops the next. OUT/summary.txt says how each ended; the exit
-code is 1 where one failed. Nothing but OUT needs to be brought back, at most 8 files of a part. docs/gpu.md says what
-to bring along.
+code is 1 where one failed or was not run. Nothing but OUT needs to be brought back, at most 8 files of a part.
+docs/gpu.md says what to bring along.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import math
 import os
 import re
 import signal
@@ -21,7 +24,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -52,8 +55,14 @@ class Step:
 
 
 def cuda_tests(*arguments: str, processes: int = 0) -> list[str]:
-    """pytest on the CUDA tests. A test that hangs is stopped before it takes its step's time."""
-    command = [PYTHON, "-m", "pytest", "-v", "-m", "cuda", "-p", "no:cacheprovider", "--timeout=60", "--maxfail=40"]
+    """pytest on the CUDA tests. A test that hangs is ended before it takes its step's time.
+
+    By a thread: no signal handler of Python's runs while the main thread waits in C, as for a kernel that hangs. That
+    ends the process, too. With `processes` it is a worker's: pytest names the test, starts another worker and goes on.
+    Without, the run ends there, and its log with the stacks.
+    """
+    command = [PYTHON, "-m", "pytest", "-v", "-m", "cuda", "-p", "no:cacheprovider", "--maxfail=40"]
+    command += ["--timeout=60", "--timeout-method=thread"]
     return [*command, *(["-n", str(processes)] if processes else []), *arguments]
 
 
@@ -99,11 +108,13 @@ BUILD = Step("build", 240, [PYTHON, "setup.py", "build_ext", "--inplace"], log="
 class Session:
     """Runs steps, and remembers which failed."""
 
-    def __init__(self, out: Path, device: str, patience: float) -> None:
+    def __init__(self, out: Path, device: str, patience: float, seconds: float = math.inf) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.patience = out, patience
         self.failed: list[str] = []
         self.started = time.perf_counter()
+        self.end = self.started + seconds
+        self.doctor = replace(DOCTOR, command=[*DOCTOR.command, "--strict"]) if device == "cuda" else DOCTOR
         paths = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
         self.environment = os.environ | {
             "PATH": os.pathsep.join(paths),
@@ -120,17 +131,28 @@ class Session:
             file.write(line + "\n")
 
     def prepare(self) -> None:
-        """Builds the native library where none that loads was brought along."""
-        if self.run(DOCTOR, last_word=False):
+        """Builds the native library where none that loads was brought along.
+
+        For a GPU also where that has no kernels for it, or is older than csrc/.
+        """
+        if self.run(self.doctor, last_word=False):
             return
         if self.run(BUILD):
-            self.run(DOCTOR)
+            self.run(self.doctor)
 
     def run(self, step: Step, last_word: bool = True) -> bool:
-        """Runs a step; returns whether it ended well. Whatever it has started ends with it."""
+        """Runs a step in what is left of the session's time; returns whether it ended well.
+
+        Whatever the step has started ends with it.
+        """
+        begin = time.perf_counter()
+        limit = min(step.seconds * self.patience, self.end - begin)
+        if limit <= 0:
+            self.failed.append(step.name)
+            self.say(f"{step.name}: NOT RUN: the {self.end - self.started:.0f} s of this session are over")
+            return False
         log = self.out / (step.log or f"{step.name}.txt")
         before = log.stat().st_size if log.exists() else 0
-        begin, limit = time.perf_counter(), step.seconds * self.patience
         with open(log, "ab") as file:
             try:
                 process = subprocess.Popen(
@@ -140,6 +162,7 @@ class Session:
                     cwd=ROOT,
                     env=self.environment | step.environment,
                     start_new_session=True,
+                    preexec_fn=die_with_parent if sys.platform == "linux" else None,
                 )
             except OSError as error:
                 ended = f"FAILED: {error}"
@@ -160,6 +183,12 @@ class Session:
         return ended == "passed"
 
 
+def die_with_parent() -> None:
+    """In a new process: have Linux kill it when this session ends, also by a SIGKILL, which leaves it no last word."""
+    set_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """Ends a process and all that it has started, if they are still there."""
     for number, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
@@ -173,9 +202,9 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def first_to_read(text: str) -> list[str]:
-    """Of a log: pytest's failures, at most 40, and the last line."""
+    """Of a log: pytest's failures, at most 40, the test at which a run without workers ended, and the last line."""
     lines = [line for line in text.splitlines() if line.strip()]
-    failures = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
+    failures = [line for line in lines if re.match(r"(FAILED|ERROR) |\S+::.* \++ Timeout \+", line)]
     return [*failures[:40], *lines[-1:]]
 
 
@@ -190,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="folder of logs and results (gpu-out)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal; tests are skipped")
     parser.add_argument("--patience", type=float, default=1.0, help="factor on every limit (1)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all steps together (no limit)")
     options = parser.parse_args(arguments)
     out = options.out.resolve()
     every = parts(out, options.device)
@@ -198,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in names if name not in steps]:
         parser.error(f"no part or step {unknown[0]!r}, only {', '.join(steps)}")
     signal.signal(signal.SIGTERM, stop)
-    session = Session(out, options.device, options.patience)
+    session = Session(out, options.device, options.patience, options.seconds)
     session.say(f"{' '.join(names)} on {options.device}, commit {os.environ.get('FASTPOSE_COMMIT') or 'unknown'}")
     session.prepare()
     for name in names:

@@ -18,9 +18,10 @@ PYBIND11_MODULE(_C, m) {
         info["cuda_architectures"] = FASTPOSE_BUILD_ARCHITECTURES;
         info["no_cuda_reason"] = FASTPOSE_BUILD_NO_CUDA_REASON;
         info["compiler"] = FASTPOSE_BUILD_COMPILER;
+        info["csrc_sha256"] = FASTPOSE_BUILD_CSRC_SHA256;
         info["simd"] = fastpose::simd_name(fastpose::simd_level());
         return info;
       },
-      "What this library was built from, versions as text, empty where CUDA was left out; and `simd`, the level the CPU"
-      " loops run at");
+      "What this library was built from, versions as text, empty where CUDA was left out, and a hash of csrc/; and"
+      " `simd`, the level the CPU loops run at");
 }

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import os
 import platform
@@ -60,12 +61,23 @@ def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
     return False
 
 
-def _advice(info: dict[str, str] | None) -> list[str]:
+def _csrc_sha256(csrc: Path) -> str:
+    """A hash of the C++ and CUDA sources, as CMakeLists.txt computes it."""
+    files = sorted(file for file in csrc.iterdir() if file.suffix in (".cpp", ".cu", ".cuh", ".h", ".in"))
+    lines = (f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _advice(info: dict[str, str] | None, csrc: Path) -> list[str]:
+    """What to do for another library than the one that is loaded; `csrc` may not exist."""
     if _library.fallback_wish == "1":
         return ["FASTPOSE_FALLBACK=1: unset it to use the native library."]
     if info is None:
         return [str(_library.load_error), "Install again in this environment: pip install -e . (or the wheel)."]
     advice = []
+    # Libraries from before there was a hash have none.
+    if csrc.is_dir() and info.get("csrc_sha256") != _csrc_sha256(csrc):
+        advice.append("The native library was built from other sources than those in csrc/: pip install -e .")
     if torch.cuda.is_available():
         if info["no_cuda_reason"]:
             advice.append(
@@ -79,15 +91,17 @@ def _advice(info: dict[str, str] | None) -> list[str]:
                 advice.append(
                     f"GPU {n} is not among the architectures built: TORCH_CUDA_ARCH_LIST={wanted} pip install -e ."
                 )
-    elif info["cuda"]:
-        advice.append("The CUDA kernels are built, but torch sees no GPU here: everything runs on the CPU.")
     return advice
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the report; returns 1 where the native library cannot be loaded or FASTPOSE_SIMD is wrong, else 0."""
+    """Prints the report; returns 1 where the native library cannot be loaded or FASTPOSE_SIMD is wrong, else 0.
+
+    With --strict also where the library has no kernels for a GPU that torch sees, or is not built from csrc/.
+    """
     parser = argparse.ArgumentParser(prog="fastpose doctor", description=__doc__)
-    parser.parse_args(argv)
+    parser.add_argument("--strict", action="store_true", help="exit code 1 also where installing again would help")
+    strict = parser.parse_args(argv).strict
     try:
         import cv2
 
@@ -122,14 +136,16 @@ def main(argv: list[str] | None = None) -> int:
             ),
             ("SIMD", f"{info['simd']} on the CPU (FASTPOSE_SIMD=plain, avx2 or avx512 chooses)"),
         ]
-    lines = [f"{name:>15}  {value}" for name, value in rows] + [
-        f"\n  ! {line}" for line in ([wrong_simd] if wrong_simd else _advice(info))
-    ]
+    advice = [wrong_simd] if wrong_simd else _advice(info, Path(fastpose.__file__).parents[1] / "csrc")
+    remarks = advice.copy()
+    if info and info["cuda"] and not torch.cuda.is_available():
+        remarks.append("The CUDA kernels are built, but torch sees no GPU here: everything runs on the CPU.")
+    lines = [f"{name:>15}  {value}" for name, value in rows] + [f"\n  ! {line}" for line in remarks]
     try:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:  # a reader such as `head` has seen enough; nor may the flush at exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0 if info else 1
+    return 1 if info is None or (strict and advice) else 0
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ LIMIT = 600  # seconds for a test that hangs; the slowest takes a few minutes
 def pytest_configure(config: pytest.Config) -> None:
     """Limits every test by pytest-timeout, if it is installed and nothing else was asked of it.
 
-    Not in pyproject.toml, which would warn of an unknown setting wherever the plugin is missing.
+    By a thread, which also ends a test that waits in C, where no signal handler of Python's runs. It prints the stacks
+    of all threads and ends the process: under pytest-xdist the worker, and another goes on; else the whole run, which
+    without it would hang. Not in pyproject.toml, which would warn of an unknown setting wherever the plugin is missing.
     """
     if getattr(config.option, "timeout", 0) is None and "PYTEST_TIMEOUT" not in os.environ:
         config.option.timeout = LIMIT
+        config.option.timeout_method = config.option.timeout_method or "thread"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

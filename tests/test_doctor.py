@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,57 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 )
 def test_knows_which_gpu_a_build_serves(capability: tuple[int, int], architectures: str, runs: bool) -> None:
     assert doctor._runs_on(capability, architectures) is runs
+
+
+SOURCES_CHANGED = "built from other sources than those in csrc/"
+
+
+@pytest.mark.native
+def test_a_library_older_than_its_sources_is_reported(tmp_path: Path) -> None:
+    info = fastpose.build_info()
+    csrc = Path(fastpose.__file__).parents[1] / "csrc"
+    if not csrc.is_dir():
+        pytest.skip("this package is not a checkout")
+    assert not any(SOURCES_CHANGED in line for line in doctor._advice(info, csrc)), "install again: pip install -e ."
+    changed = tmp_path / "csrc"
+    shutil.copytree(csrc, changed)
+    (changed / "notes.md").write_text("not compiled")
+    assert doctor._csrc_sha256(changed) == info["csrc_sha256"]
+    (changed / "affine.h").write_text("// changed")
+    assert any(SOURCES_CHANGED in line for line in doctor._advice(info, changed))
+    (changed / "affine.h").unlink()
+    assert any(SOURCES_CHANGED in line for line in doctor._advice(info, changed))
+    assert not any(SOURCES_CHANGED in line for line in doctor._advice(info, tmp_path / "nowhere"))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("built", "told"),
+    [
+        ({"cuda": "", "cuda_architectures": "", "no_cuda_reason": "no nvcc"}, "without CUDA kernels (no nvcc)"),
+        ({"cuda": "13.0", "cuda_architectures": "80-real", "no_cuda_reason": ""}, "TORCH_CUDA_ARCH_LIST=9.0"),
+        ({"cuda": "13.0", "cuda_architectures": "90-real", "no_cuda_reason": "", "csrc_sha256": ""}, SOURCES_CHANGED),
+        ({"cuda": "13.0", "cuda_architectures": "90-real", "no_cuda_reason": ""}, ""),
+    ],
+)
+def test_strict_refuses_what_does_not_serve_the_gpu(
+    built: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csrc = Path(fastpose.__file__).parents[1] / "csrc"
+    if told == SOURCES_CHANGED and not csrc.is_dir():
+        pytest.skip("this package is not a checkout")
+    info = fastpose.build_info() | ({"csrc_sha256": doctor._csrc_sha256(csrc)} if csrc.is_dir() else {}) | built
+    monkeypatch.setattr(_library._C, "build_info", lambda: info)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda n: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda n: "a GPU")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    assert doctor.main([]) == 0
+    assert doctor.main(["--strict"]) == (1 if told else 0)
+    out = capsys.readouterr().out
+    assert told in out
+    assert ("\n  ! " in out) == bool(told)
 
 
 @pytest.mark.native

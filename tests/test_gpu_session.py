@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,11 +28,13 @@ def python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, out: Path, *steps: Step, doctor: str = "") -> tuple[int, str]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, out: Path, *steps: Step, doctor: str = "", options: Sequence[str] = ()
+) -> tuple[int, str]:
     """The exit code and the summary of a session of these steps, with a doctor that runs this code."""
     monkeypatch.setattr(gpu_session, "parts", lambda out, device: {"check": list(steps)})
     monkeypatch.setattr(gpu_session, "DOCTOR", Step("doctor", 30, python(doctor), log="setup.txt"))
-    code = gpu_session.main(["--out", str(out), "--device", "cpu"])
+    code = gpu_session.main(["--out", str(out), "--device", "cpu", *options])
     return code, (out / "summary.txt").read_text()
 
 
@@ -41,6 +46,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def wait_for_end(pid: int) -> None:
+    for _ in range(100):
+        if not is_running(pid):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {pid} still runs")
+
+
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hangs = Step("hangs", 3, python(SLEEPS, str(tmp_path / "child")))
     works = Step("works", 30, python("print('after it')"))
@@ -49,12 +62,63 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(monkeypatch: pytest
     assert "hangs: FAILED: stopped after its limit of 3 s" in summary
     assert "works: passed" in summary
     assert summary.splitlines()[-1].endswith("failed: hangs")
-    child = int((tmp_path / "child").read_text())
-    for _ in range(100):
-        if not is_running(child):
+    wait_for_end(int((tmp_path / "child").read_text()))
+
+
+WAITS_IN_C = """
+import ctypes, pytest
+pytestmark = pytest.mark.cuda
+def test_before(): pass
+def test_waits(): ctypes.CDLL(None).pause()
+def test_after(): pass
+"""
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_test_that_waits_in_c_is_named_and_ended(
+    processes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As one whose kernel hangs: no signal handler of Python's would run."""
+    pytest.importorskip("pytest_timeout")
+    pytest.importorskip("xdist")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
+    (tmp_path / "test_it.py").write_text(WAITS_IN_C)
+    command = gpu_session.cuda_tests(str(tmp_path / "test_it.py"), "--timeout=2", processes=processes)
+    monkeypatch.setattr(gpu_session, "ROOT", tmp_path)
+    code, summary = run(monkeypatch, tmp_path / "out", Step("tests", 300, command))
+    assert code == 1
+    assert "tests: FAILED with exit code 1" in summary  # not: stopped after its limit
+    assert any("test_it.py::test_waits" in line for line in summary.splitlines())
+    assert (tmp_path / "out/tests.txt").read_text().count(" PASSED ") == (2 if processes else 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do that")
+def test_a_step_does_not_outlive_a_session_that_is_killed(tmp_path: Path) -> None:
+    step = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+    session = (
+        "import pathlib, sys; from bench import gpu_session\n"
+        f"step = gpu_session.Step('step', 600, [sys.executable, '-c', {step!r}, sys.argv[1] + '/step'])\n"
+        "gpu_session.Session(pathlib.Path(sys.argv[1]), 'cpu', 1.0).run(step)"
+    )
+    process = subprocess.Popen(python(session, str(tmp_path)), cwd=gpu_session.ROOT)
+    for _ in range(600):
+        if (tmp_path / "step").exists() and (tmp_path / "step").read_text():
             break
         time.sleep(0.05)
-    assert not is_running(child)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for_end(int((tmp_path / "step").read_text()))
+
+
+def test_the_steps_of_a_session_share_its_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A step gets what is left, and what does not begin is a failure."""
+    hangs = Step("hangs", 600, python("import time; time.sleep(600)"))
+    never = Step("never", 1, python(""))
+    code, summary = run(monkeypatch, tmp_path, hangs, never, options=["--seconds", "3"])
+    assert code == 1
+    assert "hangs: FAILED: stopped after its limit of " in summary
+    assert "never: NOT RUN: the 3 s of this session are over" in summary
+    assert summary.splitlines()[-1].endswith("failed: hangs, never")
 
 
 def test_failures_are_listed_and_stop_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -88,6 +152,12 @@ def test_a_library_that_does_not_load_is_built(monkeypatch: pytest.MonkeyPatch, 
     assert steps == ["doctor:", "build:", "doctor:", "works:"]
 
 
+def test_on_a_gpu_a_library_that_does_not_serve_it_is_built(tmp_path: Path) -> None:
+    """test_doctor.py has what the doctor then refuses."""
+    assert gpu_session.Session(tmp_path, "cuda", 1.0).doctor.command == [*gpu_session.DOCTOR.command, "--strict"]
+    assert gpu_session.Session(tmp_path, "cpu", 1.0).doctor == gpu_session.DOCTOR
+
+
 def test_on_a_gpu_nothing_is_skipped(tmp_path: Path) -> None:
     """A driver that does not work must not look like a machine without a GPU."""
     assert gpu_session.Session(tmp_path, "cuda", 1.0).environment["FASTPOSE_REQUIRE_CUDA"] == "1"
@@ -109,6 +179,11 @@ def test_the_documentation_has_every_step_and_its_limit(tmp_path: Path) -> None:
     for part, steps in gpu_session.parts(tmp_path, "cuda").items():
         assert f"make gpu-{part} " in text
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `gpu-{part}` |")]
+        # The time of the part, which make passes.
+        command = ["make", "--dry-run", f"gpu-{part}"]
+        asked = subprocess.run(command, cwd=gpu_session.ROOT, capture_output=True, text=True, check=True).stdout
+        assert f" bench.gpu_session {part} " in asked
+        assert f" | {asked.split('--seconds ')[1].strip()} s | " in row
         for step in steps:
             assert f"`{step.log or f'{step.name}.txt'}`" in row
             assert step.log or f"{step.seconds:g} s" in row
