@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 USER = "cv2+DataLoader"
 # They need what may not be there: a package; shared memory for the batches of worker processes.
 PEERS = ("gpu jpeg", USER)
-NEEDS = {USER: 12.0}  # seconds for a row, guessed generously; of the others 6
+NEEDS = {USER: 12.0, "gpu jpeg": 4.0}  # seconds for a row apart from decoding; of the others 2.5
+DECODED = ("files", "files, reduced", "pack, jpeg", USER)  # by the CPU
+USER_CORES = (2, 1)  # beside all: starting and ending its processes takes longer than measuring
 SHARED_MEMORY = Path("/dev/shm")  # where DataLoader's workers put their batches
 CORES = (16, 2, 8, 4, 1)  # the most interesting first
 
@@ -63,7 +65,7 @@ class Scale:
     @classmethod
     def of(cls, device: torch.device) -> Scale:
         if device.type == "cuda":
-            return cls(256, (720, 1280), 128, (256, 256), 50, seconds=1.0, steps=10, repeats=5)
+            return cls(256, (720, 1280), 128, (256, 256), 50, seconds=0.6, steps=10, repeats=5)
         return cls(8, (144, 256), 2, (32, 32), 18, seconds=0.05, steps=1, repeats=2)
 
 
@@ -111,7 +113,8 @@ def measure(report: Report, scale: Scale) -> None:
         "training: all threads of the process, and those and the workers that they start, were restricted to so many "
         "of the cores that the system numbers (hardware threads), and torch's pool to as many threads; gpu_busy is "
         "NVML's utilisation at the end of the window: the share of its last sample period, 1/6 to 1 s, in which a "
-        "kernel ran"
+        "kernel ran; peak_bytes is what torch had reserved at most, with all that is in it for every source: the "
+        "decoded pictures, and one network for each mode"
     )
     if utilisation(report.device) is None:  # the first call, and the slowest: before anything is timed
         report.note("training: gpu_busy is unknown, NVML has no utilisation here")
@@ -127,16 +130,19 @@ def measure(report: Report, scale: Scale) -> None:
             each.warm_up()
         failed: set[str] = set()
         for cores in core_counts():
-            with only_cores(cores):
+            with only_cores(cores), against_fixed(report, fixed) as fixed_seconds:
                 with report.part(f"decoder limit on {cores} cores"):
                     report.figures["extra"].append(decoder_limit(data.files, scale, cores))
                 for source, make in feed_makers(report, data, scale, cores).items():
                     what = f"training: {source} on {cores} cores"
-                    if source in failed or report.late(what, needs=NEEDS.get(source, 6.0)):
+                    if source in failed or (source == USER and cores not in (cores_here(), *USER_CORES)):
+                        continue
+                    if report.late(what, needs=seconds_for(source, cores)):
                         continue
                     failed.add(source)  # until its row is there: what fails is not tried again with fewer cores
                     with report.optional(what) if source in PEERS else report.part(what):
-                        row = training_row(source, make(), fixed["eager" if source == USER else mode], cores, scale)
+                        step = fixed["eager" if source == USER else mode]
+                        row = training_row(source, make(), step, fixed_seconds[step.mode], cores, scale)
                         report.figures["training"].append(row)
                         failed.remove(source)
                         report.say(
@@ -145,14 +151,36 @@ def measure(report: Report, scale: Scale) -> None:
                         )
 
 
-def training_row(source: str, feed: Feed, fixed: FixedBatch, cores: int, scale: Scale) -> dict[str, Any]:
+def seconds_for(source: str, cores: int) -> float:
+    """What a row takes, guessed generously: windows and warm-up batches at what so many cores decode."""
+    return NEEDS.get(source, 2.5) + (8.0 / cores if source in DECODED else 0.0)
+
+
+@contextmanager
+def against_fixed(report: Report, fixed: dict[str, FixedBatch]) -> Iterator[dict[str, float]]:
+    """Seconds of each mode's step on the fixed batch, for rows that are measured meanwhile.
+
+    They are measured again in the end, and the rows then compared with the mean of both: the GPU's clocks move.
+    """
+    before = {mode: each.seconds() for mode, each in fixed.items()}
+    rows = report.figures["training"]
+    first = len(rows)
+    yield before
+    after = {mode: each.seconds() for mode, each in fixed.items()}
+    for row in rows[first:]:
+        row["of_fixed"] *= (1 + after[row["mode"]] / before[row["mode"]]) / 2
+
+
+def training_row(
+    source: str, feed: Feed, fixed: FixedBatch, fixed_seconds: float, cores: int, scale: Scale
+) -> dict[str, Any]:
     """One source on the cores that the process has now: alone, for a consumer that does nothing, then in training.
 
-    The step on the fixed batch is measured before and after: the mean of both has the clocks of the time between.
+    `fixed_seconds` is what a step takes on the fixed batch.
     """
     device = fixed.device
-    before = fixed.seconds()
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     with closing(feed.make()) as batches:
         warm_up(batches, feed, scale)
@@ -162,7 +190,8 @@ def training_row(source: str, feed: Feed, fixed: FixedBatch, cores: int, scale: 
         waits = Waits(device)
         fed, busy = window(batches, fixed.step, feed, scale, waits)
         each = waits.seconds()
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    # Reserved, not allocated: a graph's activations were allocated and freed when it was captured, and lie in its pool.
+    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     return {
         "cores": cores,
         "source": source,
@@ -170,7 +199,7 @@ def training_row(source: str, feed: Feed, fixed: FixedBatch, cores: int, scale: 
         "batch": scale.batch,
         "loader_samples_per_s": alone,
         "samples_per_s": fed,
-        "of_fixed": fed * (before + fixed.seconds()) / 2 / scale.batch,
+        "of_fixed": fed * fixed_seconds / scale.batch,
         "input_wait_fraction": min(1.0, sum(each) / (len(each) * scale.batch / fed)),
         "wait_max_s": max(each),
         "gpu_busy": busy,
@@ -385,7 +414,7 @@ def user_workers(report: Report, scale: Scale, most: int) -> tuple[int, int]:
     workers, prefetch_factor = fit_into(free, batch_bytes, most)
     if (workers, prefetch_factor) != (most, 2):
         report.note(
-            f"{USER}: {workers} workers that prefetch {prefetch_factor}, for want of shared memory: "
+            f"{USER}: {workers} workers that prefetch {prefetch_factor}, since shared memory is scarce: "
             f"{free / 1e9:.1f} GB free, {2 * most + 2} batches of {batch_bytes / 1e9:.2f} GB wanted"
         )
     return workers, prefetch_factor

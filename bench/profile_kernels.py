@@ -35,11 +35,17 @@ def hot_cases(timer: Timer, images: ImageBatch, batch: int) -> Iterator[partial[
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    device = torch.device(parser.parse_args(arguments).device)
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose description contains it")
+    parser.add_argument("--except", dest="without", metavar="TEXT", help="no cases whose description contains it")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
     timer = Timer(device)
     batch = 256 if timer.cuda else 2
     images = op_cases.random_images(max(batch, op_cases.images_beyond(timer.cache_bytes)), device)
     for make in hot_cases(timer, images, batch):
+        description = op_cases.describe(make)
+        if options.only not in description or (options.without and options.without in description):
+            continue
         case = make()
         for n in range(2):  # the first call also loads and allocates
             case.own(n)
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if timer.cuda:
             torch.cuda.synchronize()
             torch.cuda.profiler.stop()
-        print(op_cases.describe(make), flush=True)
+        print(description, flush=True)
     return 0
 
 

@@ -46,7 +46,7 @@ def wait_for(device: torch.device) -> None:
 
 
 class Waits:
-    """The time that a device stands without work until its next batch is there; as PoseLoader tells it, for any source.
+    """The time that a device stands without work until its next batch is there, for any source, as PoseLoader has it.
 
     A host that waits may have a GPU that is still busy: so the marks before and after a batch are the device's.
     """
