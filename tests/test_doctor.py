@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastpose.doctor: what it prints here, what it advises elsewhere, and how a missing library is told."""
+"""fastpose.doctor: what it prints here, what it advises elsewhere, and how a missing library is printed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_library_older_than_its_sources_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.native
 @pytest.mark.parametrize(
-    ("built", "told"),
+    ("built", "printed"),
     [
         ({"cuda": "", "cuda_architectures": "", "no_cuda_reason": "no nvcc"}, "without CUDA kernels (no nvcc)"),
         ({"cuda": "13.0", "cuda_architectures": "80-real", "no_cuda_reason": ""}, "TORCH_CUDA_ARCH_LIST=9.0"),
@@ -88,10 +88,10 @@ def test_a_library_older_than_its_sources_is_reported(tmp_path: Path) -> None:
     ],
 )
 def test_strict_refuses_what_does_not_serve_the_gpu(
-    built: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    built: dict[str, str], printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     csrc = Path(fastpose.__file__).parents[1] / "csrc"
-    if told == SOURCES_CHANGED and not csrc.is_dir():
+    if printed == SOURCES_CHANGED and not csrc.is_dir():
         pytest.skip("this package is not a checkout")
     info = fastpose.build_info() | ({"csrc_sha256": doctor._csrc_sha256(csrc)} if csrc.is_dir() else {}) | built
     monkeypatch.setattr(_library._C, "build_info", lambda: info)
@@ -101,10 +101,10 @@ def test_strict_refuses_what_does_not_serve_the_gpu(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda n: "a GPU")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     assert doctor.main([]) == 0
-    assert doctor.main(["--strict"]) == (1 if told else 0)
+    assert doctor.main(["--strict"]) == (1 if printed else 0)
     out = capsys.readouterr().out
-    assert told in out
-    assert ("\n  ! " in out) == bool(told)
+    assert printed in out
+    assert ("\n  ! " in out) == bool(printed)
 
 
 @pytest.mark.native
@@ -152,8 +152,8 @@ def test_without_the_library_the_ops_run_in_plain_torch_and_say_so_once(tmp_path
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
     assert result.stdout.startswith("3.0\n4.0\n")
-    for told in (result.stdout, result.stderr):
-        assert told.count("native library could not be loaded") == 1
-        assert "pip install -e ." in told
+    for printed in (result.stdout, result.stderr):
+        assert printed.count("native library could not be loaded") == 1
+        assert "pip install -e ." in printed
     assert result.stderr.count("RuntimeWarning") == 1
     assert "NOT LOADED" in result.stdout
