@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastpose.doctor: what it prints here, what it advises elsewhere, and how a missing library is printed."""
+"""fastpose.doctor: what it prints here, what it advises elsewhere, and how a missing library is reported."""
 
 from __future__ import annotations
 
