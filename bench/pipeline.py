@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 USER = "cv2+DataLoader"
 # They need what may not be there: a package; shared memory for the batches of worker processes.
 PEERS = ("gpu jpeg", USER)
-NEEDS = {USER: 12.0, "gpu jpeg": 4.0}  # seconds for a row apart from decoding; of the others 2.5
+NEEDS = {USER: 10.0, "gpu jpeg": 3.0}  # seconds for a row apart from decoding; of the others 1.8
 DECODED = ("files", "files, reduced", "pack, jpeg", USER)  # by the CPU
-USER_CORES = (2, 1)  # beside all: starting and ending its processes takes longer than measuring
+USER_CORES = (2,)  # beside all: starting and ending its processes takes longer than measuring
 SHARED_MEMORY = Path("/dev/shm")  # where DataLoader's workers put their batches
 CORES = (16, 2, 8, 4, 1)  # the most interesting first
 
@@ -153,8 +153,8 @@ def measure(report: Report, scale: Scale) -> None:
 
 
 def seconds_for(source: str, cores: int) -> float:
-    """What a row takes, guessed generously: windows and warm-up batches at what so many cores decode."""
-    return NEEDS.get(source, 2.5) + (8.0 / cores if source in DECODED else 0.0)
+    """What a row takes, by a guess: windows and warm-up batches at what so many cores decode."""
+    return NEEDS.get(source, 1.8) + (6.0 / cores if source in DECODED else 0.0)
 
 
 @contextmanager
