@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,9 +36,7 @@ class PersonRow(NamedTuple):
     scale: float | tuple[float, float]  # one number means both
     keypoints: np.ndarray  # [J, 2]
     visible: np.ndarray  # [J]
-    head_size: float | None = None
-    image_id: int | None = None
-    box_score: float | None = None
+    extras: Mapping[str, Any] = MappingProxyType({})  # see Persons; a name is kept if every person has it
 
 
 def read_json(file: Path) -> Any:
@@ -90,19 +89,6 @@ def read_column(
     return np.array(rows, np.float64).reshape(len(records), *shape)
 
 
-def mpii_box(objpos: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
-    """MPII's 1-based position and scale to the 0-based centre and scale of the crop.
-
-    As SimpleBaselines (after Newell's Hourglass): the box moves down by 15 * scale px and grows by 1.25, so that it
-    does not cut the feet; x = -1 marks an unknown position and is left alone.
-    """
-    center = np.asarray(objpos, dtype=np.float64).copy()
-    if center[0] != -1:
-        center[1] += 15 * scale
-        scale *= 1.25
-    return center - 1, scale
-
-
 def persons_from_rows(
     rows: Sequence[PersonRow], file: Path, images: Path, missing_images: MissingImages, skeleton: Skeleton
 ) -> Persons:
@@ -128,9 +114,7 @@ def persons_from_rows(
 
     index_of = {path: index for index, path in enumerate(dict.fromkeys(path for path in paths.values() if path))}
 
-    def column(name: str, dtype: type[np.generic]) -> np.ndarray | None:
-        values = [value for row in kept if (value := getattr(row, name)) is not None]
-        return np.array(values, dtype) if len(values) == len(kept) else None
+    shared = [name for name in kept[0].extras if all(name in row.extras for row in kept)]
 
     return Persons(
         image_paths=tuple(index_of),
@@ -139,11 +123,9 @@ def persons_from_rows(
         scale=np.array([s if isinstance(s := row.scale, tuple) else (s, s) for row in kept], np.float32),
         keypoints=np.array([row.keypoints for row in kept], np.float32),
         visible=np.array([row.visible for row in kept], np.float32),
-        head_size=column("head_size", np.float32),
         source_row=np.array([row.source_row for row in kept], np.int64),
         skeleton=skeleton,
-        image_id=column("image_id", np.int64),
-        box_score=column("box_score", np.float32),
+        extras={name: np.stack([row.extras[name] for row in kept]) for name in shared},
     )
 
 

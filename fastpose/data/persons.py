@@ -4,32 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastpose.skeletons import Skeleton
-
-
-@dataclass(frozen=True)
-class CocoTruth:
-    """What COCO's evaluation compares predictions with, and where the boxes that they were made in came from.
-
-    Attributes:
-        box_source: "annotations", or the name of the detector's file: told beside every AP.
-        category: id of the persons' category.
-        image_ids: the images that are evaluated, those without persons included.
-        annotations: all annotations of persons on these images, as COCO has them, but for segmentations. Crowds and
-            persons without joints are among them: what is predicted there counts neither as right nor as wrong.
-    """
-
-    box_source: str
-    category: int
-    image_ids: list[int]
-    annotations: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +28,12 @@ class Persons:
         scale: float32 [N, 2], positive; ``scale * 200`` px is the box's (w, h).
         keypoints: float32 [N, J, 2]. A joint that is not annotated has some finite place without meaning.
         visible: float32 [N, J], 1 where the joint is annotated (occluded or not), else 0.
-        head_size: float32 [N], positive, PCKh's normaliser in px (0.6 times the head box's diagonal);
-            None where the annotations do not tell.
         source_row: int64 [N], the person's row in the annotation file, or in the detector's where that has the boxes.
         skeleton: names and order of the joints.
-        image_id: int64 [N], COCO's number of the image; None elsewhere.
-        box_score: float32 [N], how sure a detector was of the box, 1 for annotated ones; None outside of COCO.
-        truth: what COCO's evaluation goes by; None elsewhere, and where persons are for training only.
+        extras: what the data set's score needs of each person beside that, by name: arrays [N, ...], such as MPII's
+            `head_size`. Its room says what they are.
+        truth: what the data set's score compares with beside the rows, as plain values of its room's own form; None
+            where the rows are enough.
 
     Raises:
         ValueError: an array has another shape or dtype, is not finite or is out of its range.
@@ -63,12 +45,10 @@ class Persons:
     scale: np.ndarray
     keypoints: np.ndarray
     visible: np.ndarray
-    head_size: np.ndarray | None
     source_row: np.ndarray
     skeleton: Skeleton
-    image_id: np.ndarray | None = None
-    box_score: np.ndarray | None = None
-    truth: CocoTruth | None = None
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    truth: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         n, joints = len(self), self.skeleton.num_joints
@@ -82,16 +62,10 @@ class Persons:
         _check_row("image_index", known, "in range")
         _check_row("scale", np.all(self.scale > 0, axis=1), "positive")
         _check_row("visible", ((self.visible == 0) | (self.visible == 1)).all(axis=1), "0 or 1")
-        if self.head_size is not None:
-            _check_array("head_size", self.head_size, np.float32, (n,))
-            _check_row("head_size", self.head_size > 0, "positive")
-        if self.image_id is not None:
-            _check_array("image_id", self.image_id, np.int64, (n,))
-        if self.box_score is not None:
-            _check_array("box_score", self.box_score, np.float32, (n,))
-            _check_row("box_score", self.box_score >= 0, "at least 0")
-        if self.truth is not None and (self.image_id is None or self.box_score is None):
-            raise ValueError("truth: COCO's evaluation needs image_id and box_score too, got None")
+        for name, array in self.extras.items():
+            if len(array) != n:
+                raise ValueError(f"{name} must have one entry for each of the {n} persons, got {len(array)}")
+            _check_row(name, np.isfinite(array).all(axis=tuple(range(1, array.ndim))), "finite")
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -108,11 +82,15 @@ class Persons:
             scale=self.scale[picked],
             keypoints=self.keypoints[picked],
             visible=self.visible[picked],
-            head_size=None if self.head_size is None else self.head_size[picked],
             source_row=self.source_row[picked],
-            image_id=None if self.image_id is None else self.image_id[picked],
-            box_score=None if self.box_score is None else self.box_score[picked],
+            extras={name: array[picked] for name, array in self.extras.items()},
         )
+
+    def fingerprint(self) -> str:
+        """Tells these annotations from others, wherever they are stored: the number of persons and a checksum."""
+        names = "\n".join(path.name for path in self.image_paths).encode()
+        arrays = (self.image_index, self.center, self.scale, self.keypoints, self.visible)
+        return f"{len(self)} persons, checksum {zlib.crc32(b''.join([names, *(a.tobytes() for a in arrays)])):08x}"
 
 
 def _check_array(name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> None:

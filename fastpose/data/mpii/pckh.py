@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from os import PathLike
+from collections.abc import Sequence
 
 import numpy as np
 
-from fastpose.data.mpii import read_ground_truth
 from fastpose.skeletons import MPII
 
 # What each name averages over, in MPII's joint order.
@@ -71,45 +69,6 @@ def pckh(
         total = int(annotated[:, _COUNTED].sum())
         scores[name] = 100.0 * int(right[:, _COUNTED].sum()) / total if total else math.nan
     return scores
-
-
-def pckh_from_mat(
-    predictions: np.ndarray, gt_valid_mat: str | PathLike[str], *, rows: Sequence[int] | np.ndarray | None = None
-) -> dict[str, float]:
-    """PCKh against the community's ``gt_valid.mat``; see `pckh`.
-
-    Args:
-        predictions: [N, 16, 2] px, 0-based, in image coordinates.
-        gt_valid_mat: the file, with 1-based ``pos_gt_src``, ``jnt_missing`` and ``headboxes_src``.
-        rows: N different rows of the file that the predictions are for, in their order; None: all of the file.
-
-    Raises:
-        AnnotationError: the file does not hold what it should.
-        ValueError: predictions or rows have another shape, are not finite or are out of range.
-    """
-    truth = read_ground_truth(gt_valid_mat)
-    total = len(truth.head_size)
-    picked = np.arange(total) if rows is None else np.asarray(rows)
-    if picked.ndim != 1 or (picked.size and picked.dtype.kind not in "iu"):
-        raise ValueError(f"rows must be a list of row numbers, got {picked.dtype} of shape {picked.shape}")
-    picked = picked.astype(np.int64)
-    if ((picked < 0) | (picked >= total)).any() or len(np.unique(picked)) != len(picked):
-        raise ValueError(f"rows must be different numbers of 0 to {total - 1}, the rows of {gt_valid_mat}")
-    if len(predictions) != len(picked):
-        raise ValueError(
-            f"predictions must hold one entry for each of the {len(picked)} "
-            f"{'persons of ' + str(gt_valid_mat) if rows is None else 'rows'}, got {len(predictions)}"
-        )
-    return pckh(predictions, truth.keypoints[picked], truth.visible[picked], truth.head_size[picked])
-
-
-def format_pckh(scores: Mapping[str, float]) -> str:
-    """The scores as a table of two lines, one column per name; NaN (nothing annotated) is shown as a dash."""
-    cells = [(name, "-" if math.isnan(value) else f"{value:.2f}") for name, value in scores.items()]
-    widths = [max(len(name), len(value), 6) for name, value in cells]
-    header = "  ".join(name.rjust(width) for (name, _), width in zip(cells, widths, strict=True))
-    values = "  ".join(value.rjust(width) for (_, value), width in zip(cells, widths, strict=True))
-    return f"{header}\n{values}"
 
 
 def _numbers(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

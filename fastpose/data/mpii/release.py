@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastpose.data.annotation_rows import AnnotationError, PersonRow, mpii_box
+from fastpose.data.annotation_rows import AnnotationError, PersonRow
+from fastpose.data.boxes import mpii_box
 from fastpose.skeletons import MPII
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ def _read_person(entry: _Entry, file: Path) -> PersonRow | str:
     if head_size == 0:
         raise AnnotationError(f"{file}, {where}: the head box is empty")
 
+    extras = {"head_size": np.float32(head_size)}
     center, scale = mpii_box(np.array(position, np.float64), scale)
     keypoints, visible = np.zeros((MPII.num_joints, 2)), np.zeros(MPII.num_joints)
     for point in points:
@@ -127,7 +129,7 @@ def _read_person(entry: _Entry, file: Path) -> PersonRow | str:
         # twice counts, as in Newell's conversion, from which the community's files stem.
         if not visible[int(joint)]:
             keypoints[int(joint)], visible[int(joint)] = (x - 1, y - 1), 1
-    return PersonRow(where, entry.source_row, entry.image, center, scale, keypoints, visible, head_size)
+    return PersonRow(where, entry.source_row, entry.image, center, scale, keypoints, visible, extras)
 
 
 def _items(value: Any) -> list[Any]:

@@ -257,37 +257,6 @@ def frame_of(reduction: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.stack([step, (step - 1) / 2, (step - 1) / 2], axis=1))
 
 
-def reductions(
-    persons: Persons, size: tuple[int, int], smallest_scale: float, *, half_body: bool = False
-) -> NDArray[np.int64]:
-    """By how much each image may be reduced, int64 [M] of 1, 2, 4 or 8, so that no crop has to enlarge it for that.
-
-    The finest that any of its persons may need, at the smallest box that the augmentation can draw: a bound that the
-    host knows without knowing the draws, and that makes a person's crop the same whoever else is in the batch.
-
-    Args:
-        persons: N persons on M images.
-        size: (h, w) of the crops in pixels.
-        smallest_scale: smallest factor on the persons' boxes.
-        half_body: whether crops of half a body may be drawn too, see `body_boxes`.
-    """
-    finest = np.full(len(persons.image_paths), np.inf)
-    smallest = body_boxes(persons, size, half_body=half_body)[..., 2:].min(axis=1)
-    np.minimum.at(finest, persons.image_index, pixel_step(smallest, size) * smallest_scale)
-    return largest_reduction(finest)
-
-
-def pixel_step(scale: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Image pixels from one pixel of a crop to the next, float64 [N], for boxes of `scale` [N, 2]; the width alone
-    counts, as in crop_to_image_matrix. With udp it is more, by one in the crop's width less one at least."""
-    return 200.0 * scale[:, 0].astype(np.float64) / size[1]
-
-
-def largest_reduction(step: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The largest of REDUCTIONS that is not above `step`, at least 1."""
-    return np.array(REDUCTIONS)[np.searchsorted(REDUCTIONS, step, side="right").clip(1) - 1]
-
-
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on `device`; to a GPU by way of pinned memory, in the current stream, without waiting."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastpose.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class CheckpointError(ValueError):
 
 
 class _Ignored:
-    """Takes the place of a value that nobody looks at."""
+    """Stands for a value that nobody looks at."""
 
     def __init__(self, *arguments: object) -> None: ...
 
@@ -80,14 +81,8 @@ def save_contents(path: Path, contents: Any, *, keep_previous: bool = False, for
 
     `for_old_torch`: in the format from before torch 1.6, which knows no other.
     """
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
+    with replacing(path, keep=previous_path(path) if keep_previous else None) as file:
         torch.save(contents, file, _use_new_zipfile_serialization=not for_old_torch)
-        file.flush()
-        os.fsync(file.fileno())
-    if keep_previous and path.exists():
-        os.replace(path, previous_path(path))
-    os.replace(beside, path)
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -14,16 +14,14 @@ from fastpose.data.annotation_rows import (
     AnnotationError,
     MissingImages,
     PersonRow,
-    mpii_box,
     persons_from_rows,
     read_json,
     read_numbers,
 )
-from fastpose.data.mpii_release import load_mat, read_release
+from fastpose.data.boxes import mpii_box
+from fastpose.data.mpii.release import load_mat, read_release
 from fastpose.data.persons import Persons
 from fastpose.skeletons import MPII
-
-__all__ = ["AnnotationError", "GroundTruth", "read_ground_truth", "read_mpii"]
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ def read_mpii(
         split_list: for ``.mat``: a text file that names the validation persons, one per line: ``015601864.jpg`` for
             everybody on the image or ``015601864.jpg 1`` for one person, counted from 0 in the image's ``annorect``
             (``imgname`` and ``person`` of Newell's ``valid.h5``). Blank lines and lines that begin with # are skipped.
-        head_boxes: for ``.json``: the ``gt_valid.mat`` whose rows are those of ``annotations``; gives ``head_size``.
+        head_boxes: for ``.json``: the ``gt_valid.mat`` whose rows are those of ``annotations``; gives ``extras["head_size"]``.
             The ``.mat`` has its own head boxes.
         missing_images: "error", or "drop" to leave out the persons whose image is not there; ``source_row`` then tells
             which rows are left.
@@ -179,4 +177,5 @@ def _add_head_sizes(rows: list[PersonRow], file: Path, head_boxes: Path) -> list
     if (visible != truth.visible).any():
         count = int((visible != truth.visible).sum())
         log.warning("%s and %s disagree on whether %d joints are annotated", file, head_boxes, count)
-    return [row._replace(head_size=float(size)) for row, size in zip(rows, truth.head_size, strict=True)]
+    sizes = truth.head_size.astype(np.float32)
+    return [row._replace(extras={"head_size": size}) for row, size in zip(rows, sizes, strict=True)]

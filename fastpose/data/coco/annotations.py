@@ -20,13 +20,14 @@ from fastpose.data.annotation_rows import (
     read_json,
     read_numbers,
 )
+from fastpose.data.boxes import crop_boxes
 from fastpose.data.images import BadImageError, image_size
-from fastpose.data.persons import CocoTruth, Persons
+from fastpose.data.coco.ap import CocoTruth
+from fastpose.data.persons import Persons
 from fastpose.skeletons import COCO, Skeleton
 
 log = logging.getLogger(__name__)
 
-PADDING = 1.25  # how much larger than the box the crop is (SimpleBaselines)
 SIZES_CHECKED = 1000  # of how many images; all of COCO's would take as long as a first epoch on a slow disk
 _LARGEST_AREA = 1e12  # of a person, square pixels
 
@@ -40,6 +41,7 @@ def read_coco(
     detections: str | PathLike[str] | None = None,
     missing_images: MissingImages = "error",
     for_evaluation: bool = False,
+    box_sides: bool = False,
 ) -> Persons:
     """Reads the persons of an annotation file in COCO's format, in the order of the file, as SimpleBaselines does.
 
@@ -63,7 +65,13 @@ def read_coco(
             boxes and scores below 0 are left out; how many, is logged.
         missing_images: "error", or "drop" to leave out the persons whose image is not there, and the image from the
             evaluation.
-        for_evaluation: keep what COCO's evaluation needs (``truth``). Detections are always for evaluation.
+        for_evaluation: keep what COCO's evaluation compares with (``truth``). Detections are always for evaluation.
+        box_sides: keep what PCK may be measured by.
+
+    Returns:
+        The persons, with these extras: ``image_id``, int64 [N], COCO's number of the image; ``box_score``, float32 [N],
+        how sure a detector was of the box, 1 for annotated ones; with box_sides ``box_side``, float32 [N], the longer
+        side of the box as the file has it, px.
 
     Raises:
         AnnotationError: a file does not hold what it should; names file and annotation. That the images are of the size
@@ -90,6 +98,9 @@ def read_coco(
             f"{category}) with joints and a box; a file that has none on purpose goes with detections"
         )
     persons = persons_from_rows(rows, source, root, missing_images, skeleton)
+    if not box_sides:
+        kept = {name: array for name, array in persons.extras.items() if name != "box_side"}
+        persons = dataclasses.replace(persons, extras=kept)
     _check_sizes(persons, pictures, file)
     if not for_evaluation and detections is None:
         return persons
@@ -105,10 +116,9 @@ def read_coco(
 
 def _check_sizes(persons: Persons, pictures: dict[int, _Picture], file: Path) -> None:
     """Pictures that were resized or turned after they were annotated would be cropped at the wrong places."""
-    assert persons.image_id is not None
     _, rows = np.unique(persons.image_index, return_index=True)
     for row in rows[:: -(-len(rows) // SIZES_CHECKED)]:
-        picture, path = pictures[int(persons.image_id[row])], persons.image_paths[persons.image_index[row]]
+        picture, path = pictures[int(persons.extras["image_id"][row])], persons.image_paths[persons.image_index[row]]
         try:
             height, width = image_size(path)
         except BadImageError:  # an error when it is needed, or with --on_bad_image skip none
@@ -118,15 +128,6 @@ def _check_sizes(persons: Persons, pictures: dict[int, _Picture], file: Path) ->
                 f"{file}: {picture.name}: expected the image's width and height, {width} and {height}, got "
                 f"{picture.width:g} and {picture.height:g}"
             )
-
-
-def crop_boxes(boxes: np.ndarray, aspect: float) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (x, y, w, h) [N, 4] to crops of w / h = `aspect`, 1.25 times as large: centres, scales (of 200 px), [N, 2].
-
-    Source: SimpleBaselines' ``_box2cs``.
-    """
-    width = np.maximum(boxes[:, 2], boxes[:, 3] * aspect) * PADDING
-    return boxes[:, :2] + boxes[:, 2:] / 2, np.stack([width, width / aspect], axis=1) / 200
 
 
 class _Picture(NamedTuple):
@@ -205,6 +206,7 @@ def _read_annotations(
     cut = _cut_boxes(boxes, [pictures[record["image_id"]] for record in records])
     usable = visible.any(axis=1) & (areas > 0) & (cut[:, 2:].min(axis=1) >= 0) & (cut[:, 2:].max(axis=1) > 0)
     centers, scales = crop_boxes(cut, aspect)
+    sides = boxes[:, 2:].max(axis=1, initial=0).astype(np.float32)
 
     annotations, rows = [], []
     for i, (number, (row, record)) in enumerate(found.items()):
@@ -233,8 +235,7 @@ def _read_annotations(
                     scale=tuple(scales[i]),
                     keypoints=keypoints[i],
                     visible=visible[i],
-                    image_id=image,
-                    box_score=1.0,
+                    extras={"image_id": np.int64(image), "box_score": np.float32(1), "box_side": sides[i]},
                 )
             )
     log.info("%s: %d of %d annotations are persons with joints and a box", file, len(rows), len(annotations))
@@ -265,6 +266,7 @@ def _read_detections(
         raise AnnotationError(f"{names[np.argmax(wrong)]}: bbox must have no width or height below 0, got {got}")
     usable = (scores >= 0) & (boxes[:, 2:].max(axis=1) > 0)
     centers, scales = crop_boxes(boxes, aspect)
+    sides = boxes[:, 2:].max(axis=1).astype(np.float32)
     nowhere, unseen = np.zeros((skeleton.num_joints, 2)), np.zeros(skeleton.num_joints)
     rows, others, elsewhere, unusable = [], 0, 0, 0
     for i, record in enumerate(records):
@@ -285,8 +287,7 @@ def _read_detections(
                     scale=tuple(scales[i]),
                     keypoints=nowhere,
                     visible=unseen,
-                    image_id=image,
-                    box_score=scores[i],
+                    extras={"image_id": np.int64(image), "box_score": np.float32(scores[i]), "box_side": sides[i]},
                 )
             )
     if others or elsewhere or unusable:

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO's keypoints, and any data in their format: annotations, AP, OKS and PCK."""
+
+from fastpose.data.boxes import crop_boxes
+from fastpose.data.coco.annotations import AnnotationError, read_coco
+from fastpose.data.coco.ap import CocoTruth, keypoint_ap, keypoint_results, rescore
+from fastpose.data.coco.dataset import Coco
+from fastpose.data.coco.oks import oks, oks_nms
+from fastpose.data.coco.pck import PckScorer, pck
+from fastpose.data.coco.score import ApScorer
+
+__all__ = [
+    "AnnotationError",
+    "ApScorer",
+    "Coco",
+    "CocoTruth",
+    "PckScorer",
+    "crop_boxes",
+    "keypoint_ap",
+    "keypoint_results",
+    "oks",
+    "oks_nms",
+    "pck",
+    "read_coco",
+    "rescore",
+]

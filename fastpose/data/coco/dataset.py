@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data in COCO's keypoint format as a data set: files, joints and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from fastpose.data.coco.annotations import read_coco
+from fastpose.data.coco.pck import PckScorer
+from fastpose.data.coco.score import ApScorer
+from fastpose.data.dataset import DataOptions, Scorer, Split
+from fastpose.data.persons import Persons
+from fastpose.files import check_is_file
+from fastpose.skeletons import COCO, Skeleton, read_skeleton
+
+
+class Coco:
+    """Annotations in COCO's format, scored by AP or PCK. See `fastpose.data.dataset.Dataset`."""
+
+    layout: ClassVar[Mapping[str, str]] = {
+        "train_annotations": "annotations/person_keypoints_train2017.json",
+        "valid_annotations": "annotations/person_keypoints_val2017.json",
+        "images": "train2017",
+        "valid_images": "val2017",
+    }
+    joints: ClassVar[Skeleton] = COCO
+    input_size: ClassVar[tuple[int, int]] = (256, 192)
+    fits_boxes: ClassVar[bool] = True
+
+    def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
+        self.data, self.size = data, size
+        self.skeleton = skeleton or (read_skeleton(data.skeleton) if data.skeleton else COCO)
+
+    def read(self, split: Split) -> Persons:
+        data = self.data
+        annotations = data.path(f"{split}_annotations")
+        check_is_file(f"{split}_annotations", annotations)
+        detections = data.path("detections") if data.detections and split == "valid" else None
+        if detections:
+            check_is_file("detections", detections)
+        return read_coco(
+            annotations,
+            data.images_path(split),
+            self.size,
+            skeleton=self.skeleton,
+            detections=detections,
+            missing_images=data.missing_images,
+            for_evaluation=split == "valid",
+            box_sides=data.score == "pck",
+        )
+
+    def scorer(self, persons: Persons) -> Scorer:
+        if self.data.score == "pck":
+            return PckScorer(persons, self.data)
+        assert persons.truth is not None  # `read` of the validation persons keeps it
+        return ApScorer(persons, persons.truth)

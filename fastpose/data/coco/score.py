@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO's score for a run: AP of the validation persons, and their predictions as COCO's server takes them."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastpose.data.coco.ap import CocoTruth, keypoint_ap, keypoint_results, known_sigmas, require_pycocotools
+from fastpose.data.dataset import format_values
+from fastpose.data.persons import Persons
+from fastpose.files import write_text
+from fastpose.option import OptionError
+
+
+class ApScorer:
+    """COCO's AP and AR over the images that could be read, see `keypoint_ap`.
+
+    Args:
+        persons: N persons of `read_coco`, for evaluation.
+        truth: what they are compared with.
+    """
+
+    name, main, label = "coco", "AP", "AP"
+    curves: Mapping[str, str] = {"AP": "AP", "AP50": "AP50"}
+
+    def __init__(self, persons: Persons, truth: CocoTruth) -> None:
+        self.persons, self.truth = persons, truth
+        self.notes: Mapping[str, str] = {"box_source": truth["box_source"]}
+        self.note = f"boxes: {truth['box_source']}"
+        self._results_of: tuple[np.ndarray, list[dict[str, Any]]] | None = None
+
+    def needs(self, *, to_train: bool) -> None:
+        if to_train and not self.truth["annotations"]:
+            raise OptionError("valid_annotations", "AP needs annotated persons to compare with, and there are none")
+        known_sigmas(self.persons)
+        if self.truth["annotations"]:
+            require_pycocotools()
+
+    def score(self, predictions: np.ndarray, scores: np.ndarray, seen: np.ndarray) -> dict[str, float] | None:
+        if not self.truth["annotations"]:
+            return None
+        unread = set(self.persons.extras["image_id"][~seen].tolist())
+        results = self.results(predictions, scores)
+        values = keypoint_ap(self.truth, results, known_sigmas(self.persons), without_images=unread)
+        if math.isnan(values["AP"]):
+            raise ValueError("AP needs annotated joints, and the persons to evaluate have none")
+        return values
+
+    def results(self, predictions: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+        """See `keypoint_results`. Those of the last predictions are kept, as scoring and writing both want them."""
+        if self._results_of is None or self._results_of[0] is not predictions:
+            found = keypoint_results(self.persons, self.truth["category"], predictions, scores)
+            self._results_of = (predictions, found)
+        return self._results_of[1]
+
+    def table(self, values: Mapping[str, float] | None) -> str:
+        return f"{format_values(values)}\n{self.note}" if values else "no annotations, no AP: predictions only"
+
+    def write(self, folder: Path, predictions: np.ndarray, scores: np.ndarray) -> Path:
+        """Writes keypoints_results.json; a person whose image could not be read is absent."""
+        path = folder / "keypoints_results.json"
+        write_text(path, json.dumps(self.results(predictions, scores), allow_nan=False))
+        return path
+
+    def fingerprint(self) -> str:
+        truth = json.dumps(self.truth).encode() + self.persons.extras["box_score"].tobytes()
+        return f"checksum of COCO's annotations and scores of boxes {zlib.crc32(truth):08x}"

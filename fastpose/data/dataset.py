@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a data set and a score are to the rest of fastpose, and the options that say which data to use.
+
+Each data set has a room of its own in this package, with its annotations and its score; `datasets.py` lists them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+
+from fastpose.data.persons import Persons
+from fastpose.option import OptionError, check_at_least, option
+from fastpose.skeletons import Skeleton
+
+Split = Literal["train", "valid"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data to train and evaluate on, and which score to give.
+
+    `fastpose.options.settle` names the files that nobody named, by the data set's own layout.
+    """
+
+    data_root: str = option(
+        "",
+        "directory the data paths are relative to, or a pack (see fastpose pack), which holds all of the data; empty: "
+        "the environment variable FASTPOSE_DATA_ROOT, else data/mpii or data/coco",
+    )
+    dataset: str = option(
+        "mpii",
+        "format of the annotations: mpii, scored by PCKh; or coco, with whichever joints a skeleton names, scored by "
+        "AP (pip install pycocotools) or, with --score pck, by PCK",
+    )
+    skeleton: str = option(
+        "", "joints of a data set in COCO's format: a YAML file (see docs/skeletons.md); empty: the data set's own"
+    )
+    train_annotations: str = option(
+        "",
+        "training annotations: MPII .json (community) or .mat (official), or COCO .json; empty: annot/train.json, for "
+        "COCO annotations/person_keypoints_train2017.json",
+    )
+    valid_annotations: str = option(
+        "",
+        "validation annotations, in the same formats; empty: annot/valid.json, for COCO "
+        "annotations/person_keypoints_val2017.json",
+    )
+    head_boxes: str = option(
+        "annot/gt_valid.mat", "head boxes of the validation .json for PCKh; not used with a .mat, which has its own"
+    )
+    detections: str = option(
+        "",
+        "a detector's boxes of persons, to evaluate COCO in: below data_root, in the format of "
+        "COCO_val2017_detections_AP_H_56_person.json; empty: the annotations' own boxes, with which AP is some points "
+        "higher than the published ones",
+    )
+    split_list: str = option(
+        "",
+        "text file that names the validation persons of a .mat, one IMAGE or IMAGE PERSON (from 0) per line; "
+        "the rest is for training; empty with .json",
+    )
+    images: str = option(
+        "",
+        "directory of the images; empty: images; for COCO, if no annotations are named either, train2017 and, to "
+        "evaluate, val2017",
+    )
+    valid_images: str = option("", "directory of the validation images; empty: that of `images`")
+    missing_images: Literal["error", "drop"] = option("error", "what to do with annotations whose image does not exist")
+    synthetic_persons: int = option(
+        0, "synthetic persons to generate in data_root unless they are there, count; 0: never"
+    )
+    synthetic_seed: int = option(0, "seed of the synthetic persons")
+    score: Literal["auto", "pck"] = option(
+        "auto", "score of data in COCO's format; auto: AP, which needs sigmas; pck: PCK, with AUC, EPE and NME beside it"
+    )
+    pck_norm: Literal["box", "torso", "pixels"] = option(
+        "box",
+        "what PCK measures errors in: the longer side of the person's annotated box; its torso, from the left shoulder "
+        "to the right hip; or pck_pixels",
+    )
+    pck_threshold: float = option(0.2, "largest error that PCK counts as right, in units of pck_norm")
+    pck_pixels: float = option(30.0, "normaliser of AUC, and of PCK with pck_norm pixels; image pixels")
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "synthetic_persons", "synthetic_seed")
+        for name in ("pck_threshold", "pck_pixels"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise OptionError(name, f"expected a positive number, got {getattr(self, name)}")
+
+    def path(self, name: str) -> Path:
+        """The file or directory that option `name` names, below the data root."""
+        return Path(self.data_root) / getattr(self, name)
+
+    def images_path(self, split: Split) -> Path:
+        """The directory of a split's images."""
+        return self.path("valid_images" if split == "valid" and self.valid_images else "images")
+
+
+# The options that say what the data are: files below the data root, and their format.
+DATA_FILES = (
+    "dataset",
+    "train_annotations",
+    "valid_annotations",
+    "head_boxes",
+    "detections",
+    "split_list",
+    "images",
+    "valid_images",
+)
+
+
+class Scorer(Protocol):
+    """The score of predictions for certain persons: arrays in, numbers, a table and a file out.
+
+    Attributes:
+        name: its key in the files of a run: "pckh", "coco".
+        main: which of its values ranks networks; higher is better.
+        label: what people call that value: "PCKh@0.5", "AP".
+        curves: the values that curves.png shows, and what to call them there.
+        notes: what every score needs beside it in files, such as the source of the boxes.
+        note: the same for people; empty if there is nothing.
+    """
+
+    name: str
+    main: str
+    label: str
+    curves: Mapping[str, str]
+    notes: Mapping[str, str]
+    note: str
+
+    def needs(self, *, to_train: bool) -> None:
+        """Raises OptionError, naming what is missing, if these persons cannot be scored.
+
+        `to_train`: there must be a score, as training goes by it; otherwise predictions without one are possible.
+        """
+        ...
+
+    def score(self, predictions: np.ndarray, scores: np.ndarray, seen: np.ndarray) -> dict[str, float] | None:
+        """Scores predictions [N, K, 2] in image pixels with the network's scores [N, K].
+
+        Args:
+            predictions, scores: one row per person, NaN where the image could not be read.
+            seen: bool [N], whether it could.
+
+        Returns:
+            Values by name, percent unless the name says otherwise, NaN where nobody is annotated; None if there is
+            nothing to compare with.
+
+        Raises:
+            ValueError: there are annotations, and none for any of the persons seen.
+        """
+        ...
+
+    def table(self, values: Mapping[str, float] | None) -> str:
+        """The values as a table for people, or why there are none."""
+        ...
+
+    def write(self, folder: Path, predictions: np.ndarray, scores: np.ndarray) -> Path:
+        """Writes the predictions in the data set's own format into `folder`; returns the file."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Tells what is compared with from other annotations: a pack is made again if it changes."""
+        ...
+
+
+class Dataset(Protocol):
+    """A data set in one format: a class made from options, the network's input (h, w) and its joints.
+
+    `Dataset(data, size, skeleton)`: `size` matters where boxes grow to the network's aspect ratio; `skeleton` is that
+    of the network to evaluate, None to take the data set's own.
+
+    Attributes:
+        layout: the files and directories that the options may leave out, by option.
+        joints: the skeleton of the data set if no file names another.
+        input_size: (h, w) that networks for it usually take, for files of weights that do not tell.
+        fits_boxes: whether boxes grow to the aspect ratio of the network's input when they are read.
+        skeleton: the joints of `read`'s persons.
+    """
+
+    layout: ClassVar[Mapping[str, str]]
+    joints: ClassVar[Skeleton]
+    input_size: ClassVar[tuple[int, int]]
+    fits_boxes: ClassVar[bool]
+    skeleton: Skeleton
+
+    def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
+        """Raises OptionError if the options are not for this format, or the joints not for this data set."""
+        ...
+
+    def read(self, split: Split) -> Persons:
+        """Reads the annotations of a split.
+
+        Raises:
+            FileNotFoundError: a file or folder is missing; names the option and the path.
+            ValueError: a file holds something unusable; names the file and the record.
+        """
+        ...
+
+    def scorer(self, persons: Persons) -> Scorer:
+        """The score for these persons, which `read` gave, or some of them."""
+        ...
+
+
+def format_values(values: Mapping[str, float]) -> str:
+    """Scores as a table of two lines, one column per name; NaN (nobody is annotated) is shown as a dash."""
+    cells = [(name, "-" if math.isnan(value) else f"{value:.2f}") for name, value in values.items()]
+    widths = [max(len(name), len(value), 6) for name, value in cells]
+    header = "  ".join(name.rjust(width) for (name, _), width in zip(cells, widths, strict=True))
+    row = "  ".join(value.rjust(width) for (_, value), width in zip(cells, widths, strict=True))
+    return f"{header}\n{row}"

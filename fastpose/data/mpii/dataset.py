@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MPII Human Pose as a data set: its files, its joints and its score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from fastpose.data.dataset import DataOptions, Split
+from fastpose.data.mpii.annotations import read_mpii
+from fastpose.data.mpii.score import PckhScorer
+from fastpose.data.persons import Persons
+from fastpose.files import check_is_file
+from fastpose.option import OptionError
+from fastpose.skeletons import MPII, Skeleton
+
+
+class Mpii:
+    """Annotations in MPII's format, scored by PCKh. See `fastpose.data.dataset.Dataset`."""
+
+    layout: ClassVar[Mapping[str, str]] = {
+        "train_annotations": "annot/train.json",
+        "valid_annotations": "annot/valid.json",
+        "images": "images",
+        "valid_images": "",
+    }
+    joints: ClassVar[Skeleton] = MPII
+    input_size: ClassVar[tuple[int, int]] = (256, 256)
+    fits_boxes: ClassVar[bool] = False
+
+    def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
+        if data.detections:
+            raise OptionError("detections", f"goes with --dataset coco, got {data.detections!r} with MPII's format")
+        if data.score != "auto":
+            raise OptionError("score", f"{data.score} goes with --dataset coco; data in MPII's format get PCKh")
+        if skeleton is None and data.skeleton:
+            raise OptionError(
+                "skeleton", f"MPII's format has joints of its own, got {data.skeleton}: add --dataset coco"
+            )
+        if skeleton is not None and skeleton.joints != MPII.joints:
+            raise OptionError(
+                "dataset", f"MPII's format has joints of its own, the network those of {skeleton.name!r}"
+            )
+        self.data, self.skeleton = data, MPII
+
+    def read(self, split: Split) -> Persons:
+        data = self.data
+        annotations = data.path(f"{split}_annotations")
+        check_is_file(f"{split}_annotations", annotations)
+        official = annotations.suffix == ".mat"
+        with_heads = bool(data.head_boxes) and split == "valid" and not official
+        if data.split_list:
+            check_is_file("split_list", data.path("split_list"))
+        if with_heads:
+            check_is_file("head_boxes", data.path("head_boxes"))
+        return read_mpii(
+            annotations,
+            data.images_path(split),
+            split=split if official else None,
+            split_list=data.path("split_list") if data.split_list else None,
+            head_boxes=data.path("head_boxes") if with_heads else None,
+            missing_images=data.missing_images,
+        )
+
+    def scorer(self, persons: Persons) -> PckhScorer:
+        # An official .mat has its own head boxes; otherwise there is no PCKh without them, whatever a pack has stored.
+        wanted = bool(self.data.head_boxes) or self.data.valid_annotations.endswith(".mat")
+        return PckhScorer(persons, persons.extras.get("head_size") if wanted else None)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are written whole or not at all, and what reads them back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def written_beside(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
+    """A path beside `path` to write a file to. It becomes `path`, whole and on the disk, once the block ends.
+
+    If the block raises, the file beside is removed and `path` stays as it was.
+
+    Args:
+        path: the file to replace or to make. Its suffix, which some writers go by, stays.
+        keep: where to keep the file that was at `path` before.
+
+    Raises:
+        OSError: as the block raised it; of a full disk, which does not say where, with `path` in it.
+    """
+    beside = path.with_name(f"{path.stem}.part{path.suffix}")
+    try:
+        yield beside
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(beside, path)
+    except BaseException as error:
+        beside.unlink(missing_ok=True)  # a full disk is not to stay full
+        # BrokenPipeError comes from printing progress inside the block.
+        if isinstance(error, OSError) and error.filename is None and not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` once the block ends, see `written_beside`."""
+    with written_beside(path, keep=keep) as beside, open(beside, "wb") as file:
+        yield file
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, contents: Any) -> None:
+    """Writes readable JSON, whole or not at all; NaN, which JSON lacks, is a ValueError."""
+    write_text(path, json.dumps(contents, indent=2, allow_nan=False) + "\n")
+
+
+def write_yaml(path: Path, contents: dict[str, Any]) -> None:
+    """Writes plain values as YAML, whole or not at all."""
+    import yaml
+
+    write_text(path, yaml.safe_dump(contents, sort_keys=False))
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Appends one JSON object; NaN, which JSON lacks, is a ValueError."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path, epochs: int) -> list[dict[str, Any]]:
+    """The lines of the first `epochs` epochs; drops those after, which a resumed run is about to write again."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # a torn last line; its epoch is trained again
+            break
+        if line["epoch"] > epochs:
+            break
+        lines.append(line)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def check_is_file(option: str, path: Path) -> None:
+    """Raises FileNotFoundError, naming the option, if there is no such file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}: no file {path}")

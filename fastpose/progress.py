@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress on standard output: on a terminal a line that renews itself, in a log a line every ten seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+SECONDS_IN_A_LOG = 10.0  # from one line to the next
+SECONDS_ON_A_TERMINAL = 0.1
+
+
+class ProgressLine:
+    """The line of a terminal that is still open, or the lines of a log."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+        self.open = False
+        self._last = time.perf_counter() - (SECONDS_ON_A_TERMINAL if self.terminal else 0)
+
+    @property
+    def due(self) -> bool:
+        """Whether `renew` would print now."""
+        seconds = SECONDS_ON_A_TERMINAL if self.terminal else SECONDS_IN_A_LOG
+        return time.perf_counter() - self._last >= seconds
+
+    def renew(self, text: str) -> None:
+        """Shows a state that the next one replaces, if it is due."""
+        if self.due:
+            self._print(text, end="" if self.terminal else "\n")
+            self.open = self.terminal
+
+    def print(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._print(text, end="\n")
+        self.open = False
+
+    def end(self) -> None:
+        """Lets what is printed next begin on a line of its own."""
+        if self.open:
+            print(flush=True)
+            self.open = False
+
+    def _print(self, text: str, *, end: str) -> None:
+        self._last = time.perf_counter()
+        print(f"\r\x1b[2K{text}" if self.terminal else text, end=end, flush=True)
+
+
+class CountedProgress:
+    """Progress of work that can be counted: how much is done, how fast, and the time left.
+
+    Args:
+        title: what is being done.
+        unit: what is counted, in the plural.
+        total: how many there are.
+    """
+
+    def __init__(self, title: str, unit: str, total: int) -> None:
+        self.title, self.unit, self.total = title, unit, total
+        self.line = ProgressLine()
+        self._begin = self._last = time.perf_counter()
+        self._found = 0
+
+    def show(self, done: int, found: int = 0) -> None:
+        """Called with how many are done, and how many of these were done before: these do not count for the speed."""
+        now = time.perf_counter()
+        if found > self._found:  # the time went into looking at these
+            self._found, self._begin = found, self._begin + now - self._last
+        self._last = now
+        text = f"{self.title}  {done:{len(str(self.total))}d}/{self.total} {self.unit}"
+        if done > found:
+            rate = (done - found) / max(now - self._begin, 1e-9)
+            text += f"  {rate:.1f} {self.unit}/s  {duration((self.total - done) / rate)} left"
+        self.line.renew(text)
+
+    def end(self) -> None:
+        """Lets what is printed next begin on a line of its own."""
+        self.line.end()
+
+
+def duration(seconds: float) -> str:
+    """75 -> 1m15s"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
