@@ -1,37 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m fastpose.evaluate`: scores a checkpoint and writes its predictions in MPII's or COCO's format."""
+"""`python -m fastpose.evaluate`: scores a checkpoint and writes its predictions in its data set's format."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import numpy as np
-from scipy.io import savemat
+from fastpose.data.dataset import DataOptions
+from fastpose.data.datasets import open_dataset
+from fastpose.data.pack.format import is_pack
+from fastpose.device import choose_device
+from fastpose.engine.evaluation import predict_all, scored, scores_entry
+from fastpose.engine.loading import make_loader
+from fastpose.files import check_is_file, write_json
+from fastpose.models.decoding import DecodeOptions
+from fastpose.models.weights import Weights
+from fastpose.option import OptionError, option
+from fastpose.options.asked import Command
+from fastpose.options.settings import Settings
+from fastpose.options.settle import BEFORE
+from fastpose.progress import CountedProgress
+from fastpose.trained import load_trained
 
-from fastpose.build import DATA_OPTIONS, as_packed, check_is_file, load_model, make_loader, read_split
-from fastpose.checkpoint import checkpoint_file
-from fastpose.config import NetworkOptions, TrainOptions, option, run_command
-from fastpose.data.packed import is_pack
-from fastpose.engine import choose_device, evaluate
-from fastpose.metrics.coco import known_sigmas, require_pycocotools
-from fastpose.report import EvaluationReport, format_scores, replace_text, scores_entry, write_json
+DESCRIPTION = """Evaluate a checkpoint and write scores.json: with PCKh and pred.mat on MPII, with AP or PCK and
+keypoints_results.json on data in COCO's format. Data options that are not asked for are those of the training."""
 
-SETTINGS = ("size", "color_order", "udp", "refine", "blur_kernel", "flip_test", "flip_shift")  # in scores.json
+# Of training's options. What evaluates here need not decode or compute as the training did.
+OFFERED = (
+    *("data_root", "dataset", "skeleton", "head_boxes", "detections", "split_list", "missing_images"),
+    *("score", "pck_norm", "pck_threshold", "pck_pixels"),
+    *("model", "size", "color_order", "udp"),
+    *(field.name for field in dataclasses.fields(DecodeOptions)),
+    *("on_bad_image", "decoder", "reduced_decode", "decode_threads", "eval_batch_size", "amp", "device"),
+)
+OWN_DEFAULTS = {"decoder": "cpu", "device": "auto"}
+# One pass over the images: to keep them would only take memory. Nothing is drawn into the data root.
+INSTEAD = {**OWN_DEFAULTS, "resident": False, "synthetic_persons": 0}
 CALLED = {"valid_annotations": "annotations", "valid_images": "images", "train_annotations": ""}  # of training, here
-
-DESCRIPTION = """Evaluate a checkpoint and write scores.json: with PCKh and pred.mat on MPII, with AP and
-keypoints_results.json on COCO. Where a data option is not given, the checkpoint's validation data is taken."""
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(NetworkOptions):
-    """What to evaluate, and on what. None stands for what the checkpoint was trained with."""
+class EvaluateOptions:
+    """What to evaluate, and on what."""
 
     checkpoint: str = option(
         dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt; or SimpleBaselines' or mmpose's file"
@@ -41,138 +55,98 @@ class EvaluateOptions(NetworkOptions):
         "folder to write scores.json and predictions to; empty: the checkpoint's, on its own data only; for another "
         "program's FILE.pth.tar FILE-results beside it",
     )
-    data_root: str | None = option(None, "directory the data paths are relative to, or a pack (see fastpose pack)")
     annotations: str | None = option(
         None,
         "annotations: MPII .json (community) or .mat (official), or COCO .json; a pack has its own and refuses others",
     )
-    head_boxes: str | None = option(
-        None, "head boxes (gt_valid.mat) of the .json for PCKh; empty: none, predictions only"
-    )
-    detections: str | None = option(
-        None,
-        "a detector's boxes of persons, to evaluate COCO in, in the format of "
-        "COCO_val2017_detections_AP_H_56_person.json; empty: the annotations' own boxes",
-    )
-    split_list: str | None = option(
-        None,
-        "text file that names the validation persons of a .mat, one IMAGE or IMAGE PERSON (from 0) per line; "
-        "empty with .json",
-    )
     images: str | None = option(None, "directory of the images")
-    missing_images: Literal["error", "drop"] | None = option(
-        None, "what to do with annotations whose image is not there"
-    )
-    on_bad_image: Literal["error", "skip"] | None = option(None, "what to do with an image that cannot be decoded")
-    eval_batch_size: int | None = option(None, "persons in a batch, count")
-    flip_test: bool | None = option(None, "evaluate the picture and its mirror image and average their heatmaps")
-    decoder: Literal["cpu", "gpu"] = option("cpu", "what decodes JPEG files, whatever it was in training")
-    reduced_decode: bool | None = option(
-        None, "decode images at 1/2, 1/4 or 1/8 of their size where the crop shrinks them at least that much"
-    )
-    decode_threads: int | None = option(
-        None, "threads that read and decode image files, count; 0: one per core for a GPU, 2 for the CPU"
-    )
-    amp: Literal["auto", "off", "bfloat16"] | None = option(
-        None, "type that convolutions run in: float32 (off) or bfloat16; auto: bfloat16 on GPUs that are fast at it"
-    )
-    device: str = option("auto", "cpu, cuda, cuda:1, mps, xpu and so on; auto: cuda where there is one, else cpu")
-
-    def apply(self, trained: TrainOptions) -> TrainOptions:
-        """The training's options with those given here in their place."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        for name in ("checkpoint", "out", *(field.name for field in dataclasses.fields(NetworkOptions))):
-            given.pop(name, None)  # load_model has looked at the latter
-        if "annotations" in given:
-            given["valid_annotations"] = given.pop("annotations")
-        if "images" in given:
-            given["valid_images"] = ""
-        # One pass over the images: to keep them would only take memory.
-        return dataclasses.replace(trained, resident=False, **given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
-    return run_command("evaluate", DESCRIPTION, EvaluateOptions, run, argv)
+    command = Command(
+        "evaluate", DESCRIPTION, EvaluateOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
+    )
+    return command.run(run, argv)
 
 
-def run(given: EvaluateOptions) -> int:
+def run(own: EvaluateOptions, asked: dict[str, Any]) -> int:
     """Evaluates and writes scores.json and the predictions."""
-    device = choose_device(given.device)
-    checkpoint = checkpoint_file(Path(given.checkpoint))
-    model, trained, skeleton = load_model(checkpoint, device, given)
-    options = given.apply(trained)
-    foreign = trained.weights == str(checkpoint)  # another program's, with no run around it
-    if not given.out and not foreign and (changed := other_data(trained, options)):
-        raise ValueError(
-            f"out: {', '.join(changed)} differs from the run's own; name a folder with --out, so that the results on "
-            f"other data do not replace those in {checkpoint.parent}"
-        )
-    names = {"valid_annotations": given.annotations} | dataclasses.asdict(given)
-    root = options.resolved_data_root()
-    # Nobody reads the training's annotations here, so a pack may hold any.
-    options = dataclasses.replace(options, train_annotations="")
-    options = as_packed(options, [name for name in DATA_OPTIONS if names.get(name) is not None], CALLED)
-    if not is_pack(root):
-        check_is_file("annotations", options.data_path("valid_annotations"))
-    persons = read_split(options, "valid", skeleton)
-    if persons.truth is not None:  # said now, and not after the evaluation
-        known_sigmas(persons)
-        if persons.truth.annotations:
-            require_pycocotools()
+    if own.annotations is not None:
+        asked["valid_annotations"] = own.annotations
+    if own.images is not None:
+        asked |= {"images": own.images, "valid_images": ""}
+    device = choose_device(asked.get("device", "auto"))
+    trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD, called=CALLED)
+    settings, skeleton = trained.settings, trained.skeleton
+    data, network = settings.data, settings.network
+    out = results_folder(own.out, trained.file, trained.weights, data)
+    packed = is_pack(Path(data.data_root))
+    if not packed:
+        check_is_file("annotations", data.path("valid_annotations"))
+    dataset = open_dataset(data, network.size, skeleton)
+    persons = dataset.read("valid")
+    scorer = dataset.scorer(persons)
+    scorer.needs(to_train=False)  # said now, and not after the evaluation
     print(f"{len(persons)} persons to evaluate, on {device}", flush=True)
-    loader, report = make_loader(persons, options, device, training=False), EvaluationReport(len(persons))
+    batch_size = settings.schedule.eval_batch_size
+    loader = make_loader(persons, network, settings.pixels, settings.compute, device, batch_size=batch_size)
+    progress = CountedProgress("evaluation", "persons", len(persons), stays=False)
     try:
-        evaluation = evaluate(model, loader, options, report=report.persons)
+        evaluation = predict_all(trained.decoder(), loader, report=progress.show)
     finally:
-        report.end_line()
+        progress.end()
     assert evaluation is not None  # only a stop signal makes it None, and none is listened for
-    out = Path(given.out) if given.out else results_of(checkpoint) if foreign else checkpoint.parent
+    values = scored(evaluation, scorer).values
     out.mkdir(parents=True, exist_ok=True)
-    if evaluation.results is None:
-        predictions = out / "pred.mat"
-        write_predictions(predictions, evaluation.predictions, persons.source_row)
-    else:
-        predictions = out / "keypoints_results.json"
-        replace_text(predictions, json.dumps(evaluation.results, allow_nan=False))
+    predictions = scorer.write(out, evaluation.predictions, evaluation.scores)
     scores = {
-        **scores_entry(evaluation, coco=persons.truth is not None),
-        "checkpoint": str(checkpoint.resolve()),
-        "annotations": str(root if is_pack(root) else options.data_path("valid_annotations")),
+        **scores_entry(scorer, values),
+        "checkpoint": str(trained.file.resolve()),
+        "annotations": data.data_root if packed else str(data.path("valid_annotations")),
         "persons": len(persons),
         "skipped_persons": evaluation.skipped,
-        **{name: getattr(options, name) for name in SETTINGS},
+        "size": network.size,
+        "color_order": network.color_order,
+        "udp": network.udp,
+        **dataclasses.asdict(settings.decode),
         "device": str(device),
     }
     write_json(out / "scores.json", scores)
-    print(format_scores(evaluation))
+    print(scorer.table(values))
     if evaluation.skipped:
-        how = "NaN" if evaluation.results is None else "absent"
-        print(f"without {evaluation.skipped} persons whose image could not be read ({how} in {predictions.name})")
+        print(f"without {evaluation.skipped} persons whose image could not be read")
     print(f"wrote {predictions}\nwrote {out / 'scores.json'}")
     return 0
 
 
-def results_of(file: Path) -> Path:
-    """models/pose_resnet_50_256x256.pth.tar -> models/pose_resnet_50_256x256-results"""
-    return file.with_name(file.name.partition(".")[0] + "-results")
+def results_folder(out: str, checkpoint: Path, weights: Weights, data: DataOptions) -> Path:
+    """The folder to write to.
 
-
-def other_data(trained: TrainOptions, options: TrainOptions) -> list[str]:
-    """Names of the options by which the validation data differs from the training run's."""
-    names = ("valid_annotations", "head_boxes", "split_list", "detections")
-    if trained.resolved_data_root() != options.resolved_data_root():
-        return ["data_root"]
-    other = [CALLED.get(name, name) for name in names if trained.data_path(name) != options.data_path(name)]
-    return other + ["images"] * (trained.images_path("valid") != options.images_path("valid"))
-
-
-def write_predictions(path: Path, predictions: np.ndarray, source_row: np.ndarray) -> None:
-    """Writes MPII's `preds`, float64 [N, 16, 2], 1-based, in the order of the annotations, for 0-based predictions.
-
-    `rows` [N], 1-based as well, says which annotation each is for; it is 1 to N unless images were missing.
+    Raises:
+        OptionError: it would be the run's own, and the data are others than the run's.
     """
-    savemat(path, {"preds": predictions.astype(np.float64) + 1.0, "rows": source_row + 1}, do_compression=True)
+    if out:
+        return Path(out)
+    if weights.checkpoint is None:  # another program's, with no run around it
+        return checkpoint.with_name(checkpoint.name.partition(".")[0] + "-results")
+    trained = Settings.of({**BEFORE, **weights.checkpoint["config"]}).data
+    if changed := other_data(trained, data):
+        raise OptionError(
+            "out",
+            f"{', '.join(changed)} differs from the run's own; name a folder with --out, so that the results on other "
+            f"data do not replace those in {checkpoint.parent}",
+        )
+    return checkpoint.parent
+
+
+def other_data(trained: DataOptions, data: DataOptions) -> list[str]:
+    """Names of the options by which the validation data differs from the training run's."""
+    if trained.data_root != data.data_root:
+        return ["data_root"]
+    names = ("valid_annotations", "head_boxes", "split_list", "detections")
+    other = [CALLED.get(name, name) for name in names if trained.path(name) != data.path(name)]
+    return other + ["images"] * (trained.images_path("valid") != data.images_path("valid"))
 
 
 if __name__ == "__main__":

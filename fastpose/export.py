@@ -4,55 +4,39 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import json
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
-import fastpose
-from fastpose.build import load_model, network_color
-from fastpose.checkpoint import checkpoint_file
-from fastpose.config import NetworkOptions, TrainOptions, option, run_command
 from fastpose.data.images import read_image
 from fastpose.data.synthetic import render_scene
-from fastpose.engine import shifts_mirror_image
-from fastpose.models import export_simple_baselines
-from fastpose.ops import fallback
-from fastpose.ops.decode_heatmaps import REFINEMENTS
-from fastpose.reference import mirror_order
-from fastpose.skeletons import Skeleton
+from fastpose.models.checkpoint import checkpoint_file
+from fastpose.models.decoding import DecodeOptions
+from fastpose.models.exported import PixelsToPoints, require, write
+from fastpose.models.weights import export_simple_baselines
+from fastpose.option import OptionError, option
+from fastpose.options.asked import Command
+from fastpose.trained import load_trained
 
 DESCRIPTION = """Write the network of a checkpoint, with the colour map before it and the decoding behind it, as an ONNX
 graph or a torch.export program: pixels in, points out. The file is compared with fastpose before it gets its name. Or
 write its weights alone as SimpleBaselines has them."""
 
-INSTALL = 'pip install "fastpose[export]"'
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "simple_baselines": ".pth.tar"}
-OUTPUTS = ("keypoints", "scores")
-
-Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class ExportError(ValueError):
-    """The network cannot be expressed in the format, or the file does not compute what fastpose does."""
+OFFERED = (
+    *("model", "size", "dataset", "skeleton", "color_order", "udp"),
+    *(field.name for field in dataclasses.fields(DecodeOptions)),
+)
+OWN_DEFAULTS = {"flip_test": False}  # twice the work
 
 
 @dataclass(frozen=True)
-class ExportOptions(NetworkOptions):
+class ExportOptions:
     """What to export, and as what."""
 
     checkpoint: str = option(dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt")
@@ -66,9 +50,6 @@ class ExportOptions(NetworkOptions):
     input: Literal["crops", "image"] = option(
         "crops", "what the file takes: crops of the network's size, or one whole picture to crop the persons from"
     )
-    flip_test: bool = option(
-        False, "look at the picture and its mirror image and average their heatmaps: more exact, twice the work"
-    )
     image: tuple[str, ...] = option(
         (), "picture files to compare the file with fastpose on; empty: a drawn one", once=True
     )
@@ -76,323 +57,35 @@ class ExportOptions(NetworkOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
-    return run_command("export", DESCRIPTION, ExportOptions, run, argv)
+    command = Command("export", DESCRIPTION, ExportOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS)
+    return command.run(run, argv)
 
 
-def run(given: ExportOptions) -> int:
+def run(own: ExportOptions, asked: dict[str, Any]) -> int:
     """Writes the file and prints how far it is from fastpose."""
-    checkpoint = checkpoint_file(Path(given.checkpoint))
-    suffix = SUFFIXES[given.format]
+    checkpoint = checkpoint_file(Path(own.checkpoint))
+    suffix = SUFFIXES[own.format]
     stem = checkpoint.with_suffix("") if checkpoint.name.endswith(".pth.tar") else checkpoint
-    out = Path(given.out) if given.out else stem.with_suffix(suffix)
+    out = Path(own.out) if own.out else stem.with_suffix(suffix)
     if not out.name.endswith(suffix):
-        raise ValueError(f"out: expected a file ending in {suffix}, got {out}")
+        raise OptionError("out", f"expected a file ending in {suffix}, got {out}")
     if out.resolve() == checkpoint.resolve():
-        raise ValueError(f"out: {out} is the checkpoint itself; choose another --out")
-    if given.format == "onnx":
+        raise OptionError("out", f"{out} is the checkpoint itself; choose another --out")
+    if own.format == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
             require(name)  # before the minute that the rest takes
-    pictures = [read_image(path) for path in given.image] or [render_scene(np.random.default_rng(0), 2, "")[0]]
-    model, options, skeleton = load_model(checkpoint, torch.device("cpu"), given)
+    pictures = [read_image(path) for path in own.image] or [render_scene(np.random.default_rng(0), 2, "")[0]]
+    trained = load_trained(checkpoint, asked, torch.device("cpu"), instead=OWN_DEFAULTS)
+    settings = trained.settings
     out.parent.mkdir(parents=True, exist_ok=True)
-    if given.format == "simple_baselines":
-        export_simple_baselines(model, out, "bgr" if options.color_order == "bgr" else "rgb")
+    if own.format == "simple_baselines":
+        color_order = "bgr" if settings.network.color_order == "bgr" else "rgb"
+        export_simple_baselines(trained.model, out, color_order)
     else:
-        network = PixelsToPoints(model, options, skeleton, input=given.input, flip_test=given.flip_test)
-        print(write(network, out, pictures))
+        module = PixelsToPoints(trained.model, settings.network, settings.decode, trained.skeleton, input=own.input)
+        print(write(module, out, pictures))
     print(f"wrote {out}")
     return 0
-
-
-class PixelsToPoints(nn.Module):
-    """A network with its colour map, its mirror test and the decoding of its heatmaps.
-
-    Args:
-        model: colour-mapped images [B, 3, H, W] to heatmaps [B, K, H/4, W/4], float32, on the CPU. It is put into
-            evaluation mode and contiguous layout, and its weights will want no gradients.
-        options: those it was trained with.
-        skeleton: its joints.
-        input: what `forward` takes.
-        flip_test: average the heatmaps with those of the mirror image.
-    """
-
-    color: Tensor
-    strides: Tensor
-    crop_pixels: Tensor
-
-    def __init__(
-        self,
-        model: nn.Module,
-        options: TrainOptions,
-        skeleton: Skeleton,
-        *,
-        input: Literal["crops", "image"] = "crops",
-        flip_test: bool = False,
-    ) -> None:
-        super().__init__()
-        self.model, self.options, self.skeleton = model, options, skeleton
-        self.input, self.flip_test = input, flip_test
-        self.flip_shift = flip_test and shifts_mirror_image(options)
-        height, width = options.size
-        sides = torch.tensor([width, height], dtype=torch.float32)
-        stride = (sides - 1) / (sides / 4 - 1) if options.udp else torch.full((2,), 4.0)
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        self.register_buffer("color", network_color(options))
-        self.register_buffer("strides", torch.cat([stride, torch.ones(1)]))
-        self.register_buffer("crop_pixels", torch.stack([x, y, torch.ones_like(x)], 2).flatten(0, 1).float())
-        self.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-
-    def forward(self, pixels: Tensor, crop_to_image: Tensor) -> tuple[Tensor, Tensor]:
-        """Finds the joints of B persons.
-
-        Args:
-            pixels: uint8 RGB; for input "crops" [B, H, W, 3] of the network's size, for "image" one picture of any
-                size, [h, w, 3].
-            crop_to_image: float32 [B, 2, 3], from the crops to the picture. With input "crops" the identity leaves
-                points in pixels of the crops; with "image" the crops are taken through it.
-
-        Returns:
-            keypoints float32 [B, K, 2], (x, y) in pixels of the picture, and scores float32 [B, K].
-        """
-        crops = self.cropped(pixels, crop_to_image) if self.input == "image" else pixels.float()
-        images = (crops @ self.color[:, :3].mT + self.color[:, 3]).permute(0, 3, 1, 2)
-        maps, flipped = self.heatmaps(images)
-        # The op's own arguments, for its version in torch's operators.
-        return fallback.decode_heatmaps(
-            maps,
-            self.heatmap_to_image(crop_to_image),
-            flipped,
-            mirror_order(self.skeleton.mirror_pairs, maps.shape[1]) if self.flip_test else [],
-            self.flip_shift,
-            REFINEMENTS.index(self.options.refine),
-            self.options.blur_kernel,
-        )
-
-    def cropped(self, picture: Tensor, crop_to_image: Tensor) -> Tensor:
-        """Crops [B, H, W, 3] of a picture [h, w, 3], black outside it, as float32 pixel values."""
-        # For grid_sample all crops are one, so that it takes the picture once; it counts from -1 to 1, edge to edge.
-        x, y = (self.crop_pixels @ crop_to_image.mT).flatten(0, 1).unbind(1)
-        places = torch.stack([(2 * x + 1) / picture.shape[1] - 1, (2 * y + 1) / picture.shape[0] - 1], 1)
-        taken = F.grid_sample(picture.permute(2, 0, 1)[None].float(), places[None, None], align_corners=False)
-        return taken[0, :, 0].mT.unflatten(0, (-1, *self.options.size))
-
-    def heatmaps(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The maps of normalised images [B, 3, H, W] and, for the mirror test, of their mirror images."""
-        if not self.flip_test:
-            return self.model(images), None
-        both = self.model(torch.cat([images, images.flip(3)]))  # once, so that the network is in the file once
-        return both[: images.shape[0]], both[images.shape[0] :]
-
-    def heatmap_to_image(self, crop_to_image: Tensor) -> Tensor:
-        """[B, 2, 3], with the step from heatmap to crop in it."""
-        return crop_to_image * self.strides
-
-
-def write(network: PixelsToPoints, path: Path, pictures: Sequence[np.ndarray]) -> str:
-    """Writes an ONNX graph (.onnx) or a torch.export program (.pt2), compares it with fastpose and names it `path`.
-
-    Both hold plain operators only and take any number of persons. ONNX: inputs `crops` or `image`, and
-    `crop_to_image`, outputs `keypoints` and `scores`, as `PixelsToPoints.forward` has them. What a caller must know
-    of the network, see `metadata`, is in the graph's metadata_props, or in the program's extra file fastpose.json.
-
-    Args:
-        network: what to export.
-        path: the file; its suffix tells the format. Until the comparison is done it has another name.
-        pictures: uint8 RGB [h, w, 3], what to compare on.
-
-    Returns:
-        A line that says how the results differ.
-
-    Raises:
-        ExportError: the network cannot be exported or the file differs, and is then removed; a package is missing.
-    """
-    load: Callable[[Path], Run] = load_onnx if path.suffix == ".onnx" else load_program
-    beside = path.with_name(f"{path.stem}.part{path.suffix}")
-    try:
-        with warnings.catch_warnings():
-            # torch's, about its own code, and that axes of the same length will have the same name.
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            program = export_program(network)
-            if path.suffix == ".onnx":
-                write_onnx(program, network, beside)
-            else:
-                torch.export.save(program, beside, extra_files={"fastpose.json": json.dumps(metadata(network))})
-        told = compare(network, load(beside), pictures)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return told
-
-
-def export_program(network: PixelsToPoints) -> ExportedProgram:
-    """The network as torch.export traces it, for any number of persons, in torch's own operators.
-
-    Raises:
-        ExportError: torch.export cannot trace the model, or it is for one batch size only.
-    """
-    crop_to_image = torch.eye(2, 3).repeat(2, 1, 1)
-    # Sides unlike each other and unlike the batch: what has the same length while it is traced is taken for the same.
-    shape = (2, *network.options.size, 3) if network.input == "crops" else (90, 70, 3)
-    dims = {name: Dim(name) for shapes in axes(network) for name in shapes.values()}
-    try:
-        return torch.export.export(
-            network,
-            (torch.zeros(shape, dtype=torch.uint8), crop_to_image),
-            dynamic_shapes=tuple({axis: dims[name] for axis, name in shapes.items()} for shapes in axes(network)),
-        )
-    except RuntimeError as error:
-        raise ExportError(f"torch.export cannot trace the network: {error}") from error
-
-
-def axes(network: PixelsToPoints) -> tuple[dict[int, str], dict[int, str]]:
-    """Names of the axes of both inputs that have any length."""
-    return ({0: "batch"} if network.input == "crops" else {0: "height", 1: "width"}), {0: "batch"}
-
-
-def write_onnx(program: ExportedProgram, network: PixelsToPoints, path: Path) -> None:
-    """Converts the program to ONNX, in one file.
-
-    Raises:
-        ExportError: an operator of the network has no counterpart in ONNX.
-    """
-    # It would tell at every export that there is no torchvision, whose operators are in no pose network.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    try:
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            input_names=[network.input, "crop_to_image"],
-            output_names=OUTPUTS,
-            dynamic_shapes=axes(network),
-        )
-    except RuntimeError as error:
-        raise ExportError(f"torch.onnx cannot express the network: {error}") from error
-    assert made is not None  # with dynamo it never is
-    made.model.metadata_props.update({name: json.dumps(value) for name, value in metadata(network).items()})
-    made.save(path, external_data=False)
-    require("onnx").checker.check_model(path, full_check=True)
-
-
-def metadata(network: PixelsToPoints) -> dict[str, Any]:
-    """What somebody who has only the file must know of the network, as plain values.
-
-    joints (names, in the order of the keypoints), limbs and mirror_pairs (index pairs), skeleton (its name), size
-    ([H, W] of the crops), color_order (of the pixels that go in), udp (whether the crops are measured from first to
-    last pixel centre), refine, blur_kernel (of dark and dark_udp), flip_test, flip_shift (whether the mirror image's
-    heatmaps are shifted by a pixel) and fastpose (the version).
-    """
-    skeleton, options = network.skeleton, network.options
-    return {
-        "fastpose": fastpose.__version__,
-        "skeleton": skeleton.name,
-        "joints": list(skeleton.joints),
-        "limbs": [list(pair) for pair in skeleton.limbs],
-        "mirror_pairs": [list(pair) for pair in skeleton.mirror_pairs],
-        "size": list(options.size),
-        "color_order": "rgb",
-        "udp": options.udp,
-        "refine": options.refine,
-        "blur_kernel": options.blur_kernel,
-        "flip_test": network.flip_test,
-        "flip_shift": network.flip_shift,
-    }
-
-
-def load_onnx(path: Path) -> Run:
-    """The graph as onnxruntime computes it on the CPU."""
-    runtime = require("onnxruntime")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [argument.name for argument in session.get_inputs()]
-
-    def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = {name: value.numpy() for name, value in zip(names, arguments, strict=True)}
-        keypoints, scores = session.run(OUTPUTS, inputs)
-        return torch.from_numpy(keypoints), torch.from_numpy(scores)
-
-    return run
-
-
-def load_program(path: Path) -> Run:
-    """The torch.export program as a function."""
-    return torch.export.load(path).module()
-
-
-def require(name: str) -> ModuleType:
-    """Imports a package of the extra `export`, or raises ExportError with the command that installs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ExportError(f"format onnx needs the package {name}: {INSTALL} ({error})") from error
-
-
-@torch.inference_mode()
-def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarray]) -> str:
-    """Runs `exported` and fastpose's own ops on four crops of each picture; returns a line about the differences.
-
-    A keypoint that hangs on rounding, one of two equal maxima for example, is not compared: one that moves when
-    fastpose's heatmaps are changed at random by 1e-4 of their highest value.
-
-    Raises:
-        ExportError: scores differ by more than 1e-4 of the highest heatmap value, keypoints by more than 0.01 pixels
-            of the crop, or no keypoint can be compared.
-    """
-    each = [differences(network, exported, torch.from_numpy(picture)) for picture in pictures]
-    points, scores, steady = (torch.cat(parts) for parts in zip(*each, strict=True))
-    points = torch.where(steady, points, 0.0)
-    told = (
-        f"compared with fastpose on {len(steady)} crops: {int(steady.sum())} of {steady.numel()} keypoints, those that "
-        f"do not hang on rounding, differ by up to {float(points.max()):.2g} pixels of the crop, scores by up to "
-        f"{float(scores.max()):.2g} of the highest heatmap value"
-    )
-    if not (steady.any() and (points <= 0.01).all() and (scores <= 1e-4).all()):
-        raise ExportError(f"the exported file does not compute what fastpose does: {told}")
-    return told
-
-
-def differences(network: PixelsToPoints, exported: Run, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of four crops and K joints, [4, K] each: how far keypoints lie from fastpose's, in pixels of the crop, how far
-    scores are from its, as a share of the highest heatmap value, and which keypoints do not hang on rounding."""
-    crop_to_image = views(network, picture)
-    if network.input == "image":
-        pixels, through = picture, crop_to_image
-        parts = [exported(picture, crop_to_image[:1]), exported(picture, crop_to_image[1:])]  # two sizes of batches
-    else:
-        crops = fastpose.affine_crop(picture, crop_to_image, network.options.size, dtype=torch.uint8)
-        pixels, through = crops.permute(0, 2, 3, 1).contiguous(), torch.eye(2, 3).repeat(4, 1, 1)
-        parts = [exported(pixels[:1], crop_to_image[:1]), exported(pixels[1:], crop_to_image[1:])]
-    got_points, got_scores = (torch.cat(both) for both in zip(*parts, strict=True))
-
-    maps, flipped = network.heatmaps(fastpose.affine_crop(pixels, through, network.options.size, color=network.color))
-    decode = partial(
-        fastpose.decode_heatmaps,
-        refine=network.options.refine,
-        heatmap_to_image=network.heatmap_to_image(crop_to_image),
-        flipped=flipped,
-        flip_pairs=network.skeleton.mirror_pairs,
-        flip_shift=network.flip_shift,
-        blur_kernel=network.options.blur_kernel,
-    )
-    points, scores = decode(maps)
-    highest = maps.abs().max().clamp(min=1e-30)
-    generator = torch.Generator().manual_seed(0)
-    moved = torch.zeros_like(scores)
-    for _ in range(8):
-        noise = torch.rand(maps.shape, generator=generator) * 2 - 1
-        moved = torch.maximum(moved, (decode(maps + 1e-4 * highest * noise)[0] - points).norm(dim=2))
-    pixel = crop_to_image[:, :, 0].norm(dim=1)[:, None]  # of the crop, in pixels of the picture
-    return (got_points - points).norm(dim=2) / pixel, (got_scores - scores).abs() / highest, moved / pixel < 0.005
-
-
-def views(network: PixelsToPoints, picture: Tensor) -> Tensor:
-    """`crop_to_image` [4, 2, 3]: the whole picture, upright and turned, and the half in its middle, likewise."""
-    (height, width), (rows, columns) = network.options.size, picture.shape[:2]
-    whole = max(columns, rows * width / height) / 200
-    scale = torch.tensor([whole, whole, whole / 2, whole / 2])[:, None] * torch.tensor([1.0, height / width])
-    center = torch.tensor([columns / 2, rows / 2]).repeat(4, 1)
-    rotation = torch.tensor([0.0, 20.0, 0.0, -30.0])
-    return fastpose.crop_to_image_matrix(center, scale, rotation, network.options.size, udp=network.options.udp)
 
 
 if __name__ == "__main__":

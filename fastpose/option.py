@@ -41,3 +41,9 @@ def set_on_off(options: object, *names: str) -> None:
     for name in names:
         if isinstance(value := getattr(options, name), bool):
             object.__setattr__(options, name, "on" if value else "off")
+
+
+def underscored(word: str) -> str:
+    """--on-bad-image=skip -> --on_bad_image=skip; other words stay."""
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word

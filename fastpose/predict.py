@@ -8,27 +8,38 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fastpose import drawing
-from fastpose.build import load_model, make_loader
-from fastpose.checkpoint import checkpoint_file
-from fastpose.config import NetworkOptions, option, run_command
+from fastpose.data.boxes import persons_in_boxes
 from fastpose.data.images import image_size, read_image
-from fastpose.data.persons import Persons
-from fastpose.engine import choose_device, evaluate
-from fastpose.report import write_json
-from fastpose.skeletons import Skeleton
+from fastpose.device import choose_device
+from fastpose.engine import pictures
+from fastpose.engine.evaluation import predict_all
+from fastpose.engine.loading import make_loader
+from fastpose.files import write_json
+from fastpose.models.decoding import DecodeOptions
+from fastpose.option import OptionError, option
+from fastpose.options.asked import Command
+from fastpose.trained import load_trained
 
 DESCRIPTION = """Find the joints of a person, or of several in boxes, in each picture. Writes predictions.json, with the
 box and the joints of every person, and for every picture a copy with the skeletons drawn into it."""
+
+OFFERED = (
+    *("model", "size", "dataset", "skeleton", "color_order", "udp"),
+    *(field.name for field in dataclasses.fields(DecodeOptions)),
+    "device",
+)
+OWN_DEFAULTS = {"flip_test": True, "device": "auto"}
+INSTEAD = {**OWN_DEFAULTS, "on_bad_image": "error", "decoder": "cpu", "resident": False}
 
 Box = Sequence[float]  # x, y, width, height, pixels
 
 
 @dataclass(frozen=True)
-class PredictOptions(NetworkOptions):
+class PredictOptions:
     """Which pictures to look at, and where in them."""
 
     checkpoint: str = option(
@@ -43,56 +54,52 @@ class PredictOptions(NetworkOptions):
     )
     padding: float = option(1.25, "margin around the box as in training, factor; not used without a box")
     out: str = option("predictions", "folder to write to")
-    flip_test: bool = option(True, "look at the picture and its mirror image and average their heatmaps")
-    device: str = option("auto", "cpu, cuda, cuda:1, mps, xpu and so on; auto: cuda where there is one, else cpu")
 
     def __post_init__(self) -> None:
         sides = np.array(self.box[2::4] + self.box[3::4])
         if len(self.box) % 4 or not np.isfinite(self.box).all() or (sides <= 0).any():
-            raise ValueError(
-                "box: expected X Y WIDTH HEIGHT of each person, with positive width and height, got "
-                f"{' '.join(f'{number:g}' for number in self.box)}"
+            raise OptionError(
+                "box",
+                "expected X Y WIDTH HEIGHT of each person, with positive width and height, got "
+                f"{' '.join(f'{number:g}' for number in self.box)}",
             )
         if not 0.0 < self.padding < float("inf"):
-            raise ValueError(f"padding: expected a positive factor, got {self.padding}")
+            raise OptionError("padding", f"expected a positive factor, got {self.padding}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
-    return run_command("predict", DESCRIPTION, PredictOptions, run, argv)
-
-
-def run(given: PredictOptions) -> int:
-    """Predicts and writes predictions.json and the drawn pictures."""
-    device = choose_device(given.device)
-    images = [Path(name) for name in given.image]
-    targets = drawn_files(images, Path(given.out))
-    model, trained, skeleton = load_model(checkpoint_file(Path(given.checkpoint)), device, given)
-    boxes = boxes_in(images, given.box)
-    options = dataclasses.replace(
-        trained,
-        flip_test=given.flip_test,
-        on_bad_image="error",
-        decoder="cpu",
-        resident=False,
+    command = Command(
+        "predict", DESCRIPTION, PredictOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
     )
-    persons = persons_in_boxes(images, boxes, given.padding if given.box else 1.0, options.size, skeleton)
-    evaluation = evaluate(model, make_loader(persons, options, device, training=False), options)
+    return command.run(run, argv)
+
+
+def run(own: PredictOptions, asked: dict[str, Any]) -> int:
+    """Predicts and writes predictions.json and the drawn pictures."""
+    device = choose_device(asked.get("device", "auto"))
+    images, out = [Path(name) for name in own.image], Path(own.out)
+    targets = drawn_files(images, out)
+    trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD)
+    settings, skeleton, network = trained.settings, trained.skeleton, trained.settings.network
+    boxes = boxes_in(images, own.box)
+    persons = persons_in_boxes(images, boxes, network.size, skeleton, own.padding if own.box else 1.0)
+    batch_size = settings.schedule.eval_batch_size
+    loader = make_loader(persons, network, settings.pixels, settings.compute, device, batch_size=batch_size)
+    evaluation = predict_all(trained.decoder(), loader)
     assert evaluation is not None  # only a stop signal makes it None, and none is listened for
-    out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     found = []
     for number, (path, drawn) in enumerate(zip(images, targets, strict=True)):
         rows = np.flatnonzero(persons.image_index == number)
-        drawing.draw_pose(drawn, read_image(path), evaluation.predictions[rows], skeleton)
+        pictures.draw_pose(drawn, read_image(path), evaluation.predictions[rows], skeleton)
         for box, row in zip(boxes[number], rows, strict=True):
-            named = {
+            points, scores = evaluation.predictions[row], evaluation.scores[row]
+            joints = {
                 name: {"x": float(x), "y": float(y), "score": float(score)}
-                for name, (x, y), score in zip(
-                    skeleton.joints, evaluation.predictions[row], evaluation.scores[row], strict=True
-                )
+                for name, (x, y), score in zip(skeleton.joints, points, scores, strict=True)
             }
-            found.append({"image": str(path), "box": box, "joints": named, "drawn": str(drawn)})
+            found.append({"image": str(path), "box": box, "joints": joints, "drawn": str(drawn)})
         print(f"wrote {drawn}")
     write_json(out / "predictions.json", found)
     print(f"wrote {out / 'predictions.json'}")
@@ -100,69 +107,41 @@ def run(given: PredictOptions) -> int:
 
 
 def drawn_files(images: Sequence[Path], out: Path) -> list[Path]:
-    """The file in `out` for the drawing of each image; numbered where there are several, as names can repeat.
+    """The file in `out` for the drawing of each image; numbered if there are several, as names can repeat.
 
     Raises:
-        ValueError: one of the files is itself one of the images.
+        OptionError: one of the files is itself one of the images.
     """
     several = len(images) > 1
     files = [out / (f"{i:03d}_" * several + f"{path.stem}_pose.png") for i, path in enumerate(images)]
     inputs = {path.resolve() for path in images}
     for file in files:
         if file.resolve() in inputs:
-            raise ValueError(
-                f"out: {file} is one of the pictures to look at and would be overwritten; choose another --out"
+            raise OptionError(
+                "out", f"{file} is one of the pictures to look at and would be overwritten; choose another --out"
             )
     return files
 
 
-def boxes_in(images: Sequence[Path], given: Sequence[float]) -> list[list[Box]]:
-    """The boxes (x, y, width, height) in each image: those of `given`, 4 numbers each, else one of the whole image.
+def boxes_in(images: Sequence[Path], numbers: Sequence[float]) -> list[list[Box]]:
+    """The boxes (x, y, width, height) in each image: of 4 numbers each, or without numbers one of the whole image.
 
     Raises:
-        ValueError: a box does not touch one of the images.
+        OptionError: a box does not touch one of the images.
         BadImageError: see image_size.
     """
-    boxes: list[Box] = [given[i : i + 4] for i in range(0, len(given), 4)]
+    boxes: list[Box] = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
     found = []
     for path in images:
         height, width = image_size(path)
         for x, y, w, h in boxes:
             if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-                raise ValueError(
-                    f"box: {x:g} {y:g} {w:g} {h:g} lies outside {path}, which is {width} pixels wide and {height} high"
+                raise OptionError(
+                    "box",
+                    f"{x:g} {y:g} {w:g} {h:g} lies outside {path}, which is {width} pixels wide and {height} high",
                 )
         found.append(boxes or [(0.0, 0.0, float(width), float(height))])
     return found
-
-
-def persons_in_boxes(
-    images: Sequence[Path],
-    boxes_of: Sequence[Sequence[Box]],
-    padding: float,
-    size: tuple[int, int],
-    skeleton: Skeleton,
-) -> Persons:
-    """Persons without annotations in the boxes (x, y, width, height in pixels) of each image, image by image.
-
-    A box grows to the aspect ratio of the network's input `size` (h, w), so that nothing of it is cut off, and then by
-    the factor `padding`.
-    """
-    boxes = np.array([box for of_image in boxes_of for box in of_image], np.float32)
-    aspect = size[1] / size[0]
-    width = np.maximum(boxes[:, 2], boxes[:, 3] * aspect) * padding
-    count, joints = len(boxes), skeleton.num_joints
-    return Persons(
-        image_paths=tuple(images),
-        image_index=np.repeat(np.arange(len(images)), [len(of_image) for of_image in boxes_of]),
-        center=boxes[:, :2] + boxes[:, 2:] / 2,
-        scale=(np.stack([width, width / aspect], axis=1) / 200).astype(np.float32),
-        keypoints=np.zeros((count, joints, 2), np.float32),
-        visible=np.zeros((count, joints), np.float32),
-        head_size=None,
-        source_row=np.arange(count),
-        skeleton=skeleton,
-    )
 
 
 if __name__ == "__main__":

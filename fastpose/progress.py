@@ -53,10 +53,11 @@ class CountedProgress:
         title: what is being done.
         unit: what is counted, in the plural.
         total: how many there are.
+        stays: print the line for good when all are done; otherwise the next line replaces it on a terminal.
     """
 
-    def __init__(self, title: str, unit: str, total: int) -> None:
-        self.title, self.unit, self.total = title, unit, total
+    def __init__(self, title: str, unit: str, total: int, *, stays: bool = True) -> None:
+        self.title, self.unit, self.total, self.stays = title, unit, total, stays
         self.line = ProgressLine()
         self._begin = self._last = time.perf_counter()
         self._found = 0
@@ -71,7 +72,10 @@ class CountedProgress:
         if done > found:
             rate = (done - found) / max(now - self._begin, 1e-9)
             text += f"  {rate:.1f} {self.unit}/s  {duration((self.total - done) / rate)} left"
-        self.line.renew(text)
+        if done == self.total and self.stays:
+            self.line.print(text)
+        else:
+            self.line.renew(text)
 
     def end(self) -> None:
         """Lets what is printed next begin on a line of its own."""

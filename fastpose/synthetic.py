@@ -6,12 +6,12 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastpose.data.synthetic import SyntheticDataError, generate
-from fastpose.data.synthetic_sheet import write_contact_sheet
+from fastpose.data.synthetic.dataset import drawing_progress
+from fastpose.data.synthetic.sheet import write_contact_sheet
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,20 +31,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def progress_printer(out: Path) -> Callable[[int, int], None]:
-    """A progress callback for `generate`: a line when it begins, and one at every tenth with the time left."""
-    started = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        if not done:
-            print(f"drawing {total} pictures into {out}", flush=True)
-        elif done * 10 // total > (done - 1) * 10 // total:
-            seconds = time.monotonic() - started
-            print(f"{done}/{total} pictures, {seconds:.0f} s, {seconds / done * (total - done):.0f} s left", flush=True)
-
-    return show
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -56,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             valid_persons=options.valid_persons,
             workers=options.workers,
             overwrite=options.overwrite,
-            progress=progress_printer(options.out),
+            progress=drawing_progress(options.out),
         )
     except (SyntheticDataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

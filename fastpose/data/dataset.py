@@ -77,7 +77,8 @@ class DataOptions:
     )
     synthetic_seed: int = option(0, "seed of the synthetic persons")
     score: Literal["auto", "pck"] = option(
-        "auto", "score of data in COCO's format; auto: AP, which needs sigmas; pck: PCK, with AUC, EPE and NME beside it"
+        "auto",
+        "score of data in COCO's format; auto: AP, which needs sigmas; pck: PCK, with AUC, EPE and NME beside it",
     )
     pck_norm: Literal["box", "torso", "pixels"] = option(
         "box",
@@ -179,6 +180,7 @@ class Dataset(Protocol):
     Attributes:
         layout: the files and directories that the options may leave out, by option.
         joints: the skeleton of the data set if no file names another.
+        any_joints: whether a file may name others, option `skeleton`.
         input_size: (h, w) that networks for it usually take, for files of weights that do not tell.
         fits_boxes: whether boxes grow to the aspect ratio of the network's input when they are read.
         skeleton: the joints of `read`'s persons.
@@ -186,6 +188,7 @@ class Dataset(Protocol):
 
     layout: ClassVar[Mapping[str, str]]
     joints: ClassVar[Skeleton]
+    any_joints: ClassVar[bool]
     input_size: ClassVar[tuple[int, int]]
     fits_boxes: ClassVar[bool]
     skeleton: Skeleton

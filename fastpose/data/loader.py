@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import fastpose
-from fastpose.data.augmentation import Augmentation, Draws, body_boxes
+from fastpose.data.ahead import DeviceWait, HostWait, prepare_ahead
+from fastpose.data.augmentation import Augmentation, Draws
+from fastpose.data.boxes import body_boxes
 from fastpose.data.images import BadImageError
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import PixelSource, to_device
-
-T = TypeVar("T")
+from fastpose.data.pixels.source import PixelSource, to_device
+from fastpose.device import making_device
+from fastpose.option import OptionError
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class PoseLoader:
 
     Randomness depends on (seed, epoch, step) alone, so any batch can be made again without those before it.
 
-    The width of a person's box alone counts; its height follows from the crop's aspect ratio, with and without `udp`.
+    Only the width of a person's box matters; its height follows from the crop's aspect ratio, with and without `udp`.
 
     Args:
         persons: annotations; their arrays are moved to `device` once.
@@ -98,15 +96,15 @@ class PoseLoader:
         udp: bool = False,
     ) -> None:
         if len(persons) == 0:
-            raise ValueError("persons: expected at least one person, got none")
+            raise OptionError("persons", "expected at least one person, got none")
         if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+            raise OptionError("batch_size", f"expected at least 1, got {batch_size}")
         if prefetch < 1:
-            raise ValueError(f"prefetch: expected at least 1, got {prefetch}")
+            raise OptionError("prefetch", f"expected at least 1, got {prefetch}")
         if min(size) < 4 or size[0] % 4 or size[1] % 4:
-            raise ValueError(f"size: expected (h, w), multiples of 4 pixels, got {size}")
+            raise OptionError("size", f"expected (h, w), multiples of 4 pixels, got {size}")
         if udp and min(size) < 8:
-            raise ValueError(f"size: expected at least 8 pixels with udp, for heatmaps of 2, got {size}")
+            raise OptionError("size", f"expected at least 8 pixels with udp, for heatmaps of 2, got {size}")
         self.persons = persons
         self.source = source
         self.size = size
@@ -188,6 +186,20 @@ class PoseLoader:
         if empty and first_step == 0:
             first = next(iter(self.bad_images.values()))
             raise BadImageError(f"no image of the epoch could be read; the first error: {first}")
+
+    def batch(self, rows: Tensor) -> Batch:
+        """One batch of the persons `rows`, int64 [B] on the CPU with at most batch_size of them, drawn as the first of
+        an epoch; made in the caller's thread.
+
+        Raises:
+            BadImageError: an image cannot be read and `on_bad_image` is "error".
+        """
+        with self._side_stream():
+            on_device = to_device(rows, self._maker)
+        batch, ready = self._prepare(rows, on_device, epoch=0, step=0)
+        if ready is not None:
+            torch.cuda.current_stream(self.device).wait_event(ready)
+        return self._handed_over(batch)
 
     @property
     def wait_seconds(self) -> float:
@@ -280,114 +292,6 @@ class PoseLoader:
             return self.augmentation.draw(count, seeded_generator(self._maker, self.seed, epoch, 1 + step))
         zeros = torch.zeros(count, device=self._maker)
         return Draws(zeros, zeros + 1.0, zeros.bool(), zeros.long())
-
-
-def making_device(device: torch.device) -> torch.device:
-    """Where batches for `device` are made: there, or on the CPU if it is neither that nor CUDA.
-
-    Others may not bear that a background thread runs ops beside the one that trains: Apple's MPS ends the process.
-    """
-    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
-
-
-class HostWait:
-    """The time that a thread waits for its input."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._begin = 0.0
-
-    def begin(self) -> None:
-        self._begin = time.perf_counter()
-
-    def end(self, ready: torch.cuda.Event | None) -> None:
-        self._seconds += time.perf_counter() - self._begin
-
-    def seconds(self) -> float:
-        return self._seconds
-
-
-class DeviceWait:
-    """The time that a GPU stands without work because of its input, and a bound on how far the host is ahead of it.
-
-    A host that waits for the next batch may have a GPU that is still busy with the last. So an event goes into the
-    consumer's stream behind the work it has, and another behind the arrival of the input: what lies between the two on
-    the GPU's clock, it has waited.
-
-    Args:
-        device: the consumer's.
-        depth: batches that the host may be ahead of the GPU, at least 1. A host that only enqueues would otherwise run
-            on until memory ends, as every batch it lets go of stays until the GPU is through with it.
-    """
-
-    def __init__(self, device: torch.device, depth: int) -> None:
-        self._device, self._depth = device, depth
-        self._seconds = 0.0
-        self._begin: torch.cuda.Event | None = None
-        self._pairs: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-
-    def begin(self) -> None:
-        """The consumer's stream has all the work that there is before the next batch."""
-        self._begin = self._record()
-        while len(self._pairs) >= self._depth:
-            self._pairs[0][1].synchronize()
-            self._take()
-
-    def end(self, ready: torch.cuda.Event | None) -> None:
-        """The next batch is on its way and complete at `ready`, for which the consumer's stream is made to wait."""
-        assert ready is not None
-        assert self._begin is not None
-        torch.cuda.current_stream(self._device).wait_event(ready)
-        self._pairs.append((self._begin, self._record()))
-
-    def seconds(self) -> float:
-        """The waiting that the GPU is through with; it does not wait for the rest."""
-        while self._pairs and self._pairs[0][1].query():
-            self._take()
-        return self._seconds
-
-    def _record(self) -> torch.cuda.Event:
-        # Blocking: who waits for it leaves the core to the decoding threads.
-        event = torch.cuda.Event(enable_timing=True, blocking=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def _take(self) -> None:
-        begin, end = self._pairs.popleft()
-        self._seconds += begin.elapsed_time(end) / 1000
-
-
-def prepare_ahead(jobs: Iterator[Callable[[], T]], depth: int, threads: int = 1) -> Generator[T, None, None]:
-    """Begins `jobs` in order in background threads and yields their results in order, at most `depth` of them waiting.
-
-    A job's exception is raised here, where its result would have been. Closing the generator drops the jobs not begun,
-    waits for those that run and ends the threads. torch's number of threads stays what it is here and is 1 there.
-    """
-    cores = torch.get_num_threads()
-    started = threading.Barrier(threads)
-    worker = ThreadPoolExecutor(threads, thread_name_prefix="fastpose-prepare")
-    pending: deque[Future[T]] = deque()
-    try:
-        # The barrier makes each thread take one of these.
-        for begun in [worker.submit(use_one_core, started) for _ in range(threads)]:
-            begun.result()
-        # torch gives the number set last, in whichever thread, to every thread that asks for the first time.
-        torch.set_num_threads(cores)
-        for job in jobs:
-            pending.append(worker.submit(job))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        worker.shutdown(wait=True, cancel_futures=True)
-
-
-def use_one_core(started: threading.Barrier) -> None:
-    """Lets torch run this thread's ops on one core: more would fight with those that train for the others."""
-    started.wait()
-    torch.get_num_threads()  # Otherwise the thread's first op would ask, and take what others have set meanwhile.
-    torch.set_num_threads(1)
 
 
 def seeded_generator(device: torch.device | str, *key: int) -> torch.Generator:

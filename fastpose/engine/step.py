@@ -4,16 +4,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 import fastpose
-from fastpose.config import TrainOptions
 from fastpose.data.loader import Batch, PoseLoader
+from fastpose.device import ComputeOptions, require_cuda
+from fastpose.option import OptionError, option
 
 # What `auto` means on CUDA for options that no GPU has run yet. They become its default here and nowhere else.
 AUTO_ON_CUDA = {"cuda_graph": False, "cudnn_benchmark": False}
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What a network is taught."""
+
+    sigma: float = option(1.0, "standard deviation of the target Gaussians, heatmap pixels")
+    encoding: Literal["msra", "unbiased", "udp"] = option(
+        "msra", "where target Gaussians are centred and cut off: msra (SimpleBaselines), unbiased (DARK) or udp"
+    )
+    missing: Literal["zeros", "ignore"] = option(
+        "zeros", "supervision of joints without annotation: an all-zero heatmap (the paper), or none (SimpleBaselines)"
+    )
+    joint_weights: bool = option(
+        False,
+        "weigh joints in the loss by the skeleton's weights (COCO: 1, 1.2 and 1.5), once; SimpleBaselines squares them",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma < float("inf"):
+            raise OptionError("sigma", f"expected a positive number, got {self.sigma}")
 
 
 class TrainStep:
@@ -27,14 +51,15 @@ class TrainStep:
         model: the network, on `device`; its parameters and buffers must stay where they are.
         optimizer: of `make_optimizer`, with the state to go on from, if any; later `load_state_dict` would replace
             tensors that a captured graph writes to.
-        options: sigma, encoding, missing, batch_size, weight_decay, amp, foreach, compile, cuda_graph and
-            cudnn_benchmark are looked at.
+        targets: what the network is taught.
+        compute: how.
         device: where batches will be.
+        batch_size: persons in a batch of full size.
         joint_weights: weight of each joint in the loss, once; None: 1 each. (SimpleBaselines weighs prediction and
             target, so each joint of its training counts by the square.)
 
     Raises:
-        ValueError: a CUDA graph is asked for and `device` is not a CUDA device.
+        OptionError: a CUDA graph is asked for and `device` is not a CUDA device.
     """
 
     WARMUP_STEPS = 3  # before a capture: what allocates or tunes itself at its first use has then done so
@@ -43,18 +68,21 @@ class TrainStep:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        options: TrainOptions,
+        targets: TargetOptions,
+        compute: ComputeOptions,
         device: torch.device,
+        batch_size: int,
         joint_weights: Sequence[float] | None = None,
     ) -> None:
         on_gpu = device.type == "cuda"
-        if options.cuda_graph == "on":
+        if compute.cuda_graph == "on":
             require_cuda("cuda_graph", device)
-        cuda_graph = is_on(options, "cuda_graph", device)
-        self.model, self.optimizer, self.options, self.device = model, optimizer, options, device
+        cuda_graph = is_on(compute, "cuda_graph", device)
+        self.model, self.optimizer, self.targets, self.compute, self.device = model, optimizer, targets, compute, device
+        self.batch_size = batch_size
         # A wrapper beside the model, whose own parts and names stay as they are: evaluation and checkpoints see those.
-        self._full_forward = torch.compile(model, dynamic=False) if options.compile else model
-        self._tunes = is_on(options, "cudnn_benchmark", device)
+        self._full_forward = torch.compile(model, dynamic=False) if compute.compile else model
+        self._tunes = is_on(compute, "cudnn_benchmark", device)
         self._side = torch.cuda.Stream(device) if cuda_graph else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
@@ -62,12 +90,11 @@ class TrainStep:
         self._joint_weights = None if joint_weights is None else torch.tensor(joint_weights, device=device)
         # Adam and AdamW have one kernel for all weights, on the CPU too, where it takes a third of the time; torch's
         # RMSprop has none.
-        fused = options.foreach == "auto" and "fused" in optimizer.defaults
+        fused = compute.foreach == "auto" and "fused" in optimizer.defaults
         for group in optimizer.param_groups:
             if "fused" in group:
                 group["fused"] = fused
-            group["foreach"] = options.foreach == "on" or (options.foreach == "auto" and on_gpu and not fused)
-            group["weight_decay"] = options.weight_decay
+            group["foreach"] = compute.foreach == "on" or (compute.foreach == "auto" and on_gpu and not fused)
             # A graph keeps the numbers it was captured with, so there the rate is a tensor that steps fill.
             group["capturable"] = cuda_graph
             group["lr"] = torch.tensor(float(group["lr"]), device=device) if cuda_graph else float(group["lr"])
@@ -82,7 +109,7 @@ class TrainStep:
             else:
                 group["lr"] = lr
         inputs = (batch.images, batch.keypoints, batch.visible)
-        if len(batch.rows) < self.options.batch_size:
+        if len(batch.rows) < self.batch_size:
             return self._run(self.model, *inputs)
         if self._side is None:
             return self._run_full(*inputs)
@@ -114,22 +141,23 @@ class TrainStep:
             torch.backends.cudnn.benchmark = before
 
     def _run(self, forward: Callable[[Tensor], Tensor], images: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
-        with autocast(self.device, self.options):
+        with self.compute.autocast(self.device):
             heatmaps = forward(images)
         expected = [*keypoints.shape[:2], *(side // 4 for side in images.shape[2:])]
         if not isinstance(heatmaps, Tensor) or list(heatmaps.shape) != expected or not heatmaps.requires_grad:
             got = f"{list(heatmaps.shape)}" if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
-            raise ValueError(
-                f"model: the network, in training, must return heatmaps {expected} that depend on its parameters, "
-                f"got {got}" + (" without a gradient" if got == str(expected) else "")
+            raise OptionError(
+                "model",
+                f"the network, in training, must return heatmaps {expected} that depend on its parameters, got {got}"
+                + (" without a gradient" if got == str(expected) else ""),
             )
         loss = fastpose.heatmap_mse_loss(
             heatmaps,
             keypoints,
             visible,
-            sigma=self.options.sigma,
-            encoding=self.options.encoding,
-            missing=self.options.missing,
+            sigma=self.targets.sigma,
+            encoding=self.targets.encoding,
+            missing=self.targets.missing,
             joint_weights=self._joint_weights,
         )
         self.optimizer.zero_grad(set_to_none=True)
@@ -177,25 +205,7 @@ class TrainStep:
         return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
-def is_on(options: TrainOptions, name: str, device: torch.device) -> bool:
+def is_on(compute: ComputeOptions, name: str, device: torch.device) -> bool:
     """Whether option `name`, one of AUTO_ON_CUDA, is on for `device`."""
-    value = getattr(options, name)
+    value = getattr(compute, name)
     return value == "on" or (value == "auto" and device.type == "cuda" and AUTO_ON_CUDA[name])
-
-
-def autocast(device: torch.device, options: TrainOptions) -> torch.autocast:
-    """The precision that option `amp` asks for, as a context."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(options, device))
-
-
-def uses_bfloat16(options: TrainOptions, device: torch.device) -> bool:
-    """Whether option `amp` means bfloat16 on `device`. Older GPUs than Ampere (8.0) only emulate it."""
-    if options.amp == "auto":
-        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return options.amp == "bfloat16"
-
-
-def require_cuda(option: str, device: torch.device) -> None:
-    """Raises ValueError, naming the option, where `device` is not a CUDA device."""
-    if device.type != "cuda":
-        raise ValueError(f"{option}: expected a CUDA device, got {device}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from fastpose.checkpoint import FORMAT, check_checkpoint, read_contents, save_contents
+from fastpose.models.checkpoint import FORMAT, check_checkpoint, read_contents, save_contents
 from fastpose.models.pose_resnet import Head, PoseResNet
 from fastpose.models.resnet import resnet_depth
 

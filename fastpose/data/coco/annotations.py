@@ -21,8 +21,8 @@ from fastpose.data.annotation_rows import (
     read_numbers,
 )
 from fastpose.data.boxes import crop_boxes
-from fastpose.data.images import BadImageError, image_size
 from fastpose.data.coco.ap import CocoTruth
+from fastpose.data.images import BadImageError, image_size
 from fastpose.data.persons import Persons
 from fastpose.skeletons import COCO, Skeleton
 

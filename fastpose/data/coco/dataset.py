@@ -25,6 +25,7 @@ class Coco:
         "valid_images": "val2017",
     }
     joints: ClassVar[Skeleton] = COCO
+    any_joints: ClassVar[bool] = True
     input_size: ClassVar[tuple[int, int]] = (256, 192)
     fits_boxes: ClassVar[bool] = True
 

@@ -59,8 +59,8 @@ def read_mpii(
         split_list: for ``.mat``: a text file that names the validation persons, one per line: ``015601864.jpg`` for
             everybody on the image or ``015601864.jpg 1`` for one person, counted from 0 in the image's ``annorect``
             (``imgname`` and ``person`` of Newell's ``valid.h5``). Blank lines and lines that begin with # are skipped.
-        head_boxes: for ``.json``: the ``gt_valid.mat`` whose rows are those of ``annotations``; gives ``extras["head_size"]``.
-            The ``.mat`` has its own head boxes.
+        head_boxes: for ``.json``: the ``gt_valid.mat`` whose rows are those of ``annotations``; gives
+            ``extras["head_size"]``, float32 [N]. The ``.mat`` has its own head boxes.
         missing_images: "error", or "drop" to leave out the persons whose image is not there; ``source_row`` then tells
             which rows are left.
 

@@ -25,6 +25,7 @@ class Mpii:
         "valid_images": "",
     }
     joints: ClassVar[Skeleton] = MPII
+    any_joints: ClassVar[bool] = False
     input_size: ClassVar[tuple[int, int]] = (256, 256)
     fits_boxes: ClassVar[bool] = False
 
@@ -38,9 +39,7 @@ class Mpii:
                 "skeleton", f"MPII's format has joints of its own, got {data.skeleton}: add --dataset coco"
             )
         if skeleton is not None and skeleton.joints != MPII.joints:
-            raise OptionError(
-                "dataset", f"MPII's format has joints of its own, the network those of {skeleton.name!r}"
-            )
+            raise OptionError("dataset", f"MPII's format has joints of its own, the network those of {skeleton.name!r}")
         self.data, self.skeleton = data, MPII
 
     def read(self, split: Split) -> Persons:

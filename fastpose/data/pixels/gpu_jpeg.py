@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from fastpose.data.images import is_whole_jpeg, read_file
-from fastpose.data.pixel_sources import DecodeThreads, Pixels, read_or_error, to_device
+from fastpose.data.pixels.files import read_or_error
+from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
 from fastpose.image_batch import ImageBatch
 
-INSTALL = 'pip install "fastpose[gpu]"'
+INSTALL = "pip install 'nvidia-nvimgcodec-cu13[nvjpeg]'"
 
 
 def import_nvimgcodec() -> ModuleType:

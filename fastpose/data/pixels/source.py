@@ -1,32 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the pixels of a batch come from: image files that threads decode, or a whole data set, decoded already.
-
-A packed data set is a third place, see `fastpose.data.packed`.
-"""
+"""What has the pixels of a batch: the one method that every source of pixels has, and the options of all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fastpose.data.augmentation import body_boxes
-from fastpose.data.images import REDUCTIONS, BadImageError, image_size, read_image
-from fastpose.data.persons import Persons
+from fastpose.data.images import BadImageError
 from fastpose.image_batch import ImageBatch
+from fastpose.option import check_at_least, option
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CHUNK_BYTES = 256 << 20  # decoded at once while a data set moves into memory
+
+@dataclass(frozen=True)
+class PixelOptions:
+    """Where pixels come from, and how they are decoded."""
+
+    on_bad_image: Literal["error", "skip"] = option(
+        "error",
+        "what to do with an image that cannot be decoded: stop with its name, or skip its persons, count and report",
+    )
+    decoder: Literal["cpu", "gpu"] = option(
+        "cpu",
+        "what decodes JPEG files: threads on the CPU, or nvImageCodec on the GPU (pip install "
+        "'nvidia-nvimgcodec-cu13[nvjpeg]'), whose pixels differ from the CPU's by a few grey levels",
+    )
+    reduced_decode: bool = option(
+        True,
+        "decode images at 1/2, 1/4 or 1/8 of their size if every crop shrinks them at least that much: quicker, and "
+        "crops are less aliased; done by the CPU's decoder only; evaluation does as training did",
+    )
+    decode_threads: int = option(
+        0, "threads that read and decode image files, count; 0: one per core for a GPU, 2 for the CPU, which trains too"
+    )
+    resident: bool = option(
+        False,
+        "keep the decoded images in the memory of the training device: decode each file once, before the first epoch",
+    )
+    prefetch: int = option(
+        2, "batches prepared ahead of the one that trains, and steps that the host may be ahead of a GPU, count"
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "decode_threads")
+        check_at_least(self, 1, "prefetch")
 
 
 @dataclass(frozen=True)
@@ -84,217 +108,6 @@ class DecodeThreads(ThreadPoolExecutor):
         return [results[n] for n in range(len(items))]
 
 
-class ImageFiles:
-    """Image files, decoded by a pool of threads, each once per batch.
-
-    Args:
-        paths: one file per image.
-        threads: decoding threads; OpenCV releases the interpreter lock while it decodes.
-        reduction: 1, 2, 4 or 8 for each file, by how much to reduce it while it is decoded (see read_image); None: not.
-
-    Switches OpenCV's own threads off, in the whole process and for good: `cv2.setNumThreads(0)`.
-    """
-
-    def __init__(self, paths: Sequence[Path], threads: int = 2, reduction: NDArray[np.int64] | None = None) -> None:
-        if threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {threads}")
-        # Our threads already fill the cores; with OpenCV's own pool on top they would wait for one another.
-        cv2.setNumThreads(0)
-        self.paths = paths
-        self.reduction = reduction
-        self._pool = DecodeThreads(threads)
-
-    def load(self, images: Tensor, device: torch.device) -> Pixels:
-        distinct, index = torch.unique(images, return_inverse=True)
-        numbers = distinct.tolist()
-        decoded = self._pool.each(self._read, numbers)
-        batch = ImageBatch.from_list([pixels for pixels, _ in decoded], device=device, executor=self._pool)
-        errors = {n: error for n, (_, error) in zip(numbers, decoded, strict=True) if error is not None}
-        frame = None if self.reduction is None else to_device(frame_of(self.reduction[distinct.numpy()]), device)
-        return Pixels(batch, to_device(index, device), errors, frame)
-
-    def _read(self, image: int) -> tuple[np.ndarray, BadImageError | None]:
-        return read_or_error(self.paths[image], 1 if self.reduction is None else int(self.reduction[image]))
-
-
-class ResidentImages:
-    """A whole data set in one `ImageBatch` on the training device: a batch copies no pixel, only its indices.
-
-    Args:
-        images: every image of the data set, on the device that will ask for them.
-        errors: what was wrong with the images in whose place there is a black pixel, by number.
-        frame: float32 [N, 3] on that device, where the images lie in their files, see `Pixels`.
-    """
-
-    def __init__(
-        self, images: ImageBatch, errors: Mapping[int, BadImageError] | None = None, frame: Tensor | None = None
-    ) -> None:
-        self.images = images
-        self.errors = errors or {}
-        self.frame = frame
-
-    def load(self, images: Tensor, device: torch.device) -> Pixels:
-        if self.images.device.type == "cuda":
-            # Made in another stream than the one that reads them: the allocator must not give them away before that.
-            for table in (self.images.data, self.images.offsets, self.images.sizes, self.frame):
-                if table is not None:
-                    table.record_stream(torch.cuda.current_stream(table.device))
-        bad = self.errors.keys() & set(images.tolist()) if self.errors else ()
-        errors = {image: self.errors[image] for image in bad}
-        return Pixels(self.images, to_device(images, device), errors, self.frame)
-
-    @classmethod
-    def from_files(
-        cls,
-        paths: Sequence[Path],
-        device: torch.device | str,
-        threads: int = 2,
-        *,
-        decoder: PixelSource | None = None,
-        reduction: NDArray[np.int64] | None = None,
-        on_bad_image: Literal["error", "skip"] = "error",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> ResidentImages:
-        """Decodes files into the memory of `device`, in chunks.
-
-        A pass over the files' headers finds out how large the buffer must be. The peak of the memory is that of
-        `from_source`.
-
-        Args:
-            paths: one file per image.
-            device: where the pixels are to stay.
-            threads: threads that read headers and decode.
-            decoder: what decodes `paths`; None: `ImageFiles(paths, threads, reduction)`.
-            reduction: by how much the decoder reduces each file, see ImageFiles; None: not.
-            on_bad_image: "error" raises, "skip" remembers the error for `load`.
-            progress: called after each chunk with the images done and all of them.
-
-        Raises:
-            BadImageError: a file cannot be read and `on_bad_image` is "error".
-            ValueError: the device has too little free memory; the message says how much there is and how much it takes.
-        """
-        source = ImageFiles(paths, threads, reduction) if decoder is None else decoder
-        with DecodeThreads(threads) as pool:
-            headers = pool.each(size_or_error, paths)
-        errors = {n: error for n, (_, error) in enumerate(headers) if error is not None}
-        if errors and on_bad_image == "error":
-            raise next(iter(errors.values()))
-        sizes = np.array([size for size, _ in headers], np.int64).reshape(-1, 2)
-        if reduction is not None:
-            sizes = -(-sizes // reduction[:, None])
-        names = [str(path) for path in paths]
-        return cls.from_source(source, sizes, device, names, errors, on_bad_image=on_bad_image, progress=progress)
-
-    @classmethod
-    def from_source(
-        cls,
-        source: PixelSource,
-        sizes: NDArray[np.int64],
-        device: torch.device | str,
-        names: Sequence[str],
-        errors: Mapping[int, BadImageError] | None = None,
-        *,
-        on_bad_image: Literal["error", "skip"] = "error",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> ResidentImages:
-        """Moves all images of another source into the memory of `device`, in chunks.
-
-        At its peak the device holds the decoded data set and one chunk (256 MiB, or one image if that is larger), where
-        the device decodes that chunk twice, and the host one chunk twice.
-
-        Args:
-            source: where the pixels come from.
-            sizes: (h, w) of each of its images, [N, 2].
-            device, on_bad_image, progress: as for `from_files`.
-            names: what to call each image in messages.
-            errors: images that are known to be bad, by number; they need no more than 1 x 1 px.
-
-        Raises:
-            BadImageError, ValueError: as from `from_files`; or an image has another size than was said.
-        """
-        device, errors = torch.device(device), dict(errors or {})
-        sizes = sizes.astype(np.int32)
-        lengths = 3 * sizes.astype(np.int64).prod(axis=1)
-        ends = np.cumsum(lengths)
-        total = int(lengths.sum())
-        check_memory(total + 2 * min(total, max(CHUNK_BYTES, int(lengths.max(initial=0)))), device)
-        data = torch.empty(total, dtype=torch.uint8, device=device)
-        frames: list[Tensor] = []
-        first = 0
-        while first < len(sizes):
-            stop = max(first + 1, int(np.searchsorted(ends, ends[first] - lengths[first] + CHUNK_BYTES, side="right")))
-            chunk = source.load(torch.arange(first, stop), device)
-            errors |= chunk.errors
-            if chunk.frame is not None:
-                frames.append(chunk.frame[chunk.index])
-            places, found = chunk.images.offsets.tolist(), chunk.images.sizes.tolist()
-            for image, at in enumerate(chunk.index.tolist(), first):
-                if image not in errors and found[at] != sizes[image].tolist():
-                    errors[image] = BadImageError(
-                        f"{names[image]}: expected {sizes[image].tolist()} px as its header says, got {found[at]}"
-                    )
-                begin = int(ends[image] - lengths[image])
-                if image not in errors:
-                    length = int(lengths[image])
-                    data[begin : begin + length] = chunk.images.data[places[at] : places[at] + length]
-                elif on_bad_image == "error":
-                    raise errors[image]
-                else:
-                    sizes[image] = 1
-                    data[begin : begin + 3] = 0
-            first = stop
-            if progress is not None:
-                progress(first, len(sizes))
-        frame = torch.cat(frames) if frames else None
-        # The check of the tables waits for the current stream: from here on every stream may read the pixels.
-        tables = torch.from_numpy(ends - lengths).to(device), torch.from_numpy(sizes).to(device)
-        return cls(ImageBatch(data, *tables), errors, frame)
-
-
-def frame_of(reduction: NDArray[np.int64]) -> Tensor:
-    """`Pixels.frame` of images that were reduced while they were decoded."""
-    step = reduction.astype(np.float32)
-    return torch.from_numpy(np.stack([step, (step - 1) / 2, (step - 1) / 2], axis=1))
-
-
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on `device`; to a GPU by way of pinned memory, in the current stream, without waiting."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def read_or_error(path: Path, reduction: int = 1) -> tuple[np.ndarray, BadImageError | None]:
-    """An image file's pixels; where it is bad, one black pixel and why."""
-    try:
-        return read_image(path, reduction), None
-    except BadImageError as error:
-        return np.zeros((1, 1, 3), np.uint8), error
-
-
-def size_or_error(path: Path) -> tuple[tuple[int, int], BadImageError | None]:
-    """An image file's (h, w) in pixels; where it is bad, (1, 1) and why."""
-    try:
-        return image_size(path), None
-    except BadImageError as error:
-        return (1, 1), error
-
-
-def check_memory(needed: int, device: torch.device) -> None:
-    """Raises ValueError where `device` has less than `needed` bytes of free memory."""
-    free = free_bytes(device)
-    if free is not None and needed > free:
-        raise ValueError(
-            f"resident: the decoded images take {needed:,} bytes, {device} has {free:,} free: train without --resident"
-        )
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that `device` can still give, bytes; None where the system does not tell."""
-    if device.type == "cuda":
-        # What torch has reserved and does not use it gives back before it runs out.
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

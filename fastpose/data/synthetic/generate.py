@@ -40,7 +40,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fastpose.data.synthetic_figure import (
+from fastpose.data.synthetic.figure import (
     HEAD,
     L_ANKLE,
     NECK,
@@ -51,7 +51,8 @@ from fastpose.data.synthetic_figure import (
     sample_outfit,
     sample_pose,
 )
-from fastpose.data.synthetic_scene import draw_background, draw_occluder, draw_shadow, photograph
+from fastpose.data.synthetic.scene import draw_background, draw_occluder, draw_shadow, photograph
+from fastpose.device import available_cores
 
 GENERATOR_VERSION = 1
 SPLITS = ("train", "valid")
@@ -281,11 +282,6 @@ def _put_in_place(made: Path, out: Path) -> None:
     shutil.rmtree(old)
 
 
-def usable_cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def generate(
     out: Path,
     *,
@@ -310,7 +306,7 @@ def generate(
     """
     out = Path(out).resolve()
     valid_persons = max(1, persons // 5) if valid_persons is None else valid_persons
-    workers = max(1, min(usable_cpus(), persons // 200)) if workers is None else workers
+    workers = max(1, min(available_cores(), persons // 200)) if workers is None else workers
     _check_parameters(persons, valid_persons, seed, workers)
     jobs = _image_jobs({"train": persons - valid_persons, "valid": valid_persons}, seed)
     manifest = {
@@ -362,15 +358,17 @@ def _already_there(out: Path, manifest: dict[str, Any], overwrite: bool) -> bool
     if found is None:
         raise SyntheticDataError(f"{out}: holds something that is no synthetic data set; choose another folder")
     if not overwrite:
-        what = "an incomplete copy of" if found == manifest else f"another synthetic data set ({_told(found)}) than"
+        what = (
+            "an incomplete copy of" if found == manifest else f"another synthetic data set ({_described(found)}) than"
+        )
         raise SyntheticDataError(
-            f"{out}: holds {what} the one asked for ({_told(manifest)}); choose another folder, remove this one, "
+            f"{out}: holds {what} the one asked for ({_described(manifest)}); choose another folder, remove this one, "
             "or replace it with python -m fastpose.synthetic and its option --overwrite"
         )
     return False
 
 
-def _told(manifest: dict[str, Any]) -> str:
+def _described(manifest: dict[str, Any]) -> str:
     get = manifest.get
     persons = f"{get('persons')} persons, {get('valid_persons')} of them for validation"
     return f"{persons}, seed {get('seed')}, generator version {get('version')}"

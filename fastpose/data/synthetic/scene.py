@@ -6,7 +6,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from fastpose.data.synthetic_figure import Colour, fill_hull, fill_polygon, hsv, shade
+from fastpose.data.synthetic.figure import Colour, fill_hull, fill_polygon, hsv, shade
 
 
 def _fill_rectangle(canvas: np.ndarray, x: float, y: float, w: float, h: float, colour: Colour) -> None:

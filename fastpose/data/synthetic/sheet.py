@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fastpose.data.synthetic_figure import Colour
+from fastpose.data.synthetic.figure import Colour
 
 _COLUMNS, _ROWS = 6, 2
 _TILE, _GAP = 220, 6  # px

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All data sets: a line here makes one of them known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastpose.data.coco import Coco
+from fastpose.data.dataset import DataOptions, Dataset
+from fastpose.data.mpii import Mpii
+from fastpose.data.pack.dataset import Pack
+from fastpose.data.pack.format import is_pack
+from fastpose.data.synthetic import Synthetic
+from fastpose.option import OptionError
+from fastpose.skeletons import Skeleton
+
+DATASETS: dict[str, type[Dataset]] = {
+    "mpii": Mpii,
+    "coco": Coco,
+}
+
+
+def dataset_named(name: str) -> type[Dataset]:
+    """The data set of option `dataset`; OptionError if there is none of that name."""
+    if name not in DATASETS:
+        raise OptionError("dataset", f"expected one of {', '.join(DATASETS)}, got {name!r}")
+    return DATASETS[name]
+
+
+def dataset_with_joints(count: int | None, *, named: bool) -> str:
+    """The name of the data set for a network with so many joints.
+
+    Args:
+        count: the number; None: not known.
+        named: whether a file names the joints.
+    """
+    fits = [name for name, kind in DATASETS.items() if not named and count in (None, kind.joints.num_joints)]
+    return fits[0] if fits else next(name for name, kind in DATASETS.items() if kind.any_joints)
+
+
+def open_dataset(data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> Dataset | Pack:
+    """The data set that the options name, or the pack in the data root. Nothing is read yet.
+
+    Args:
+        data: settled options.
+        size: (h, w) of the network's input.
+        skeleton: the joints of the network to evaluate; None: the data set's own, or those that the options name.
+
+    Raises:
+        OptionError: see Dataset.
+    """
+    kind = dataset_named(data.dataset)
+    if is_pack(Path(data.data_root)):
+        return Pack(data, size, skeleton, kind)
+    if data.synthetic_persons:
+        return Synthetic(data, size, skeleton)
+    return kind(data, size, skeleton)

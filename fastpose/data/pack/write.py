@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes packs: cuts regions out, encodes them, and goes on where an earlier call was stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fastpose.data.boxes import body_boxes, largest_reduction, pixel_step
+from fastpose.data.images import BadImageError, average, read_image
+from fastpose.data.pack.format import (
+    FIRST,
+    INDEX,
+    RECORD,
+    ROWS,
+    UNFINISHED,
+    Margins,
+    PackError,
+    Plan,
+    check_table,
+    load_table,
+    read_index,
+    read_json,
+    with_checksum,
+)
+from fastpose.data.persons import Persons
+from fastpose.files import replacing
+from fastpose.skeletons import MPII
+
+
+@dataclass(frozen=True)
+class Region:
+    """Pixels uint8 [h, w, 3] of a part of an image; pixel p is centred on `step * p + (x, y)` of the image."""
+
+    pixels: NDArray[np.uint8]
+    step: float
+    x: float
+    y: float
+
+
+def cut_region(path: Path, center: NDArray[np.float32], scale: NDArray[np.float32], margins: Margins) -> Region:
+    """The part of an image that crops of a person within `margins` sample, about any of its boxes.
+
+    It ends where the image ends, so what is outside it is outside the image, or sampled by no such crop.
+
+    Args:
+        path: the image file.
+        center: [2], the middle of the person's box in image pixels.
+        scale: [2], times 200 px is the box.
+            Of a person with several boxes (see body_boxes) both are [n, 2].
+        margins: what crops may ask for.
+
+    Raises:
+        BadImageError: the image cannot be read.
+    """
+    centers, scales = np.atleast_2d(center).astype(np.float64), np.atleast_2d(scale)
+    reach = np.array([margins.half_extents(float(width)) for width in scales[:, 0]])
+    lows, highs = (centers - reach).min(axis=0), (centers + reach).max(axis=0)
+    step = float(pixel_step(scales, margins.size).min()) * margins.scale_min if margins.reduce else 1.0
+    reduction = int(largest_reduction(np.array([step]))[0])
+    image = read_image(path, reduction)
+    # What the decoder's powers of two leave is averaged, by a factor in eighths: sizes and places stay exact. The
+    # scale is a rounded float32, which must not make two pixels 1.875.
+    eighths = max(8, int(8 * step / reduction * (1 + 1e-6)))
+    first, last = [], []
+    for ends, side in zip(zip(lows, highs, strict=True), image.shape[1::-1], strict=True):
+        low, high = ((float(end) - (reduction - 1) / 2) / reduction for end in ends)
+        # One pixel of the region for the bilinear neighbour, one for rounding.
+        spare = 2 * math.ceil(eighths / 8)
+        begin = min(max(0, math.floor(low) - spare), side - 1)
+        first.append(begin)
+        last.append(max(begin + 1, min(side, math.ceil(high) + 1 + spare)))
+    # Whole groups of pixels where the image has them: the last average must not take in black from inside the image.
+    part = image[
+        first[1] : whole_groups(first[1], last[1], eighths), first[0] : whole_groups(first[0], last[0], eighths)
+    ]
+    factor = eighths / 8
+    pixels = np.ascontiguousarray(part) if eighths == 8 else average(part, eighths, 8)
+    x, y = (reduction * (begin + (factor - 1) / 2) + (reduction - 1) / 2 for begin in first)
+    return Region(pixels, reduction * factor, x, y)
+
+
+def whole_groups(first: int, last: int, group: int) -> int:
+    """`last` moved on until `last - first` is a multiple of `group`."""
+    return first + -(-(last - first) // group) * group
+
+
+def write_pack(
+    out: Path,
+    plan: Plan,
+    splits: dict[str, Persons],
+    *,
+    threads: int = 2,
+    on_bad_image: Literal["error", "skip"] = "error",
+    progress: Callable[[str, int, int, int], None] | None = None,
+) -> bool:
+    """Packs persons into the folder `out`, or goes on where an earlier call with the same plan was stopped.
+
+    What is there already is compared with its checksums; a shard that is missing or damaged is made again.
+
+    Args:
+        out: the folder.
+        plan: how.
+        splits: the persons of "train" and "valid".
+        threads: threads that decode and encode.
+        on_bad_image: "error" raises, "skip" notes it in the pack: loading that record is then the same error.
+        progress: called with a split, its persons done, those of them that were there already, and all of them.
+
+    Returns:
+        False if the complete pack was there already.
+
+    Raises:
+        PackError: `out` holds something else, another process is packing into it, or a region is too large for a JPEG.
+        BadImageError: an image cannot be read and `on_bad_image` is "error".
+    """
+    wanted = plan.as_plain()
+    annotations = {split: _persons_to_npz(persons) for split, persons in splits.items()}
+    if out.exists() and not out.is_dir():
+        raise PackError(f"{out}: exists and is not a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with _only_writer(out):
+        complete = (out / INDEX).exists()
+        if complete:
+            found = read_index(out)
+            if {name: found.get(name) for name in wanted} != wanted:
+                raise PackError(f"{out}: holds a pack of other data or made with other options; choose another folder")
+        elif (out / UNFINISHED).exists():
+            if read_json(out / UNFINISHED) != wanted:
+                raise PackError(
+                    f"{out}: holds an unfinished pack of other data or made with other options, or by another version; "
+                    "go on with those, or remove the folder"
+                )
+        elif any(out.iterdir()):
+            raise PackError(f"{out}: exists and is neither empty nor an unfinished pack")
+        else:
+            _write(out / UNFINISHED, json.dumps(wanted, indent=1).encode())
+        files: dict[str, Any] = {}
+        new = not complete
+        for split, persons in splits.items():
+            data = annotations[split]
+            new |= _write(out / f"{split}-persons.npz", data)
+            shards, made = _write_shards(out, split, persons, plan, threads, on_bad_image, progress)
+            new |= made > 0
+            entry = {"bytes": len(data), "crc": zlib.crc32(data)}
+            files[split] = {"persons": len(persons), "annotations": entry, "shards": shards}
+        _write(out / INDEX, json.dumps(with_checksum(wanted | {"files": files}), indent=1).encode())
+        if (out / UNFINISHED).exists():
+            (out / UNFINISHED).unlink()
+    return new
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Raises PackError where another process packs into `out`. Does nothing where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PackError(f"{out}: another `fastpose pack` is writing into it") from error
+        except OSError:  # some network file systems lock no folders
+            pass
+        yield
+    finally:
+        os.close(folder)
+
+
+def _write_shards(
+    out: Path,
+    split: str,
+    persons: Persons,
+    plan: Plan,
+    threads: int,
+    on_bad_image: Literal["error", "skip"],
+    progress: Callable[[str, int, int, int], None] | None,
+) -> tuple[list[dict[str, int]], int]:
+    """Writes the shards that are not there. Returns all of them, as pack.json has them, and the persons written."""
+    shards: list[dict[str, int]] = []
+    done = found = 0
+    margins = plan.margins[split]
+    boxes = body_boxes(persons, margins.size, half_body=margins.half_body)
+
+    def record(row: int) -> tuple[bytes, Region | None]:
+        path = persons.image_paths[persons.image_index[row]]
+        try:
+            region = cut_region(path, boxes[row, :, :2], boxes[row, :, 2:], margins)
+        except BadImageError:
+            if on_bad_image == "error":
+                raise
+            return b"", None
+        return _encode(region.pixels, plan, path), region
+
+    def report(more: int = 0) -> None:
+        if progress is not None:
+            progress(split, done + more, found, len(persons))
+
+    report()
+    with ThreadPoolExecutor(threads, thread_name_prefix="fastpose-pack") as pool:
+        while done < len(persons):
+            shard = out / f"{split}-{len(shards):05d}.shard"
+            table = shard.with_suffix(".npy")
+            rows = _finished_table(table, shard, plan, on_bad_image)
+            if rows is None:
+                made: list[tuple[float, ...]] = []
+                offset = 0
+                with replacing(shard) as file:
+                    while done + len(made) < len(persons) and offset < plan.shard_bytes:
+                        begin = done + len(made)
+                        # A few at a time: what comes after the shard's last record is made again for the next.
+                        for data, region in pool.map(record, range(begin, min(begin + 2 * threads, len(persons)))):
+                            file.write(data)
+                            made.append(_row(offset, data, region))
+                            offset += len(data)
+                            if offset >= plan.shard_bytes:
+                                break
+                        report(len(made))
+                rows = np.array(made, RECORD)
+                buffer = io.BytesIO()
+                np.save(buffer, rows)
+                _write(table, buffer.getvalue())
+                done += len(rows)
+            else:
+                done += len(rows)
+                found += len(rows)
+                report()
+            crc = zlib.crc32(table.read_bytes())
+            shards.append({"records": len(rows), "bytes": int(rows["length"].sum()), "table_crc": crc})
+    return shards, done - found
+
+
+def _finished_table(table: Path, shard: Path, plan: Plan, on_bad_image: str) -> NDArray[np.void] | None:
+    """The table of a shard that an earlier run has finished; None where it has not, where either is damaged, or where
+    the run left out bad images that now are an error."""
+    if not table.is_file() or not shard.is_file():
+        return None
+    try:
+        rows = load_table(table, table.read_bytes())
+        check_table(table, rows, shard, plan.pixels == "raw")
+    except PackError:
+        return None
+    if on_bad_image == "error" and (rows["length"] == 0).any():
+        return None
+    with open(shard, "rb") as file:  # its records lie one after the other
+        whole = all(zlib.crc32(file.read(int(row["length"]))) == row["crc"] for row in rows)
+    return rows if whole else None
+
+
+def _row(offset: int, data: bytes, region: Region | None) -> tuple[float, ...]:
+    if region is None:
+        return (offset, 0, 0, 1, 1, 1.0, 0.0, 0.0)
+    height, width, _ = region.pixels.shape
+    return (offset, len(data), zlib.crc32(data), height, width, region.step, region.x, region.y)
+
+
+def _encode(pixels: NDArray[np.uint8], plan: Plan, path: Path) -> bytes:
+    if plan.pixels == "raw":
+        return pixels.tobytes()
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, plan.quality])
+    if not encoded:
+        height, width, _ = pixels.shape
+        raise PackError(f"{path}: OpenCV cannot store a region of {height} x {width} pixels as JPEG: use --format raw")
+    return data.tobytes()
+
+
+def _persons_to_npz(persons: Persons) -> bytes:
+    arrays = {name: getattr(persons, name) for name in ROWS} | dict(persons.extras)
+    arrays = {name: arrays.pop(name) for name in FIRST if name in arrays} | arrays
+    # MPII's joints by name, as there were no others at first.
+    skeleton = persons.skeleton.name if persons.skeleton == MPII else json.dumps(asdict(persons.skeleton))
+    if persons.truth is not None:
+        arrays["truth"] = np.frombuffer(json.dumps(persons.truth).encode(), np.uint8)
+    names = np.array([persons.image_paths[image].name for image in persons.image_index], np.str_)
+    buffer = io.BytesIO()
+    np.savez(buffer, skeleton=np.array(skeleton), image=names, **arrays)
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> bool:
+    """Makes `data` the contents of a file; returns whether they were not. Read-only folders keep what is right."""
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    with replacing(path) as file:
+        file.write(data)
+    return True

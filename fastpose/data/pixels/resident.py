@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole data set, decoded already, in the memory of the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastpose.data.images import BadImageError, image_size
+from fastpose.data.pixels.files import ImageFiles
+from fastpose.data.pixels.source import DecodeThreads, Pixels, PixelSource, to_device
+from fastpose.image_batch import ImageBatch
+from fastpose.option import OptionError
+
+CHUNK_BYTES = 256 << 20  # decoded at once while a data set moves into memory
+
+
+class ResidentImages:
+    """A whole data set in one `ImageBatch` on the training device: a batch copies no pixel, only its indices.
+
+    Args:
+        images: every image of the data set, on the device that will ask for them.
+        errors: what was wrong with the images in whose place there is a black pixel, by number.
+        frame: float32 [N, 3] on that device, where the images lie in their files, see `Pixels`.
+    """
+
+    def __init__(
+        self, images: ImageBatch, errors: Mapping[int, BadImageError] | None = None, frame: Tensor | None = None
+    ) -> None:
+        self.images = images
+        self.errors = errors or {}
+        self.frame = frame
+
+    def load(self, images: Tensor, device: torch.device) -> Pixels:
+        if self.images.device.type == "cuda":
+            # Made in another stream than the one that reads them: the allocator must not give them away before that.
+            for table in (self.images.data, self.images.offsets, self.images.sizes, self.frame):
+                if table is not None:
+                    table.record_stream(torch.cuda.current_stream(table.device))
+        bad = self.errors.keys() & set(images.tolist()) if self.errors else ()
+        errors = {image: self.errors[image] for image in bad}
+        return Pixels(self.images, to_device(images, device), errors, self.frame)
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: Sequence[Path],
+        device: torch.device | str,
+        threads: int = 2,
+        *,
+        decoder: PixelSource | None = None,
+        reduction: NDArray[np.int64] | None = None,
+        on_bad_image: Literal["error", "skip"] = "error",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ResidentImages:
+        """Decodes files into the memory of `device`, in chunks.
+
+        A pass over the files' headers finds out how large the buffer must be. The peak of the memory is that of
+        `from_source`.
+
+        Args:
+            paths: one file per image.
+            device: where the pixels are to stay.
+            threads: threads that read headers and decode.
+            decoder: what decodes `paths`; None: `ImageFiles(paths, threads, reduction)`.
+            reduction: by how much the decoder reduces each file, see ImageFiles; None: not.
+            on_bad_image: "error" raises, "skip" remembers the error for `load`.
+            progress: called after each chunk with the images done and all of them.
+
+        Raises:
+            BadImageError: a file cannot be read and `on_bad_image` is "error".
+            ValueError: the device has too little free memory; the message says how much there is and how much it takes.
+        """
+        source = ImageFiles(paths, threads, reduction) if decoder is None else decoder
+        with DecodeThreads(threads) as pool:
+            headers = pool.each(size_or_error, paths)
+        errors = {n: error for n, (_, error) in enumerate(headers) if error is not None}
+        if errors and on_bad_image == "error":
+            raise next(iter(errors.values()))
+        sizes = np.array([size for size, _ in headers], np.int64).reshape(-1, 2)
+        if reduction is not None:
+            sizes = -(-sizes // reduction[:, None])
+        names = [str(path) for path in paths]
+        return cls.from_source(source, sizes, device, names, errors, on_bad_image=on_bad_image, progress=progress)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: PixelSource,
+        sizes: NDArray[np.int64],
+        device: torch.device | str,
+        names: Sequence[str],
+        errors: Mapping[int, BadImageError] | None = None,
+        *,
+        on_bad_image: Literal["error", "skip"] = "error",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ResidentImages:
+        """Moves all images of another source into the memory of `device`, in chunks.
+
+        At its peak the device holds the decoded data set and one chunk (256 MiB, or one image if that is larger), where
+        the device decodes that chunk twice, and the host one chunk twice.
+
+        Args:
+            source: where the pixels come from.
+            sizes: (h, w) of each of its images, [N, 2].
+            device, on_bad_image, progress: as for `from_files`.
+            names: what to call each image in messages.
+            errors: images that are known to be bad, by number; they need no more than 1 x 1 px.
+
+        Raises:
+            BadImageError, ValueError: as from `from_files`; or an image has another size than was said.
+        """
+        device, errors = torch.device(device), dict(errors or {})
+        sizes = sizes.astype(np.int32)
+        lengths = 3 * sizes.astype(np.int64).prod(axis=1)
+        ends = np.cumsum(lengths)
+        total = int(lengths.sum())
+        check_memory(total + 2 * min(total, max(CHUNK_BYTES, int(lengths.max(initial=0)))), device)
+        data = torch.empty(total, dtype=torch.uint8, device=device)
+        frames: list[Tensor] = []
+        first = 0
+        while first < len(sizes):
+            stop = max(first + 1, int(np.searchsorted(ends, ends[first] - lengths[first] + CHUNK_BYTES, side="right")))
+            chunk = source.load(torch.arange(first, stop), device)
+            errors |= chunk.errors
+            if chunk.frame is not None:
+                frames.append(chunk.frame[chunk.index])
+            places, found = chunk.images.offsets.tolist(), chunk.images.sizes.tolist()
+            for image, at in enumerate(chunk.index.tolist(), first):
+                if image not in errors and found[at] != sizes[image].tolist():
+                    errors[image] = BadImageError(
+                        f"{names[image]}: expected {sizes[image].tolist()} px as its header says, got {found[at]}"
+                    )
+                begin = int(ends[image] - lengths[image])
+                if image not in errors:
+                    length = int(lengths[image])
+                    data[begin : begin + length] = chunk.images.data[places[at] : places[at] + length]
+                elif on_bad_image == "error":
+                    raise errors[image]
+                else:
+                    sizes[image] = 1
+                    data[begin : begin + 3] = 0
+            first = stop
+            if progress is not None:
+                progress(first, len(sizes))
+        frame = torch.cat(frames) if frames else None
+        # The check of the tables waits for the current stream: from here on every stream may read the pixels.
+        tables = torch.from_numpy(ends - lengths).to(device), torch.from_numpy(sizes).to(device)
+        return cls(ImageBatch(data, *tables), errors, frame)
+
+
+def size_or_error(path: Path) -> tuple[tuple[int, int], BadImageError | None]:
+    """An image file's (h, w) in pixels; where it is bad, (1, 1) and why."""
+    try:
+        return image_size(path), None
+    except BadImageError as error:
+        return (1, 1), error
+
+
+def check_memory(needed: int, device: torch.device) -> None:
+    """Raises ValueError where `device` has less than `needed` bytes of free memory."""
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise OptionError(
+            "resident",
+            f"the decoded images take {needed:,} bytes, {device} has {free:,} free: train without --resident",
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that `device` can still give, bytes; None where the system does not tell."""
+    if device.type == "cuda":
+        # What torch has reserved and does not use it gives back before it runs out.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

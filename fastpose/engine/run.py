@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run: everything it consists of, from its first or its next step to its results in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastpose.data.dataset import Scorer
+from fastpose.data.images import BadImageError
+from fastpose.data.loader import Batch, PoseLoader
+from fastpose.data.pack.format import PackError
+from fastpose.device import ComputeOptions
+from fastpose.engine import results
+from fastpose.engine.epoch import NotFiniteError, RunProgress, StopSignals, check_finite, train_one_epoch
+from fastpose.engine.evaluation import Scored, predict_all, scored, scores_entry
+from fastpose.engine.report import TrainingReport
+from fastpose.engine.schedule import LearningRate, ScheduleOptions, make_optimizer
+from fastpose.engine.step import TargetOptions, TrainStep
+from fastpose.files import append_line, read_lines, write_json, write_yaml
+from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
+from fastpose.models.decoding import Decoder
+from fastpose.models.network import skeleton_of
+from fastpose.option import OptionError
+from fastpose.progress import CountedProgress
+
+# What a run keeps from its first step on, by the reason.
+KEPT = {
+    "a run keeps its network": ("model", "depth", "head", "channels", "color_order", "size"),
+    "a run keeps its optimiser, whose state is in the checkpoint": ("optimizer",),
+}
+
+
+class Run:
+    """A training run in `folder`.
+
+    Args:
+        folder: where its files are, or will be.
+        name: what to call the network in messages.
+        config: the run's settings as plain values, for config.yaml and checkpoints.
+        schedule, targets, compute: options of the training.
+        train_loader, valid_loader: batches to train on and to evaluate; both have the joints of the network.
+        scorer: of the validation persons.
+        decoder: how the network's heatmaps become joints; it has the network.
+        begin: `time.perf_counter` when the run began, for the seconds it takes.
+        resume: go on with the run in `folder`: what settings were, by name, in runs of versions that did not have them.
+            None: it is a new run.
+
+    Raises:
+        CheckpointError: see load_latest; or the checkpoint does not fit this version of fastpose.
+        OptionError: an option asked for does not go with the checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        config: Mapping[str, Any],
+        schedule: ScheduleOptions,
+        targets: TargetOptions,
+        compute: ComputeOptions,
+        train_loader: PoseLoader,
+        valid_loader: PoseLoader,
+        scorer: Scorer,
+        decoder: Decoder,
+        *,
+        begin: float,
+        resume: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.begin = self.last_save = begin
+        self.folder, self.name, self.config, self.schedule = folder, name, config, schedule
+        self.train_loader, self.valid_loader = train_loader, valid_loader
+        self.scorer, self.decoder = scorer, decoder
+        self.skeleton, self.device = valid_loader.persons.skeleton, train_loader.device
+        self.model: nn.Module = decoder.model
+        self.optimizer = make_optimizer(self.model, schedule)
+        self.rate = LearningRate.of(schedule)
+        self.progress = RunProgress(train_data=train_loader.persons.fingerprint())
+        if resume is not None:
+            self.load(resume)
+        weights = self.skeleton.joint_weights if targets.joint_weights else None
+        self.train_step = TrainStep(
+            self.model, self.optimizer, targets, compute, self.device, schedule.batch_size, weights
+        )
+        self.seconds_before = self.progress.seconds
+
+    def train(self) -> int:
+        """Trains to the end, or until a stop signal arrives. Returns the exit code."""
+        folder, valid = self.folder, self.valid_loader.persons
+        if self.is_complete():
+            print(f"nothing is left to do: {folder} has all its {self.progress.epoch} epochs; more: --epochs NUMBER")
+            return 0
+        folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(folder / "config.yaml", dict(self.config))
+        self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
+        report = TrainingReport(self.schedule.epochs, len(self.train_loader), self.progress, self.scorer)
+        height, width = self.train_loader.size
+        print(
+            f"{len(self.train_loader.persons)} persons to train on, {len(valid)} to evaluate; "
+            f"{self.name}, {height}x{width} px, on {self.device}",
+            flush=True,
+        )
+        with StopSignals() as stop:
+            try:
+                evaluation = self.train_epochs(report, stop)
+            except (BadImageError, PackError, OSError, NotFiniteError) as error:
+                self.failed(error)
+                raise
+            if evaluation is None:
+                return self.stopped(stop.received)
+        self.write_results(evaluation)
+        return 0
+
+    def is_complete(self) -> bool:
+        """Whether the epochs of the schedule are trained, and their results written."""
+        summary = self.folder / "summary.json"
+        if self.progress.epoch < self.schedule.epochs or not summary.is_file():
+            return False
+        # It may be that of an earlier end; if it does not say, as in version 0.1, it is written again.
+        return json.loads(summary.read_text(encoding="utf-8")).get("epochs") == self.progress.epoch
+
+    def dry_run(self) -> int:
+        """Trains one step, evaluates one batch and prints what there is to know of both. Writes nothing. Returns 0."""
+        epoch = self.progress.epoch
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        lr = self.rate.at(epoch, epoch * len(self.train_loader))
+        print(f"{self.name}: {parameters:,} parameters, on {self.device}")
+        print(f"optimiser: {self.schedule.optimizer}, learning rate of this step {lr:.3g}")
+
+        start = time.perf_counter()
+        batch = first_batch(self.train_loader, epoch)
+        ready = time.perf_counter()
+        self.model.train()
+        loss = float(self.train_step(batch, lr))  # waits for the device
+        seconds = time.perf_counter() - ready
+        check_finite(loss, epoch, 1)
+        print(f"training: {len(self.train_loader.persons)} persons, {len(self.train_loader)} steps an epoch")
+        print(f"  first batch in {ready - start:.2f} s: {shape_of(batch.images)}, joints {shape_of(batch.keypoints)}")
+        rate = len(batch.rows) / seconds
+        print(f"  first step in {seconds:.2f} s: {rate:.2f} samples/s (later ones are quicker), loss {loss:.6f}")
+
+        batch = first_batch(self.valid_loader)
+        heatmaps: list[Tensor] = []
+        start = time.perf_counter()
+        self.model.eval()
+        hook = self.model.register_forward_hook(lambda model, images, maps: heatmaps.append(maps))
+        with hook, torch.inference_mode():
+            points = self.decoder(batch.images, batch.heatmap_to_image)[0].cpu()
+        seconds = time.perf_counter() - start
+        print(f"evaluation: {len(self.valid_loader.persons)} persons, {len(self.valid_loader)} batches")
+        print(
+            f"  first batch in {seconds:.2f} s: {shape_of(batch.images)}, heatmaps {shape_of(heatmaps[0])}, "
+            f"points {shape_of(points)}"
+        )
+        print(peak_memory(self.device), flush=True)
+        return 0
+
+    def train_epochs(self, report: TrainingReport, stop: StopSignals) -> Scored | None:
+        """Trains and evaluates. Returns the last evaluation, None if a stop signal came."""
+        schedule, progress, evaluation = self.schedule, self.progress, None
+        while progress.epoch < schedule.epochs:
+            evaluation = None
+            train_one_epoch(
+                self.train_step, self.rate, self.train_loader, progress, stop, report.step, schedule.log_every
+            )
+            due = progress.epoch + 1 == schedule.epochs or (progress.epoch + 1) % schedule.eval_every == 0
+            if due and not stop.received:
+                evaluation = self.evaluate(stop)
+            if stop.received:
+                return None
+            self.finish_epoch(evaluation)
+            report.epoch(self.history[-1])
+            if evaluation and evaluation.score is not None and 0 < schedule.target_pckh <= evaluation.score:
+                return evaluation
+        # A run that was complete when it was resumed has not been evaluated here.
+        return evaluation or self.evaluate(stop)
+
+    def evaluate(self, stop: StopSignals) -> Scored | None:
+        """Scores the network as it is. None if a stop signal came."""
+        progress = CountedProgress("evaluation", "persons", len(self.valid_loader.persons), stays=False)
+        evaluation = predict_all(self.decoder, self.valid_loader, stop, progress.show)
+        return None if evaluation is None else scored(evaluation, self.scorer)
+
+    def finish_epoch(self, evaluation: Scored | None) -> None:
+        """Takes the epoch into metrics.jsonl and the checkpoints, and moves on to the next."""
+        progress = self.progress
+        seconds = max(progress.epoch_seconds, 1e-9)
+        line = {
+            "epoch": progress.epoch + 1,
+            "loss": progress.loss_sum / progress.samples,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "samples_per_second": progress.samples / seconds,
+            "input_wait_fraction": progress.epoch_wait_seconds / seconds,
+            "bad_images": len(self.train_loader.bad_images) + len(self.valid_loader.bad_images),
+            **scores_entry(self.scorer, evaluation.values if evaluation else None),
+        }
+        append_line(self.folder / "metrics.jsonl", line)
+        self.history.append(line)
+        progress.next_epoch()
+        if evaluation and (score := evaluation.score) is not None:
+            self.rate.observe(score)
+            if score >= progress.best_score:  # of equals the one that was trained longer
+                progress.best_epoch, progress.best_score = progress.epoch, score
+                self.save("best.pt")
+        # Writing a checkpoint can take longer than a small epoch: between evaluations at most one a minute.
+        if evaluation or time.perf_counter() - self.last_save > 60:
+            self.save("last.pt")
+
+    def save(self, name: str) -> None:
+        """Writes last.pt, from which training can go on, or best.pt, which does without the optimiser."""
+        self.last_save = time.perf_counter()
+        self.progress.seconds = self.seconds_before + self.last_save - self.begin
+        save_checkpoint(
+            self.folder / name,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict() if name == "last.pt" else None,
+            learning_rate=self.rate.state_dict(),
+            progress=dataclasses.asdict(self.progress),
+            config=dict(self.config),
+            skeleton=dataclasses.asdict(self.skeleton),
+            keep_previous=name == "last.pt",
+        )
+
+    def load(self, unset: Mapping[str, Any]) -> None:
+        """Takes over the run's checkpoint; without one the run failed early and begins again.
+
+        `unset`: what settings were in runs of versions that did not have them.
+        """
+        last, train_data = self.folder / "last.pt", self.progress.train_data
+        if not last.exists() and not previous_path(last).exists():
+            print(f"no checkpoint in {self.folder} to go on from: training from the beginning", flush=True)
+            return
+        contents, file = load_latest(last)
+        was, now = {**unset, **contents["config"]}, self.config
+        for reason, names in KEPT.items():
+            refuse_changes(was, now, names, reason)
+        joints = skeleton_of(contents["skeleton"]).joints
+        refuse_changes(
+            {"skeleton": joints}, {"skeleton": self.skeleton.joints}, ("skeleton",), "a run keeps its joints"
+        )
+        try:
+            self.model.load_state_dict(contents["model"])
+            self.optimizer.load_state_dict(contents["optimizer"])
+            self.rate.load_state_dict(contents["learning_rate"])
+            progress = self.progress = RunProgress(**contents["progress"])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{file}: does not fit this version of fastpose: {reason}") from error
+        for group in self.optimizer.param_groups:  # which came with the state
+            group["weight_decay"] = self.schedule.weight_decay
+        if progress.step:
+            reason = (
+                f"the run is in the middle of epoch {progress.epoch + 1}, and would train on wrong persons in the rest "
+                f"of it; go on with the run's own value, at least to the epoch's end (--epochs {progress.epoch + 1})"
+            )
+            refuse_changes(was, now, ("batch_size", "seed"), reason)
+            data = "train_annotations (or another option of the training data)"
+            refuse_changes({data: progress.train_data}, {data: train_data}, (data,), reason)
+        progress.train_data = train_data
+        if not self.is_complete():
+            print(f"going on from {file}, epoch {progress.epoch + 1} after step {progress.step}", flush=True)
+
+    def stopped(self, signal_number: int) -> int:
+        self.save("last.pt")
+        name, progress = signal.Signals(signal_number).name, self.progress
+        print(f"stopped by {name} in epoch {progress.epoch + 1} after step {progress.step}")
+        print(f"to go on: {started_as()} --resume {self.folder}", flush=True)
+        return 128 + signal_number
+
+    def failed(self, error: Exception) -> None:
+        """Saves the weights if a file is to blame and not they, and says how to go on once that is mended."""
+        if not isinstance(error, NotFiniteError) and math.isfinite(self.progress.loss_sum):
+            self.save("last.pt")
+        hint = " (or with --on_bad_image skip)" if isinstance(error, BadImageError) else ""
+        print(f"to go on after mending this: {started_as()} --resume {self.folder}{hint}", flush=True)
+
+    def write_results(self, evaluation: Scored) -> None:
+        """Writes summary.json and the pictures; prints the score and what was written."""
+        progress, folder, scorer = self.progress, self.folder, self.scorer
+        if progress.best_epoch < 0:  # stopped before its first evaluation, and resumed with fewer epochs
+            assert evaluation.score is not None
+            progress.best_epoch, progress.best_score = progress.epoch, evaluation.score
+            self.save("best.pt")
+        skipped = evaluation.evaluation.skipped
+        print(f"\n{scorer.table(evaluation.values)}\n", flush=True)
+        print(
+            f"best: {scorer.label} {progress.best_score:.2f} in epoch {progress.best_epoch} (best.pt); "
+            f"last: {scorer.label} {evaluation.score:.2f}"
+        )
+        if skipped:
+            print(f"without {skipped} persons whose image could not be read, see summary.json")
+        results.draw(folder, self.history, scorer, self.valid_loader, self.decoder, evaluation.evaluation)
+        bad_images = [*self.train_loader.bad_images.values(), *self.valid_loader.bad_images.values()]
+        summary = {
+            **scores_entry(scorer, evaluation.values),
+            "epochs": progress.epoch,
+            "best": {"epoch": progress.best_epoch, scorer.main: progress.best_score},
+            "samples_per_second": progress.total_samples / max(progress.train_seconds, 1e-9),
+            "input_wait_fraction": progress.wait_seconds / max(progress.train_seconds, 1e-9),
+            "seconds": self.seconds_before + time.perf_counter() - self.begin,
+            "device": str(self.device),
+            "commit": results.code_version(),
+            "train_persons": len(self.train_loader.persons),
+            "valid_persons": len(self.valid_loader.persons),
+            "skipped_persons": skipped,
+            "bad_images": [str(error) for error in bad_images],
+        }
+        write_json(folder / "summary.json", summary)  # last: with it the run is complete
+        for name in ("summary.json", "curves.png", "predictions.png", "heatmaps.png", "best.pt", "last.pt"):
+            print(f"wrote {folder / name}")
+
+
+def started_as() -> str:
+    """The command that this is: the script's verb, or the module."""
+    return "fastpose train" if Path(sys.argv[0]).stem == "fastpose" else "python -m fastpose.train"
+
+
+def first_batch(loader: PoseLoader, epoch: int = 0) -> Batch:
+    """The first batch of an epoch."""
+    with closing(loader.epoch(epoch)) as batches:
+        return next(batches)
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Shape and type of a tensor, for people."""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def peak_memory(device: torch.device) -> str:
+    """What this process has taken of memory at the most: of a GPU's, else of the host's."""
+    if device.type == "cuda":
+        allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        return f"memory of the GPU: at most {allocated / 2**20:.0f} MiB in tensors, {reserved / 2**20:.0f} MiB in all"
+    if sys.platform == "win32":
+        return "memory: Windows does not report it"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"memory of this process: at most {peak / 2**20:.0f} MiB"
+
+
+def refuse_changes(was: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str], reason: str) -> None:
+    """Raises OptionError if one of the settings `names` is not what it was when the run was saved."""
+    for name in names:
+        if was.get(name) != now[name]:
+            raise OptionError("--resume", f"{name} is {was.get(name)} in the run, got {now[name]}: {reason}")

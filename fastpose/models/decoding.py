@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a network's heatmaps to joints: the mirror test, the maximum and the place between pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+import fastpose
+from fastpose.device import ComputeOptions
+from fastpose.option import OptionError, option, set_on_off
+from fastpose.skeletons import Skeleton
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How heatmaps become joints."""
+
+    refine: Literal["none", "quarter", "dark", "dark_udp"] = option(
+        "quarter",
+        "how a maximum is moved between pixels in evaluation: none, quarter (SimpleBaselines), dark, dark_udp",
+    )
+    blur_kernel: int = option(11, "side of the Gaussian that dark and dark_udp smooth with, heatmap pixels, odd")
+    flip_test: bool = option(True, "evaluate the picture and its mirror image and average their heatmaps")
+    flip_shift: Literal["auto", "on", "off"] | bool = option(
+        "auto", "shift the mirror image's heatmaps by a pixel before averaging; auto: on, off under udp"
+    )
+
+    def __post_init__(self) -> None:
+        set_on_off(self, "flip_shift")
+        if not 1 <= self.blur_kernel <= 255 or self.blur_kernel % 2 == 0:  # 255: what decode_heatmaps takes
+            raise OptionError("blur_kernel", f"expected an odd number of pixels from 1 to 255, got {self.blur_kernel}")
+
+    def shifts(self, udp: bool) -> bool:
+        """Whether the mirror image's maps are shifted. Without udp a crop's middle lies between columns: these maps are
+        3/4 of a pixel off, and a pixel is the nearest that a shift can be. With udp they lie where they should."""
+        return self.flip_test and (self.flip_shift == "on" or (self.flip_shift == "auto" and not udp))
+
+    def arguments(self, skeleton: Skeleton, udp: bool) -> dict[str, Any]:
+        """These options as arguments of `fastpose.decode_heatmaps`."""
+        return {
+            "refine": self.refine,
+            "blur_kernel": self.blur_kernel,
+            "flip_pairs": skeleton.mirror_pairs if self.flip_test else None,
+            "flip_shift": self.shifts(udp),
+        }
+
+
+class Decoder:
+    """Finds joints with a network, as its options say.
+
+    Args:
+        model: images [B, 3, H, W] to heatmaps [B, K, H/4, W/4].
+        skeleton: its joints.
+        options: see `DecodeOptions`.
+        compute: the precision of the network.
+        udp: whether crops and heatmaps are measured from first to last pixel centre.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        skeleton: Skeleton,
+        options: DecodeOptions,
+        compute: ComputeOptions,
+        *,
+        udp: bool = False,
+    ) -> None:
+        self.model, self.options, self.compute = model, options, compute
+        self._arguments = options.arguments(skeleton, udp)
+
+    def __call__(self, images: Tensor, heatmap_to_image: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints of B crops: float32 [B, K, 2] in image pixels and scores float32 [B, K].
+
+        Args:
+            images: [B, 3, H, W].
+            heatmap_to_image: float32 [B, 2, 3].
+        """
+        with self.compute.autocast(images.device):
+            heatmaps = self.model(images)
+            flipped = self.model(images.flip(-1)) if self.options.flip_test else None
+        return fastpose.decode_heatmaps(heatmaps, heatmap_to_image=heatmap_to_image, flipped=flipped, **self._arguments)

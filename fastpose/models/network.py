@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network of a run: from its options, or from a file of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastpose.color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
+from fastpose.files import check_is_file
+from fastpose.models.checkpoint import CheckpointError, checkpoint_file
+from fastpose.models.own import check_heatmaps, make_own_model
+from fastpose.models.pose_resnet import pose_resnet
+from fastpose.models.weights import Weights, load_backbone, load_weights, read_weights
+from fastpose.option import OptionError, check_at_least, option
+from fastpose.skeletons import MPII, Skeleton
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which network, and what it sees."""
+
+    model: str = option(
+        "",
+        "a network of one's own, PACKAGE.MODULE:FACTORY, called with the number of joints; it maps images [B, 3, H, W] "
+        "to heatmaps [B, K, H/4, W/4]; empty: the ResNet that depth, head and channels describe",
+    )
+    depth: Literal[18, 34, 50, 101, 152] = option(50, "depth of the ResNet, layers")
+    head: Literal["fcn", "deconv"] = option("fcn", "head: fcn (the paper's) or deconv (SimpleBaselines')")
+    channels: int = option(256, "width of the head, channels")
+    backbone_weights: str = option(
+        "",
+        "file with weights for the backbone alone: ImageNet's in torchvision's format, or any other ResNet that "
+        "--weights takes; empty: random weights",
+    )
+    weights: str = option(
+        "",
+        "file with weights of the whole network to begin with: fastpose's, SimpleBaselines', mmpose's, or a state dict "
+        "of --model; empty: none",
+    )
+    color_order: Literal["auto", "rgb", "bgr"] = option(
+        "auto",
+        "order of the colours that the network sees; auto: that of the file of weights to begin with, if there is one "
+        "(SimpleBaselines' networks were trained on bgr), else rgb",
+    )
+    size: tuple[int, int] = option(
+        (256, 256),
+        "height and width of the network's input, pixels, multiples of 32 (with --model of 4); heatmaps have a quarter",
+    )
+    udp: bool = option(
+        False, "unbiased data processing: crops and heatmaps are measured from first to last pixel centre"
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "channels")
+        step = 4 if self.model else 32
+        if len(self.size) != 2 or any(side < step or side % step for side in self.size):
+            raise OptionError(
+                "size", f"expected height and width, positive multiples of {step} pixels, got {list(self.size)}"
+            )
+
+    def __str__(self) -> str:
+        """The network, for messages."""
+        return f"network {self.model}" if self.model else f"ResNet-{self.depth} with {self.head} head"
+
+    def color(self) -> Tensor:
+        """The colour map [3, 4] of what the network sees: ImageNet's normalisation. With `color_order` bgr the first
+        channel is blue, by the mean and deviation of red: what SimpleBaselines' networks were trained on."""
+        color = normalize_color(IMAGENET_MEAN, IMAGENET_STD)
+        return color[:, [2, 1, 0, 3]] if self.color_order == "bgr" else color
+
+
+def read_weights_of(options: NetworkOptions, name: Literal["weights", "backbone_weights"]) -> Weights:
+    """The file that option `name` names; of a run's folder its best.pt."""
+    path = checkpoint_file(Path(getattr(options, name)).expanduser())
+    check_is_file(name, path)
+    return read_weights(path)
+
+
+def color_order_of_weights(options: NetworkOptions) -> Literal["rgb", "bgr"]:
+    """What `color_order` auto means: the order of the weights to begin with, or rgb.
+
+    Raises:
+        FileNotFoundError, ValueError: see make_network.
+    """
+    if options.weights or options.backbone_weights:
+        return read_weights_of(options, "weights" if options.weights else "backbone_weights").color_order or "rgb"
+    return "rgb"
+
+
+def make_network(
+    options: NetworkOptions,
+    skeleton: Skeleton,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    to_train: bool = False,
+) -> nn.Module:
+    """The network with random weights, or with those of the files that the options name; prints what was loaded.
+
+    Args:
+        options: which network.
+        skeleton: its joints.
+        device: where it will be.
+        seed: of the random weights.
+        memory_format: of its tensors.
+        to_train: weights for another number of joints will do, and the last layer begins anew.
+
+    Raises:
+        FileNotFoundError: a file does not exist; names the option.
+        ValueError: the network or a file of weights is not what it should be; see make_own_model, check_heatmaps,
+            read_weights, load_weights and load_backbone; or the weights are of another network.
+    """
+    torch.manual_seed(seed)
+    if options.backbone_weights and (options.model or options.weights):
+        other = f"--model {options.model}" if options.model else "--weights, which has a backbone too"
+        raise OptionError("backbone_weights", f"they go into a new ResNet of fastpose, and not together with {other}")
+    model: nn.Module
+    if options.model:
+        model = make_own_model(options.model, skeleton.num_joints)
+    else:
+        model = resnet = pose_resnet(options.depth, options.head, skeleton.num_joints, channels=options.channels)
+        if options.backbone_weights:
+            print(load_backbone(resnet, read_weights_of(options, "backbone_weights")), flush=True)
+    if options.weights:
+        weights = read_weights_of(options, "weights")
+        check_weights(weights, options)
+        new_joints = skeleton.num_joints if to_train else None
+        print(load_weights(model, weights, new_joints=new_joints), flush=True)
+        if weights.color_order not in (None, "auto", options.color_order):
+            print(
+                f"warning: these weights were trained on {weights.color_order} images, and will see "
+                f"{options.color_order}: --color_order {weights.color_order} gives them theirs",
+                flush=True,
+            )
+    model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]  # not in its stub
+    if options.model:
+        check_heatmaps(model, options.model, skeleton.num_joints, options.size)
+    return model
+
+
+def check_weights(weights: Weights, options: NetworkOptions) -> None:
+    """Raises OptionError, saying what to do, if weights are of another network than the options describe."""
+    if options.model:
+        return  # the names decide
+    check_pose_network("weights", weights)
+    has = {"depth": weights.depth, "head": weights.head, "channels": weights.channels}
+    other = [f"--{name} {value}" for name, value in has.items() if value not in (None, getattr(options, name))]
+    if other:
+        raise OptionError("weights", f"{weights.path} holds a {weights}: to begin with them, add {' '.join(other)}")
+
+
+def check_pose_network(name: str, weights: Weights) -> None:
+    """Raises OptionError, naming the option and saying what to do, if weights are not of a whole `pose_resnet`."""
+    begin = f"{weights.path} holds a {weights}"
+    if weights.depth is None:
+        raise OptionError(name, f"{begin}: name its network with --model PACKAGE.MODULE:FACTORY")
+    if weights.head is None:
+        raise OptionError(name, f"{begin}: it has a backbone alone, which --backbone_weights takes in fastpose train")
+
+
+def load_network(
+    weights: Weights,
+    options: NetworkOptions,
+    skeleton: Skeleton | None,
+    device: torch.device,
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[nn.Module, Skeleton]:
+    """The network of a checkpoint, or of another program's file of weights, and its joints.
+
+    A network of the user's own is built again by its factory, whose module is imported for that: the file names it and
+    has no code in it.
+
+    Args:
+        weights: what the file holds, see `read_weights`.
+        options: settled options: those that the file tells, and what was asked for instead.
+        skeleton: the joints; None: those in the checkpoint.
+        device: where the network will be.
+        memory_format: of its tensors.
+
+    Raises:
+        CheckpointError: the weights do not fit this version of fastpose.
+        ValueError: the joints must be named; or see make_network.
+    """
+    path, contents = weights.path, weights.checkpoint
+    num_joints = weights.num_joints
+    if contents is not None:
+        try:
+            stored = skeleton_of(contents["skeleton"])
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: does not fit this version of fastpose: {error}") from error
+        skeleton, num_joints = skeleton or stored, stored.num_joints
+    assert skeleton is not None  # of another program's file the caller knows it
+    if num_joints not in (None, skeleton.num_joints):
+        raise OptionError(
+            "skeleton",
+            f"{path} has {num_joints} joints, and {skeleton.name} {skeleton.num_joints}: name its joints in a YAML "
+            "file, --skeleton FILE (see docs/skeletons.md)",
+        )
+    if contents is None:
+        options = dataclasses.replace(options, weights=str(path), backbone_weights="")
+        model = make_network(options, skeleton, device, memory_format=memory_format)
+        order, (height, width) = options.color_order.upper(), options.size
+        print(f"taken for {order} crops of {height}x{width} px and the joints of {skeleton.name}", flush=True)
+        return model, skeleton
+    if options.model:
+        print(f"{path}: {weights}, made by {options.model}", flush=True)
+    options = dataclasses.replace(options, weights="", backbone_weights="")
+    model = make_network(options, skeleton, device, memory_format=memory_format)
+    try:
+        model.load_state_dict(contents["model"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit this version of fastpose: {error}") from error
+    return model, skeleton
+
+
+def skeleton_of(stored: dict[str, Any] | str) -> Skeleton:
+    """The joints that a checkpoint was written with; in version 0.1 only the name of MPII's."""
+    if isinstance(stored, dict):
+        return Skeleton(**stored)
+    if stored != MPII.name:
+        raise ValueError(f"expected joints of skeleton {MPII.name!r}, got {stored!r}")
+    return MPII

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was asked for, on the command line and in a recipe: values by name, without those that nobody named."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from fastpose.option import OptionError, underscored
+from fastpose.options.settings import FIELDS, GROUP_OF, GROUPS
+
+if TYPE_CHECKING:
+    pass
+
+PACKAGE = Path(__file__).resolve().parents[1]
+DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"
+
+
+class Command:
+    """The options of a command.
+
+    Args:
+        name: its verb.
+        description: for --help.
+        own: a dataclass with the options that are the command's alone, of which a bool is a flag; None: there are none.
+        places: positional arguments and their help.
+        offered: names of settings that it offers as options, too.
+        otherwise: what stands for settings that are not asked for; empty: their defaults, which --help then shows.
+        defaults: defaults of offered settings that are the command's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        own: type | None = None,
+        offered: Collection[str] = (),
+        *,
+        places: Mapping[str, str] | None = None,
+        otherwise: str = "",
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        # Without jsonargparse, which commands and recipes alone need, the program ends with a line that names it.
+        try:
+            import jsonargparse
+        except ImportError as error:
+            raise SystemExit(
+                f"error: fastpose {name} reads its options with jsonargparse, which cannot be imported ({error}): "
+                "pip install jsonargparse"
+            ) from None
+        self.own = own
+        self.parser = jsonargparse.ArgumentParser(prog=f"fastpose {name}", description=description)
+        self.once: list[str] = []
+        if own is not None:
+            types = get_type_hints(own)
+            for field in dataclasses.fields(own):
+                if types[field.name] is bool:
+                    self.parser.add_argument(f"--{field.name}", action="store_true", help=field.metadata["help"])
+                else:
+                    self._add(field, types[field.name], field.default, field.metadata["help"])
+        for name, help in (places or {}).items():
+            self.parser.add_argument(name, type=str, help=help)
+        for name in offered:
+            field, help = FIELDS[name], FIELDS[name].metadata["help"]
+            kind = get_type_hints(GROUPS[GROUP_OF[name]])[name]
+            if otherwise and name not in (defaults or {}):
+                help = f"{help}; not asked for: {otherwise}"
+            default = (defaults or {}).get(name, None if otherwise else field.default)
+            self._add(field, kind, default, help)
+
+    def _add(self, field: dataclasses.Field[Any], kind: Any, default: Any, help: str) -> None:
+        extra: dict[str, Any] = {}
+        members = get_args(kind)
+        if getattr(kind, "__origin__", None) is tuple:
+            kind, extra = members[0], {"nargs": "*" if Ellipsis in members else len(members)}
+        if default is dataclasses.MISSING:
+            extra |= {"required": True} | ({"nargs": "+"} if "nargs" in extra else {})
+        else:
+            extra["default"] = list(default) if isinstance(default, tuple) else default
+        self.parser.add_argument(f"--{field.name}", type=kind, help=help, **extra)
+        if field.metadata["once"]:
+            self.once.append(field.name)
+
+    def parse(self, argv: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
+        """Parses `argv`, in which --on-bad-image may stand for --on_bad_image.
+
+        Returns:
+            The command's own options, and what else was asked for by name; without what was not.
+
+        A wrong option ends the program with a message and exit code 2, as argparse does.
+        """
+        words = [underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+        names = [word.partition("=")[0] for word in words]
+        for name in self.once:
+            if names.count(f"--{name}") > 1:
+                self.parser.error(f"{name}: named more than once: put all values behind one --{name}")
+        asked = self.parser.parse_args(words, defaults=False).as_dict()
+        if self.own is None:
+            return None, asked
+        own = {field.name: asked.pop(field.name) for field in dataclasses.fields(self.own) if field.name in asked}
+        try:
+            return self.own(**{name: tuple(v) if isinstance(v, list) else v for name, v in own.items()}), asked
+        except OptionError as error:
+            self.parser.error(str(error))
+
+    def run(self, run: Callable[[Any, dict[str, Any]], int], argv: Sequence[str] | None) -> int:
+        """Parses `argv` and runs the command. Returns its exit code; after an error 1, with one line."""
+        own, asked = self.parse(argv)
+        try:
+            return run(own, asked)
+        except (ValueError, OSError, ArithmeticError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options that a recipe names, of their types; how they go together is looked at when they are settled.
+
+    Raises:
+        ValueError: the file is not YAML, or something in it is not an option, or not a value for it; names the file.
+    """
+    import yaml
+
+    parser = Command("train", "", offered=FIELDS).parser
+    import jsonargparse  # there, as the parser is made
+
+    parser.exit_on_error = False
+    try:
+        # Its loader takes 1e-3 for a number, which PyYAML's does not.
+        contents = jsonargparse.get_loader("yaml")(path.read_text(encoding="utf-8"))
+        if not isinstance(contents, dict):
+            raise ValueError(f"expected lines of NAME: VALUE, got {str(contents)[:40]!r}")
+        for name, value in contents.items():
+            if name not in FIELDS:
+                raise ValueError(f"there is no option {name!r}")
+            if value is None:
+                raise OptionError(name, "expected a value, got none")
+            if isinstance(FIELDS[name].default, tuple) and not isinstance(value, list):
+                raise OptionError(name, f"expected a list, got {value!r}")
+        return parser.parse_object(contents, defaults=False).as_dict()
+    except (ValueError, argparse.ArgumentError, yaml.YAMLError) as error:
+        message = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise ValueError(f"{path}: {message}") from error
+
+
+def naming(error: OptionError, file: Path | None, values: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The error's message, with the file before it if its option has its value from there."""
+    return f"{file}: {error}" if file and error.option in values.keys() - asked.keys() else str(error)
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name: beside it in a checkout, inside it in a wheel."""
+    inside = PACKAGE / "recipes"
+    return {
+        path.stem: path for path in sorted((inside if inside.is_dir() else PACKAGE.parent / "train").glob("*.yaml"))
+    }
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe, by its name or by its path.
+
+    Raises:
+        ValueError: there is no such recipe; the message lists those there are.
+    """
+    if name in recipes():
+        return recipes()[name]
+    if Path(name).is_file():
+        return Path(name)
+    raise ValueError(f"recipe {name!r} is neither a file nor one of: {', '.join(recipes())}")

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what was asked for to what is in effect: `settle`, in one place and one pass."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastpose.data.dataset import DATA_FILES
+from fastpose.data.datasets import DATASETS, dataset_named, dataset_with_joints
+from fastpose.data.pack.format import is_pack, margins_of, read_index
+from fastpose.models.checkpoint import CheckpointError
+from fastpose.models.network import check_pose_network, color_order_of_weights
+from fastpose.models.weights import Weights
+from fastpose.option import OptionError
+from fastpose.options.settings import DEFAULTS, FIELDS, Settings
+
+# What options were, in effect, before they existed: for the checkpoints and config.yaml files of older runs.
+BEFORE: dict[str, Any] = {"reduced_decode": False, "color_order": "rgb"}
+LAYOUT = ("train_annotations", "valid_annotations", "images", "valid_images")  # what a data set's layout names
+PATHS = ("skeleton", "backbone_weights", "weights")  # files that are not below the data root
+
+
+def settle(
+    asked: Mapping[str, Any],
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    run: Mapping[str, Any] | None = None,
+    weights: Weights | None = None,
+    instead: Mapping[str, Any] | None = None,
+    called: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings in effect. What comes first in this list wins:
+
+    1. `asked`: the command line. A name that is not in it was not asked for.
+    2. `recipe`: a recipe.
+    3. `instead`: what the command takes unless it was asked for, whatever the training had.
+    4. `run`, the config of a run that goes on, or `weights`, a checkpoint: what that training had. Of another program's
+       file it is what the file tells, and what is usual for its joints.
+    5. the defaults, which are the paper's settings.
+
+    Then the data root becomes absolute; files that nobody named get the names of the data set's layout; the colour
+    order is that of the weights to begin with. A pack brings the names of its data: naming others is an error, having
+    inherited them is not, and is printed.
+
+    Args:
+        asked, recipe, run, weights, instead: see above; values by their flat names.
+        called: what the command calls options for which it has other names, for messages; empty for those that it does
+            not have.
+
+    Raises:
+        OptionError: a value cannot be used, or the pack in the data root has other data.
+        FileNotFoundError: a file of weights does not exist.
+        CheckpointError: the checkpoint's config does not fit this version of fastpose.
+        PackError: the pack in the data root is unfinished or damaged.
+        ValueError: the weights are another program's, and their network or joints must be named.
+    """
+    wanted = {**(recipe or {}), **asked}
+    inherited: dict[str, Any] = {}
+    if run is not None:
+        inherited = {**BEFORE, **run}
+    elif weights is not None:
+        inherited = _trained_with(weights, wanted)
+    values = {**DEFAULTS, **inherited, **(instead or {}), **wanted}
+    try:
+        settings = Settings.of(values)
+    except (TypeError, OptionError) as error:
+        if weights is not None and _is_inherited(error, wanted):
+            raise CheckpointError(f"{weights.path}: does not fit this version of fastpose: {error}") from error
+        raise
+
+    # Only now that each value by itself is good: how they go together.
+    root = settings.data.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{settings.data.dataset}"
+    values["data_root"] = str(Path(root).expanduser().resolve())
+    kind = dataset_named(settings.data.dataset)
+    values |= _named_files(values, kind.layout)
+    for name in PATHS:
+        if values[name]:
+            values[name] = str(Path(values[name]).expanduser().resolve())
+    if settings.network.color_order == "auto":
+        values["color_order"] = color_order_of_weights(settings.network)
+    if is_pack(Path(values["data_root"])):
+        values |= _packed(values, wanted, called or {})
+    return Settings.of(values)
+
+
+def _is_inherited(error: Exception, wanted: Mapping[str, Any]) -> bool:
+    return not (isinstance(error, OptionError) and error.option in wanted)
+
+
+def _trained_with(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What the network of a file was trained with, as far as the file tells."""
+    if weights.checkpoint is not None:
+        config = {**BEFORE, **weights.checkpoint["config"]}
+        if config.get("decoder") == "gpu":  # which reduces nothing; what evaluates now may
+            config["reduced_decode"] = False
+        return config | {"color_order": weights.color_order}
+    if "model" not in wanted:
+        check_pose_network("checkpoint", weights)
+    dataset = wanted.get("dataset") or dataset_with_joints(weights.num_joints, named="skeleton" in wanted)
+    found: dict[str, Any] = {
+        "dataset": dataset,
+        "color_order": weights.color_order or "rgb",
+        "reduced_decode": False,
+        "size": dataset_named(dataset).input_size,
+    }
+    found |= {name: value for name in ("depth", "head", "channels") if (value := getattr(weights, name))}
+    # Only the name tells the size; SimpleBaselines and mmpose name files so, height first. No network of theirs has a
+    # side that is no multiple of 16.
+    named = re.search(r"(?<!\d)(\d{2,4})x(\d{2,4})(?!\d)", weights.path.name)
+    if named and not any(int(side) % 16 for side in named.groups()):
+        found["size"] = (int(named[1]), int(named[2]))
+    return found
+
+
+def _named_files(values: Mapping[str, Any], layout: Mapping[str, str]) -> dict[str, str]:
+    """The files and directories of the data set's layout, for those that are not named."""
+    layout = dict(layout)
+    if any(values[name] not in ("", layout[name]) for name in ("train_annotations", "valid_annotations")):
+        layout |= {"images": "images", "valid_images": ""}  # a layout of their own
+    if values["images"]:
+        layout["valid_images"] = ""
+    return {name: values[name] or layout[name] for name in LAYOUT}
+
+
+def _packed(values: Mapping[str, Any], wanted: Mapping[str, Any], called: Mapping[str, str]) -> dict[str, Any]:
+    """The data options of the pack in the data root; it also decides whether pixels are reduced.
+
+    Empty head boxes stay empty: no PCKh is wanted.
+    """
+    root = Path(values["data_root"])
+    usual = DEFAULTS | DATASETS["mpii"].layout
+    packed = {name: read_index(root)["options"].get(name, usual[name]) for name in DATA_FILES}
+    if not values["head_boxes"]:
+        packed["head_boxes"] = ""
+    for name, stored in packed.items():
+        named = name in wanted and (wanted[name] or name not in LAYOUT)  # there, empty stands for the layout's name
+        if named and wanted[name] != stored:
+            raise OptionError(
+                called.get(name) or name,
+                f"the pack {root} holds the data of {stored!r}, got {wanted[name]!r}: name what it holds, or pack the "
+                "other",
+            )
+    other = [f"{n} {stored!r}" for n, stored in packed.items() if stored != values[n] and called.get(n) != ""]
+    if other:
+        print(f"the pack {root} holds the data of {', '.join(other)}", flush=True)
+    return packed | {"reduced_decode": values["reduced_decode"] and margins_of(root, "train").reduce}
+
+
+assert not {"data_root", *LAYOUT, *PATHS} - FIELDS.keys()

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained network with all that belongs to it: from a checkpoint, and from what was asked for instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastpose.data.datasets import dataset_named
+from fastpose.models.checkpoint import checkpoint_file
+from fastpose.models.decoding import Decoder
+from fastpose.models.network import load_network
+from fastpose.models.weights import Weights, read_weights
+from fastpose.options.settings import Settings
+from fastpose.options.settle import settle
+from fastpose.skeletons import Skeleton, read_skeleton
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network, its joints, and the settings it was trained with except what was asked for instead.
+
+    Attributes:
+        file: where it comes from.
+        weights: what the file holds.
+        settings: in effect.
+        model: on the device, in evaluation mode or not.
+        skeleton: its joints.
+    """
+
+    file: Path
+    weights: Weights
+    settings: Settings
+    model: nn.Module
+    skeleton: Skeleton
+
+    def decoder(self) -> Decoder:
+        settings = self.settings
+        return Decoder(self.model, self.skeleton, settings.decode, settings.compute, udp=settings.network.udp)
+
+
+def load_trained(
+    checkpoint: str | Path,
+    asked: Mapping[str, Any],
+    device: torch.device,
+    *,
+    instead: Mapping[str, Any] | None = None,
+    called: Mapping[str, str] | None = None,
+) -> Trained:
+    """Loads a checkpoint, or a file of another program, which is recognised; prints what it is.
+
+    The joints are those of option `skeleton` if it was asked for, else those in the checkpoint; another program's
+    network has MPII's if there are 16, COCO's if there are 17.
+
+    Args:
+        checkpoint: the file, or a run's folder for its best.pt.
+        asked, instead, called: see `settle`.
+        device: where the network will be.
+
+    Raises:
+        FileNotFoundError, ValueError: see read_weights, settle and load_network.
+    """
+    file = checkpoint_file(Path(checkpoint))
+    weights = read_weights(file)
+    settings = settle(asked, weights=weights, instead=instead, called=called)
+    skeleton = read_skeleton(settings.data.skeleton) if asked.get("skeleton") else None
+    if weights.checkpoint is None:
+        skeleton = dataset_named(settings.data.dataset)(settings.data, settings.network.size).skeleton
+    layout = settings.compute.memory_format(device)
+    model, skeleton = load_network(weights, settings.network, skeleton, device, memory_format=layout)
+    return Trained(file, weights, settings, model, skeleton)
