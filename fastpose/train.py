@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         file, folder = options_file(own, asked)
         values = read_recipe(file)
         try:
-            settings = settle(asked, **{"run" if own.resume else "recipe": values})
+            settings = settle(asked, run=values) if own.resume else settle(asked, recipe=values)
         except OptionError as error:
             command.parser.error(naming(error, file, values, asked))
         what = f"run {folder}" if own.resume else f"recipe {file.stem}"

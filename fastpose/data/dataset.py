@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -77,8 +77,7 @@ class DataOptions:
     )
     synthetic_seed: int = option(0, "seed of the synthetic persons")
     score: Literal["auto", "pck"] = option(
-        "auto",
-        "score of data in COCO's format; auto: AP, which needs sigmas; pck: PCK, with AUC, EPE and NME beside it",
+        "auto", "score of data in COCO's format; auto: AP, which needs sigmas; pck: PCK, with AUC, EPE and NME"
     )
     pck_norm: Literal["box", "torso", "pixels"] = option(
         "box",
@@ -124,7 +123,7 @@ class Scorer(Protocol):
         main: which of its values ranks networks; higher is better.
         label: what people call that value: "PCKh@0.5", "AP".
         curves: the values that curves.png shows, and what to call them there.
-        notes: what every score needs beside it in files, such as the source of the boxes.
+        notes: what every score needs beside it in files, such as the source of the boxes: texts and numbers.
         note: the same for people; empty if there is nothing.
     """
 
@@ -132,7 +131,7 @@ class Scorer(Protocol):
     main: str
     label: str
     curves: Mapping[str, str]
-    notes: Mapping[str, str]
+    notes: Mapping[str, Any]
     note: str
 
     def needs(self, *, to_train: bool) -> None:

@@ -31,7 +31,8 @@ class RunProgress:
     """How far a run is. Saved with every checkpoint, so that a resumed run goes on in the middle of an epoch.
 
     `epoch` and `step` are the next to train; `loss_sum`, `samples`, `epoch_seconds` and `epoch_wait_seconds` belong to
-    the epoch that `step` is in, the other sums to the whole run. `train_data` identifies the persons that `step` counts.
+    the epoch that `step` is in, the other sums to the whole run. `train_data` identifies the persons that `step`
+    counts.
     """
 
     epoch: int = 0

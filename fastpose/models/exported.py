@@ -9,7 +9,6 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -293,12 +292,11 @@ def differences(network: PixelsToPoints, exported: Run, picture: Tensor) -> tupl
     got_points, got_scores = (torch.cat(both) for both in zip(*parts, strict=True))
 
     maps, flipped = network.heatmaps(fastpose.affine_crop(pixels, through, network.options.size, color=network.color))
-    decode = partial(
-        fastpose.decode_heatmaps,
-        heatmap_to_image=network.heatmap_to_image(crop_to_image),
-        flipped=flipped,
-        **network.arguments,
-    )
+    heatmap_to_image = network.heatmap_to_image(crop_to_image)
+
+    def decode(maps: Tensor) -> tuple[Tensor, Tensor]:
+        return fastpose.decode_heatmaps(maps, heatmap_to_image=heatmap_to_image, flipped=flipped, **network.arguments)
+
     points, scores = decode(maps)
     highest = maps.abs().max().clamp(min=1e-30)
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpose.data.dataset import DATA_FILES
-from fastpose.data.datasets import DATASETS, dataset_named, dataset_with_joints
+from fastpose.data.datasets import dataset_named, dataset_with_joints
 from fastpose.data.pack.format import is_pack, margins_of, read_index
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.network import check_pose_network, color_order_of_weights
@@ -132,7 +132,7 @@ def _packed(values: Mapping[str, Any], wanted: Mapping[str, Any], called: Mappin
     Empty head boxes stay empty: no PCKh is wanted.
     """
     root = Path(values["data_root"])
-    usual = DEFAULTS | DATASETS["mpii"].layout
+    usual = {**DEFAULTS, **dataset_named(DEFAULTS["dataset"]).layout}
     packed = {name: read_index(root)["options"].get(name, usual[name]) for name in DATA_FILES}
     if not values["head_boxes"]:
         packed["head_boxes"] = ""

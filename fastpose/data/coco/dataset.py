@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from fastpose.data.coco.annotations import read_coco
+from fastpose.data.coco.ap import CocoTruth
 from fastpose.data.coco.pck import PckScorer
 from fastpose.data.coco.score import ApScorer
 from fastpose.data.dataset import DataOptions, Scorer, Split
@@ -55,4 +56,4 @@ class Coco:
         if self.data.score == "pck":
             return PckScorer(persons, self.data)
         assert persons.truth is not None  # `read` of the validation persons keeps it
-        return ApScorer(persons, persons.truth)
+        return ApScorer(persons, cast("CocoTruth", persons.truth))

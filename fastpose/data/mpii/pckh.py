@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
+from fastpose.data.joint_errors import check_persons, joint_errors, known_mean, numbers, percent
 from fastpose.skeletons import MPII
 
 # What each name averages over, in MPII's joint order.
@@ -51,46 +51,15 @@ def pckh(
 
     Source: MPII's ``evaluatePCKh.m`` and SimpleBaselines' ``MPIIDataset.evaluate``.
     """
-    predictions = _numbers("predictions", predictions, (-1, MPII.num_joints, 2))
-    count = len(predictions)
-    keypoints = _numbers("keypoints", keypoints, (count, MPII.num_joints, 2))
-    annotated = _numbers("visible", visible, (count, MPII.num_joints)) > 0
-    head_size = _numbers("head_size", head_size, (count,))
-    _check_persons("predictions", np.isfinite(predictions), "finite")
-    _check_persons("keypoints", np.isfinite(keypoints) | ~annotated[..., None], "finite where visible")
-    _check_persons("head_size", (head_size > 0) & np.isfinite(head_size), "positive and finite")
+    distance, annotated = joint_errors(predictions, keypoints, visible, MPII.num_joints)
+    head_size = numbers("head_size", head_size, (len(distance),))
+    check_persons("head_size", (head_size > 0) & np.isfinite(head_size), "positive and finite")
 
-    offsets = np.where(annotated[..., None], predictions - keypoints, 0)
-    error = np.hypot(offsets[..., 0], offsets[..., 1]) / head_size[:, None]
-    per_joint = _percent_within(error, annotated, 0.5)
-    scores = {name: _mean([per_joint[joint] for joint in joints]) for name, joints in _GROUPS.items()}
+    error = distance / head_size[:, None]
+    per_joint = percent(error <= 0.5, annotated)
+    scores = {name: known_mean([per_joint[joint] for joint in joints]) for name, joints in _GROUPS.items()}
     for name, threshold in _MEANS.items():
         right = (error <= threshold) & annotated
         total = int(annotated[:, _COUNTED].sum())
         scores[name] = 100.0 * int(right[:, _COUNTED].sum()) / total if total else math.nan
     return scores
-
-
-def _numbers(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.asarray(values)
-    fits = array.ndim == len(shape) and all(want in (-1, got) for want, got in zip(shape, array.shape, strict=True))
-    if array.dtype.kind not in "iufb" or not fits:
-        expected = str(list(shape)).replace("-1", "N")
-        raise ValueError(f"{name} must be numbers of shape {expected}, got {array.dtype} of shape {list(array.shape)}")
-    return array.astype(np.float64)
-
-
-def _check_persons(name: str, good: np.ndarray, expected: str) -> None:
-    per_person = good.all(axis=tuple(range(1, good.ndim)))
-    if not per_person.all():
-        raise ValueError(f"{name} must be {expected}, they are not for person {int(np.argmin(per_person))}")
-
-
-def _percent_within(error: np.ndarray, annotated: np.ndarray, threshold: float) -> list[float]:
-    right, counts = ((error <= threshold) & annotated).sum(axis=0), annotated.sum(axis=0)
-    return [100.0 * int(r) / int(n) if n else math.nan for r, n in zip(right, counts, strict=True)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
