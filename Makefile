@@ -110,7 +110,7 @@ define under_sanitizers
 	cd build/$(1) && FASTPOSE_FALLBACK=0 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -m pytest -p no:cacheprovider -q -k "not compile $(3)" $(OP_TESTS)
 endef
-OP_TESTS := $(addprefix tests/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py kernel_paths.py)
+OP_TESTS := $(addprefix tests/ops/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py kernel_paths.py)
 
 sanitize: $(VENV)/.installed-dev
 	$(call under_sanitizers,sanitize)
@@ -127,7 +127,7 @@ cuda-compile: $(VENV)/.installed-dev
 	PATH=$(BIN):$$PATH FASTPOSE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(ARCHITECTURES)" CMAKE_ARGS="-DFASTPOSE_WERROR=ON" \
 	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/cuda .
 	cp -r tests pyproject.toml build/cuda/
-	cd build/cuda && $(BIN)/python -m fastpose.doctor && FASTPOSE_FALLBACK=0 $(BIN)/python -m pytest -p no:cacheprovider -q tests/test_geometry.py
+	cd build/cuda && $(BIN)/python -m fastpose.doctor && FASTPOSE_FALLBACK=0 $(BIN)/python -m pytest -p no:cacheprovider -q tests/ops/test_geometry.py
 
 # The instructions that the kernels of build/cuda issue for sm_90, beside the stored counts.
 kernel-counts: $(VENV)/.installed-dev

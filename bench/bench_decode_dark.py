@@ -16,7 +16,7 @@ import fastpose
 from bench import vectorized
 from bench.conftest import Compare, Maps, Own, copy_of, on_one_thread, several_threads
 from fastpose import reference
-from tests import upstream
+from tests.helpers import upstream
 
 pytestmark = pytest.mark.benchmark(group="decode_heatmaps dark")
 

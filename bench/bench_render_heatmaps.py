@@ -18,7 +18,7 @@ from bench import numba_peers, vectorized
 from bench.conftest import BATCH, HEATMAP, JOINTS, Compare, Maps, Own, copy_of, on_one_thread, several_threads
 from bench.peers import compiled
 from fastpose import reference
-from tests import upstream
+from tests.helpers import upstream
 
 pytestmark = pytest.mark.benchmark(group="render_heatmaps")
 

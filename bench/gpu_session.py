@@ -31,7 +31,7 @@ from types import FrameType
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 KERNEL_TESTS = [
-    f"tests/test_{name}.py"
+    f"tests/ops/test_{name}.py"
     for name in (
         *("cuda", "kernel_paths", "affine_crop", "render_heatmaps", "decode_heatmaps", "heatmap_mse_loss"),
         *("geometry", "soft_argmax", "color"),
@@ -41,7 +41,7 @@ PROCESSES = min(8, os.cpu_count() or 1)
 SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "WarpStateStats", "MemoryWorkloadAnalysis", "InstructionStats")
 # Without torch's caching every tensor is an allocation of its own, so that accesses beyond one are seen.
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-PATHS = ["tests/test_kernel_paths.py", "-k", "crops or ties or number_of_joints or layouts"]
+PATHS = ["tests/ops/test_kernel_paths.py", "-k", "crops or ties or number_of_joints or layouts"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def parts(out: Path, device: str) -> dict[str, list[Step]]:
             Step(
                 "initcheck",
                 60,
-                sanitizer("initcheck", "tests/test_cuda.py", "-k", "gives_what_the_cpu_gives or two_runs"),
+                sanitizer("initcheck", "tests/ops/test_cuda.py", "-k", "gives_what_the_cpu_gives or two_runs"),
                 SANITIZED,
             ),
         ],

@@ -35,9 +35,9 @@ from fastpose.metrics.pckh import pckh
 from fastpose.models.pose_resnet import pose_resnet
 from fastpose.models.weights import load_weights, read_weights
 from fastpose.skeletons import COCO
-from tests.test_augmentation import persons_of
-from tests.tiny_coco import write_tiny_coco
-from tests.tiny_mpii import write_tiny_mpii
+from tests.helpers.persons import persons_of
+from tests.helpers.tiny_coco import write_tiny_coco
+from tests.helpers.tiny_mpii import write_tiny_mpii
 
 # The name of the same thing here, and mmpose's codec with its options.
 CODECS = {

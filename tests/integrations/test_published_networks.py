@@ -19,7 +19,7 @@ from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEst
 
 from fastpose import evaluate
 from fastpose.models.weights import load_weights, read_weights
-from tests.tiny_coco import write_tiny_coco
+from tests.helpers.tiny_coco import write_tiny_coco
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "own_model.md").read_text(encoding="utf-8")
 SIZE = (64, 64)

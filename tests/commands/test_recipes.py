@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes in train/, and the dry run that tries each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fastpose import train
+from fastpose.config import TrainOptions, find_recipe, from_plain, recipes
+from tests.helpers.tiny_coco import write_tiny_coco
+from tests.helpers.tiny_mpii import write_tiny_mpii
+
+# SimpleBaselines' published settings: depth and size.
+PUBLISHED = {
+    f"{dataset}_resnet{depth}_deconv_{name}": (dataset, depth, size)
+    for dataset, sizes in (
+        ("mpii", {"256": (256, 256), "384": (384, 384)}),
+        ("coco", {"256x192": (256, 192), "384x288": (384, 288)}),
+    )
+    for name, size in sizes.items()
+    for depth in (50, 101, 152)
+}
+
+
+def options_of(name: str) -> TrainOptions:
+    return from_plain(TrainOptions, yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")))
+
+
+def is_heavy(options: TrainOptions) -> bool:
+    return options.depth > 50 or options.size[0] > 256
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two persons, where the recipes of either format look for them."""
+    root = tmp_path_factory.mktemp("data")
+    coco = write_tiny_coco(root / "coco", persons=2, images=1)
+    (coco / "images").rename(coco / "train2017")
+    (coco / "val2017").symlink_to("train2017")
+    for split in ("train", "valid"):
+        name = f"person_keypoints_{split.replace('valid', 'val')}2017.json"
+        (coco / "annotations" / f"{split}.json").rename(coco / "annotations" / name)
+    return {"coco": coco, "mpii": write_tiny_mpii(root / "mpii", persons=2, images=1), "new": root / "synthetic"}
+
+
+def test_each_published_setting_has_its_recipe() -> None:
+    assert PUBLISHED.keys() <= recipes().keys()
+    for name, (dataset, depth, size) in PUBLISHED.items():
+        options = options_of(name)
+        assert (options.dataset, options.depth, options.head, options.size) == (dataset, depth, "deconv", size), name
+        assert (options.optimizer, options.lr, options.weight_decay, options.epochs) == ("adam", 1e-3, 0.0, 140), name
+        assert (options.lr_drop_factor, options.lr_drop_epochs) == (10.0, (90, 120)), name
+        assert options.sigma == (3.0 if size[0] == 384 else 2.0), name
+        assert (options.missing, options.color_order, options.encoding) == ("ignore", "bgr", "msra"), name
+
+
+def test_the_recipe_of_coco_with_the_fcn_head_differs_in_its_head_alone() -> None:
+    deconv = options_of("coco_resnet50_deconv_256x192")
+    assert options_of("coco_resnet50_fcn_256x192") == dataclasses.replace(deconv, head="fcn")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if is_heavy(options_of(name)) else []) for name in recipes()]
+)
+def test_a_dry_run_of_each_recipe_builds_steps_and_decodes(name, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = options_of(name)
+    joints = {"coco": 17, "mpii": 16}[options.dataset]
+    if options.dataset == "coco":
+        pytest.importorskip("pycocotools")
+    arguments = ["--recipe", name, "--dry-run", "--device", "cpu", "--batch_size", "1", "--eval_batch_size", "1"]
+    arguments += ["--data_root", str(data["new" if options.synthetic_persons else options.dataset])]
+    arguments += ["--flip_test", "false"]
+    arguments += ["--synthetic_persons", "10"] if options.synthetic_persons else []
+    assert train.main(arguments) == 0
+    told, (height, width) = capsys.readouterr().out, options.size
+    assert f"ResNet-{options.depth} with {options.head} head" in told
+    assert f"optimiser: {options.optimizer}" in told
+    assert f"[1, 3, {height}, {width}] float32, joints [1, {joints}, 2]" in told
+    assert f"heatmaps [1, {joints}, {height // 4}, {width // 4}] float32, points [1, {joints}, 2]" in told
+    assert re.search(r"first step in [\d.]+ s: [\d.]+ samples/s", told)
+    assert int(re.search(r"at most (\d+) MiB", told)[1]) > 50
+    if name == "mpii_resnet50_deconv_256":
+        assert "33,999,440 parameters" in told  # SimpleBaselines' own count
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_leaves_folders_alone_and_a_bad_loss_is_an_error(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fastpose.build.pose_resnet", small_network)
+    run = tmp_path / "run"
+    options = {"data_root": str(data["mpii"]), "size": [64, 64], "batch_size": 2, "epochs": 1, "device": "cpu"}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(options))
+    arguments = ["--recipe", str(tmp_path / "tiny.yaml"), "--run", str(run)]
+    assert train.main([*arguments, "--dry_run"]) == 0
+    assert not run.exists()
+    assert train.main(arguments) == 0
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert train.main(["--resume", str(run), "--dry-run", "--epochs", "2"]) == 0
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    monkeypatch.setattr("fastpose.build.pose_resnet", nan_network)
+    assert train.main([*arguments, "--dry-run"]) == 1
+    assert "the loss is nan" in capsys.readouterr().err
+
+
+def small_network(depth: int, head: str, num_joints: int, *, channels: int) -> torch.nn.Module:
+    return torch.nn.Conv2d(3, num_joints, 4, stride=4)
+
+
+def nan_network(depth: int, head: str, num_joints: int, *, channels: int) -> torch.nn.Module:
+    network = torch.nn.Conv2d(3, num_joints, 4, stride=4)
+    torch.nn.init.constant_(network.weight, float("nan"))
+    return network

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fastpose.data.augmentation import Augmentation, body_boxes
+from fastpose.skeletons import COCO, MPII, Skeleton
+from tests.helpers import upstream
+from tests.helpers.persons import persons_of
+
+EVERYTHING = Augmentation(half_body=0.3, brightness=0.4, contrast=0.2, saturation=1.0)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_draws_are_uniform_over_the_paper_s_ranges():
+    draws = Augmentation().draw(20000, generator(0))
+    assert draws.rotation.dtype == draws.scale.dtype == torch.float32
+    assert draws.flip.dtype == torch.bool
+    for values, low, high in ((draws.rotation, -30.0, 30.0), (draws.scale, 0.75, 1.25)):
+        assert values.shape == (20000,)
+        assert low <= values.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < values.max() <= high
+        # Every tenth of a uniform range holds a tenth of 20000 draws: 2000, standard deviation 42.
+        tenths = torch.histc(values, 10, low, high)
+        assert ((tenths - 2000).abs() < 250).all()
+    assert abs(draws.flip.float().mean() - 0.5) < 0.02
+
+
+def test_one_seed_gives_one_draw():
+    first, again, other = (EVERYTHING.draw(8, generator(seed)) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first[:4], again[:4], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.color, again.color, strict=True))
+    assert not torch.equal(first.rotation, other.rotation)
+    assert not torch.equal(first.color[0], other.color[0])
+
+
+def test_what_is_switched_off_does_not_happen():
+    draws = Augmentation(rotation=0, scale=(1, 1), flip=0).draw(100, generator(0))
+    assert (draws.rotation == 0).all()
+    assert (draws.scale == 1).all()
+    assert not draws.flip.any()
+    assert not draws.body.any()
+    assert draws.color is None
+    assert Augmentation(flip=1).draw(100, generator(0)).flip.all()
+
+
+def test_an_empty_batch_draws_nothing():
+    draws = EVERYTHING.draw(0, generator(0))
+    assert {tuple(values.shape) for values in (*draws[:4], *draws.color)} == {(0,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rotation", -1),
+        ("rotation", float("nan")),
+        ("scale", (1.25, 0.75)),
+        ("scale", (0, 1)),
+        ("scale", (1, float("nan"))),
+        ("flip", 1.5),
+        ("flip", -0.1),
+        ("half_body", 1.1),
+        ("half_body", float("nan")),
+        ("brightness", -0.1),
+        ("contrast", 1.5),
+        ("saturation", float("nan")),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=name):
+        Augmentation(**{name: value})
+
+
+def test_the_order_of_draws_is_the_documented_one():
+    draws = EVERYTHING.draw(5, generator(7))
+    numbers = torch.rand(8, 5, generator=generator(7))
+    assert torch.equal(draws.rotation, (2 * numbers[0] - 1) * 30)
+    assert torch.equal(draws.scale, 0.75 + 0.5 * numbers[1])
+    assert torch.equal(draws.flip, numbers[2] < 0.5)
+    assert torch.equal(draws.body, torch.where(numbers[3] < 0.3, torch.where(numbers[4] < 0.5, 2, 1), 0))
+    for factor, row, change in zip(draws.color, numbers[5:], (0.4, 0.2, 1.0), strict=True):
+        assert torch.equal(factor, 1 + change * (2 * row - 1))
+
+
+def test_what_is_switched_on_changes_nothing_that_is_drawn_before_it():
+    plain, half, whole = (
+        setting.draw(9, generator(1)) for setting in (Augmentation(), Augmentation(half_body=0.3), EVERYTHING)
+    )
+    for one, other in ((plain, half), (plain, whole)):
+        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+    assert torch.equal(half.body, whole.body)
+
+
+def test_halves_are_drawn_as_often_as_asked_and_either_as_often():
+    body = EVERYTHING.draw(20000, generator(0)).body
+    counts = torch.bincount(body, minlength=3)
+    # 6000 of 20000 are halves, 3000 each: standard deviations 65 and 51.
+    assert abs(counts[1:].sum() - 6000) < 300
+    assert abs(counts[1] - 3000) < 250
+    assert set(Augmentation(half_body=1).draw(100, generator(0)).body.tolist()) == {1, 2}
+
+
+def test_colours_are_drawn_uniformly_and_one_by_one():
+    brightness, contrast, saturation = EVERYTHING.draw(20000, generator(0)).color
+    for factors, change in ((brightness, 0.4), (contrast, 0.2), (saturation, 1.0)):
+        assert factors.dtype == torch.float32
+        assert 1 - change <= factors.min() < 1 - 0.99 * change
+        assert 1 + 0.99 * change < factors.max() <= 1 + change
+        assert abs(factors.mean() - 1) < 0.03 * change
+    assert torch.corrcoef(torch.stack([brightness, contrast, saturation])).sub(torch.eye(3)).abs().max() < 0.03
+    only_one = Augmentation(contrast=0.5).draw(4, generator(0)).color
+    assert (only_one[0] == 1).all()
+    assert (only_one[1] != 1).all()
+    assert (only_one[2] == 1).all()
+
+
+def test_half_bodies_are_refused_where_no_person_has_enough_joints():
+    few = Skeleton("few", tuple("abcdefgh"), (), (), upper_body=(0, 1, 2, 3))
+    persons = persons_of(np.zeros((1, 8, 2)), np.ones((1, 8)), few)
+    with pytest.raises(
+        ValueError, match=r"half_body: it is for persons with more than 8 visible joints, .*'few' has 8"
+    ):
+        body_boxes(persons, (64, 64), half_body=True)
+
+
+@pytest.mark.parametrize("skeleton", [MPII, COCO], ids=lambda skeleton: skeleton.name)
+@pytest.mark.parametrize("size", [(256, 192), (64, 64), (64, 96)])
+def test_half_body_boxes_are_upstream_s(skeleton, size):
+    rng = np.random.default_rng(0)
+    joints = skeleton.num_joints
+    visible = rng.random((200, joints)) < rng.uniform(0.3, 1, (200, 1))
+    # Persons cut off at the hips, and legs alone, for halves that give way.
+    visible[:20, [k for k in range(joints) if k not in skeleton.upper_body][2:]] = False
+    visible[20:40, skeleton.upper_body[2:]] = False
+    persons = persons_of(rng.uniform(-50, 400, (200, joints, 2)), visible, skeleton)
+    boxes = body_boxes(persons, size, half_body=True)
+    assert boxes.dtype == np.float32
+    assert boxes.shape == (200, 3, 4)
+    own = [50, 60, 1.5, 1.5 * size[0] / size[1]]
+    gave_way = 0
+    for row in range(200):
+        np.testing.assert_allclose(boxes[row, 0], own, rtol=1e-6)
+        for half, want_upper in ((1, False), (2, True)):
+            expected = own
+            if visible[row].sum() > 8:
+                center, scale = upstream.half_body(
+                    persons.keypoints[row], visible[row], skeleton.upper_body, size[1] / size[0], want_upper
+                )
+                expected = [*center, *scale]
+                gave_way += np.array_equal(boxes[row, 1], boxes[row, 2])
+            np.testing.assert_allclose(boxes[row, half], expected, rtol=1e-5)
+    assert gave_way > 10
+    assert (visible.sum(axis=1) > 8).sum() > 80
+
+
+def test_a_half_body_box_by_hand():
+    # Upper joints 7 to 15 on a line from (10, 100) to (90, 180), the lower ones all at (50, 300).
+    keypoints = np.full((1, 16, 2), (50.0, 300.0))
+    keypoints[0, 7:, 0] = 10 + 10 * np.arange(9)
+    keypoints[0, 7:, 1] = 100 + 10 * np.arange(9)
+    own, lower, upper = body_boxes(persons_of(keypoints, np.ones((1, 16))), (128, 96), half_body=True)[0]
+    # 80 px wide and high: at 3 to 4 no less than 80 px wide, 106.7 px high; half as much again: 120 and 160 px.
+    np.testing.assert_allclose(upper, [50, 140, 0.6, 0.8], rtol=1e-6)
+    # A box without extent is none.
+    np.testing.assert_array_equal(lower, own)
+
+
+def test_eight_visible_joints_are_too_few_for_a_half():
+    keypoints = np.random.default_rng(0).uniform(0, 300, (2, 16, 2))
+    visible = np.zeros((2, 16))
+    visible[0, 4:12], visible[1, 4:13] = 1, 1
+    few, enough = body_boxes(persons_of(keypoints, visible), (64, 64), half_body=True)
+    assert (few[1:] == few[0]).all()
+    assert (enough[1:] != enough[0]).any(axis=1).all()
+
+
+def test_without_half_bodies_there_is_the_person_s_box_alone_as_high_as_the_crop_wants():
+    persons = persons_of(np.zeros((2, 16, 2)), np.ones((2, 16)))
+    np.testing.assert_array_equal(
+        body_boxes(persons, (64, 32), half_body=False), np.float32([[[50, 60, 1.5, 3]], [[50, 60, 1.5, 3]]])
+    )
+
+
+def test_a_skeleton_without_an_upper_body_has_no_halves():
+    skeleton = dataclasses.replace(MPII, name="mine", upper_body=())
+    persons = persons_of(np.zeros((1, 16, 2)), np.ones((1, 16)), skeleton)
+    with pytest.raises(ValueError, match="half_body: skeleton 'mine' does not say which joints are its upper_body"):
+        body_boxes(persons, (64, 64), half_body=True)
+    assert body_boxes(persons, (64, 64), half_body=False).shape == (1, 1, 4)
