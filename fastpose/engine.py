@@ -23,7 +23,7 @@ from fastpose.config import TrainOptions
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.persons import Persons
 from fastpose.metrics import keypoint_ap, keypoint_results, pckh
-from fastpose.ops.fallback import exact_type
+from fastpose.ops._arguments import exact_type
 from fastpose.skeletons import Skeleton
 from fastpose.step import TrainStep, autocast
 

@@ -31,9 +31,8 @@ from fastpose.data.images import read_image
 from fastpose.data.synthetic import render_scene
 from fastpose.engine import shifts_mirror_image
 from fastpose.models import export_simple_baselines
-from fastpose.ops import fallback
-from fastpose.ops.decode_heatmaps import REFINEMENTS
-from fastpose.reference import mirror_order
+from fastpose.ops.decode_heatmaps import REFINEMENTS, plain_decode_heatmaps
+from fastpose.ops.swap_pairs import mirror_order
 from fastpose.skeletons import Skeleton
 
 DESCRIPTION = """Write the network of a checkpoint, with the colour map before it and the decoding behind it, as an ONNX
@@ -158,7 +157,7 @@ class PixelsToPoints(nn.Module):
         images = (crops @ self.color[:, :3].mT + self.color[:, 3]).permute(0, 3, 1, 2)
         maps, flipped = self.heatmaps(images)
         # The op's own arguments, for its version in torch's operators.
-        return fallback.decode_heatmaps(
+        return plain_decode_heatmaps(
             maps,
             self.heatmap_to_image(crop_to_image),
             flipped,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastpose.data.images import is_whole_jpeg, read_file
 from fastpose.data.pixel_sources import DecodeThreads, Pixels, read_or_error, to_device
-from fastpose.image_batch import ImageBatch
+from fastpose.ops.image_batch import ImageBatch
 
 INSTALL = 'pip install "fastpose[gpu]"'
 

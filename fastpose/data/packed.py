@@ -52,7 +52,7 @@ from fastpose.data.pixel_sources import (
     pixel_step,
     to_device,
 )
-from fastpose.image_batch import ImageBatch
+from fastpose.ops.image_batch import ImageBatch
 from fastpose.skeletons import MPII, Skeleton
 
 FORMAT = "fastpose-pack-2"

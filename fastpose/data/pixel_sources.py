@@ -21,7 +21,7 @@ from torch import Tensor
 from fastpose.data.augmentation import body_boxes
 from fastpose.data.images import REDUCTIONS, BadImageError, image_size, read_image
 from fastpose.data.persons import Persons
-from fastpose.image_batch import ImageBatch
+from fastpose.ops.image_batch import ImageBatch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
