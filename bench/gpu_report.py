@@ -42,7 +42,7 @@ from bench.gpu_session import stop
 from bench.op_cases import Case, dtype_name
 from bench.timing import Run, Timer, Timing, first_line
 from fastpose import ImageBatch
-from fastpose.ops import _library
+from fastpose.ops import _native
 
 ROOT = Path(__file__).resolve().parents[1]
 # The sections in their order, and the second of the report by which each ends: what can be left out begins only if the
@@ -375,7 +375,7 @@ def measure_kernels(report: Report, device: torch.device) -> None:
         return report.note("kernel resource use: read on CUDA alone")
     with report.optional("kernel resource use"):
         major, minor = torch.cuda.get_device_capability(device)
-        report.figures["extra"] += kernels.kernel_rows(Path(_library._C.__file__), f"sm_{major}{minor}")
+        report.figures["extra"] += kernels.kernel_rows(Path(_native._C.__file__), f"sm_{major}{minor}")
 
 
 def brief(row: dict[str, Any]) -> str:
@@ -529,9 +529,9 @@ def build_library() -> None:
 def build_and_begin_again(arguments: Sequence[str]) -> int:
     """Builds the missing native library and puts a new process in the place of this one; returns 1 where it cannot."""
     if BUILD_SECONDS in os.environ:
-        print(f"error: the native library was built, but does not load: {_library.load_error}", file=sys.stderr)
+        print(f"error: the native library was built, but does not load: {_native.load_error}", file=sys.stderr)
         return 1
-    print(f"the native library does not load ({_library.load_error}): building it", flush=True)
+    print(f"the native library does not load ({_native.load_error}): building it", flush=True)
     start = time.perf_counter()
     try:
         build_library()
@@ -557,7 +557,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda: torch finds no CUDA device", file=sys.stderr)
         return 1
-    if _library.load_error is not None:
+    if _native.load_error is not None:
         return build_and_begin_again(sys.argv[1:] if arguments is None else arguments)
     if options.device == "cuda" and (reason := fastpose.build_info()["no_cuda_reason"]):
         print(f"error: --device cuda: the native library was built without CUDA kernels: {reason}", file=sys.stderr)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastpose.ops import fallback
-from fastpose.ops.decode_heatmaps import REFINEMENTS
-from fastpose.ops.render_heatmaps import ENCODINGS
-from fastpose.reference import mirror_order
+from fastpose.ops.affine_crop import plain_affine_crop
+from fastpose.ops.decode_heatmaps import REFINEMENTS, plain_decode_heatmaps
+from fastpose.ops.heatmap_mse_loss import plain_heatmap_mse_loss
+from fastpose.ops.render_heatmaps import ENCODINGS, plain_render_heatmaps
+from fastpose.ops.swap_pairs import mirror_order
 
 
 def affine_crop(
@@ -33,9 +34,7 @@ def affine_crop(
 ) -> Tensor:
     """`fastpose.affine_crop` on [N, H, W, 3] pixels, or on the buffer, offsets and sizes of an ImageBatch."""
     channels_last = memory_format == torch.channels_last
-    return fallback.affine_crop(
-        data, offsets, sizes, crop_to_image, image_index, color, *size, fill, dtype, channels_last
-    )
+    return plain_affine_crop(data, offsets, sizes, crop_to_image, image_index, color, *size, fill, dtype, channels_last)
 
 
 def render_heatmaps(
@@ -48,7 +47,7 @@ def render_heatmaps(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """`fastpose.render_heatmaps`."""
-    return fallback.render_heatmaps(keypoints, visible, *size, sigma, ENCODINGS.index(encoding), dtype)
+    return plain_render_heatmaps(keypoints, visible, *size, sigma, ENCODINGS.index(encoding), dtype)
 
 
 def heatmap_mse_loss(
@@ -63,7 +62,7 @@ def heatmap_mse_loss(
 ) -> Tensor:
     """`fastpose.heatmap_mse_loss`, with the target in memory; differentiable through autograd."""
     ignore_missing = missing == "ignore"
-    return fallback.heatmap_mse_loss(
+    return plain_heatmap_mse_loss(
         pred, keypoints, visible, joint_weights, sigma, ENCODINGS.index(encoding), ignore_missing
     )
 
@@ -80,6 +79,6 @@ def decode_heatmaps(
 ) -> tuple[Tensor, Tensor]:
     """`fastpose.decode_heatmaps`."""
     mirrored = mirror_order(flip_pairs or (), heatmaps.shape[1])
-    return fallback.decode_heatmaps(
+    return plain_decode_heatmaps(
         heatmaps, heatmap_to_image, flipped, mirrored, flip_shift, REFINEMENTS.index(refine), blur_kernel
     )

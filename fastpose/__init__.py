@@ -4,14 +4,13 @@
 import importlib
 from typing import Any
 
-from . import reference
-from .color import IMAGENET_MEAN, IMAGENET_STD, jitter_color, normalize_color
-from .image_batch import ImageBatch
-from .ops._library import build_info
+from .ops._native import build_info
 from .ops.affine_crop import affine_crop
+from .ops.color import IMAGENET_MEAN, IMAGENET_STD, jitter_color, normalize_color
 from .ops.crop_to_image_matrix import crop_to_image_matrix
 from .ops.decode_heatmaps import decode_heatmaps
 from .ops.heatmap_mse_loss import heatmap_mse_loss
+from .ops.image_batch import ImageBatch
 from .ops.render_heatmaps import render_heatmaps
 from .ops.soft_argmax import soft_argmax
 from .ops.swap_pairs import swap_pairs
@@ -37,11 +36,12 @@ __all__ = [
     "transform_points",
 ]
 
-# Loaded when first asked for: a training loop that only wants the ops does not pay for OpenCV, SciPy and the networks.
-_SUBPACKAGES = ("data", "metrics", "models", "skeletons")
+# Loaded when first asked for: a training loop that only wants the ops does not pay for OpenCV, SciPy and the networks,
+# and the definition in NumPy, which tests and benchmarks compare the ops with, is no part of what they run.
+_LAZY = ("data", "metrics", "models", "reference", "skeletons")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
+    if name in _LAZY:
         return importlib.import_module(f"fastpose.{name}")
     raise AttributeError(f"module 'fastpose' has no attribute {name!r}")

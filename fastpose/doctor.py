@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import fastpose
-from fastpose.ops import _library
+from fastpose.ops import _native
 
 
 def _gpu_rows() -> list[tuple[str, str]]:
@@ -33,8 +33,8 @@ def _op_rows() -> list[tuple[str, str]]:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     types = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     native = "native kernels (FASTPOSE_FALLBACK=1 chooses plain torch, to compare)"
-    other = "refused, as FASTPOSE_FALLBACK=0" if _library.fallback_wish == "0" else "plain torch"
-    return [(f"ops on {name}", other if _library.why_fallback(name) else native) for name in types]
+    other = "refused, as FASTPOSE_FALLBACK=0" if _native.fallback_wish == "0" else "plain torch"
+    return [(f"ops on {name}", other if _native.why_fallback(name) else native) for name in types]
 
 
 def _nvimgcodec() -> str:
@@ -70,10 +70,10 @@ def _csrc_sha256(csrc: Path) -> str:
 
 def _advice(info: dict[str, str] | None, csrc: Path) -> list[str]:
     """What to do for another library than the one that is loaded; `csrc` may not exist."""
-    if _library.fallback_wish == "1":
+    if _native.fallback_wish == "1":
         return ["FASTPOSE_FALLBACK=1: unset it to use the native library."]
     if info is None:
-        return [str(_library.load_error), "Install again in this environment: pip install -e . (or the wheel)."]
+        return [str(_native.load_error), "Install again in this environment: pip install -e . (or the wheel)."]
     advice = []
     # Libraries from before there was a hash have none.
     if csrc.is_dir() and info.get("csrc_sha256") != _csrc_sha256(csrc):
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         opencv = f"cannot be imported: {error}"
     info, wrong_simd = None, ""
     try:
-        info = _library.build_info() if _library.load_error is None else None
+        info = _native.build_info() if _native.load_error is None else None
     except RuntimeError as error:  # FASTPOSE_SIMD names a level that does not exist, or not here
         wrong_simd = str(error)
     rows = [
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         ("CPU cores", str(os.cpu_count())),
         *_gpu_rows(),
         ("nvcc", shutil.which("nvcc") or "not on the PATH"),
-        ("native library", "NOT LOADED" if _library.load_error else "loaded"),
+        ("native library", "NOT LOADED" if _native.load_error else "loaded"),
         *([] if wrong_simd else _op_rows()),
     ]
     if info:

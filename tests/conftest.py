@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from fastpose.ops import _library
+from fastpose.ops import _native
 
 # No deadline: a slow moment is no failure. derandomize: every run tries the same cases.
 settings.register_profile("fastpose", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skips = {}
     if not torch.cuda.is_available() and os.environ.get("FASTPOSE_REQUIRE_CUDA") != "1":
         skips["cuda"] = pytest.mark.skip(reason="no CUDA device")
-    if _library.load_error is not None and _library.fallback_wish != "0":
+    if _native.load_error is not None and _native.fallback_wish != "0":
         skips["native"] = pytest.mark.skip(reason="the native library is not loaded")
     for item in items:
         for name, skip in skips.items():

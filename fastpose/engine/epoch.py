@@ -19,7 +19,7 @@ from torch import Tensor
 from fastpose.data.loader import PoseLoader
 from fastpose.engine.schedule import LearningRate
 from fastpose.engine.step import TrainStep
-from fastpose.ops.fallback import exact_type
+from fastpose.ops._arguments import exact_type
 
 
 class NotFiniteError(ArithmeticError):

@@ -23,9 +23,8 @@ import fastpose
 from fastpose.files import written_beside
 from fastpose.models.decoding import DecodeOptions
 from fastpose.models.network import NetworkOptions
-from fastpose.ops import fallback
-from fastpose.ops.decode_heatmaps import REFINEMENTS
-from fastpose.reference import mirror_order
+from fastpose.ops.decode_heatmaps import REFINEMENTS, plain_decode_heatmaps
+from fastpose.ops.swap_pairs import mirror_order
 from fastpose.skeletons import Skeleton
 
 OUTPUTS = ("keypoints", "scores")
@@ -90,7 +89,7 @@ class PixelsToPoints(nn.Module):
         images = (crops @ self.color[:, :3].mT + self.color[:, 3]).permute(0, 3, 1, 2)
         maps, flipped = self.heatmaps(images)
         # The op's own arguments, for its version in torch's operators.
-        return fallback.decode_heatmaps(
+        return plain_decode_heatmaps(
             maps,
             self.heatmap_to_image(crop_to_image),
             flipped,

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastpose.color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
 from fastpose.files import check_is_file
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
 from fastpose.models.own import check_heatmaps, make_own_model
 from fastpose.models.pose_resnet import pose_resnet
 from fastpose.models.weights import Weights, load_backbone, load_weights, read_weights
+from fastpose.ops.color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.skeletons import MPII, Skeleton
 

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..image_batch import ImageBatch
-from ._library import float32, register_fake, size_of, tensor
+from ._arguments import MAX_EXTENT, NAMES, described, expect, float32, size_of, tensor, values_are_checked
+from ._native import register
+from .image_batch import ImageBatch
 
 
 def affine_crop(
@@ -77,8 +80,200 @@ def _indices(image_index: Tensor) -> Tensor:
     return image_index.to(torch.int64) if narrow else image_index
 
 
-@register_fake("affine_crop")
-def _(
+def plain_affine_crop(
+    images: Tensor,
+    offsets: Tensor | None,
+    sizes: Tensor | None,
+    crop_to_image: Tensor,
+    image_index: Tensor | None,
+    color: Tensor | None,
+    height: int,
+    width: int,
+    fill: float,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """`affine_crop` in plain torch: of [N, H, W, 3] pixels, or of an ImageBatch's data, offsets and sizes.
+
+    Crops are made in parts of up to 2^21 pixels (2^16 on the CPU, for its caches), which take about 100 bytes per pixel
+    while they are made. Dense images with gaps between their pixels are copied.
+    """
+    count = _expect_crop_arguments(
+        images, offsets, sizes, crop_to_image, image_index, color, height, width, fill, dtype
+    )
+    batch, device = len(crop_to_image), images.device
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty((batch, 3, height, width), dtype=dtype, device=device, memory_format=layout)
+    if batch == 0:
+        return out
+    if image_index is None:
+        image_index = torch.arange(batch, device=device) % count  # one image per crop, or one for all
+    start, extent, known = _image_of_each_crop(images, offsets, sizes, image_index, count)
+    if color is not None or known is not None:
+        color = torch.eye(3, 4, device=device) if color is None else color.to(device)
+        if known is not None:
+            blank = torch.zeros(3, 4, device=device)
+            blank[:, 3] = fill if dtype == torch.uint8 else torch.nan
+            color = torch.where(known[:, None, None], color, blank)
+        color = color.expand(batch, 3, 4)
+
+    part = 1 << 16 if device.type == "cpu" else 1 << 21
+    if torch.compiler.is_compiling():
+        part = batch * height * width  # compiled, nothing lies in memory between the steps
+    rows = max(1, min(height, part // width))
+    crops = max(1, part // (rows * width))
+    pixels = images.reshape(-1)
+    for b in range(0, batch, crops):
+        some = slice(b, b + crops)
+        maps = None if color is None else color[some]
+        for y in range(0, height, rows):
+            x_and_y = _source(crop_to_image[some], y, min(rows, height - y), width)
+            planes = _colored(_sample(pixels, start[some], extent[some], *x_and_y, fill), maps)
+            for channel, plane in enumerate(planes):
+                if dtype == torch.uint8:
+                    plane = plane.nan_to_num(0.0).round().clamp(0.0, 255.0)
+                out[some, channel, y : y + rows] = plane
+    return out
+
+
+def _expect_crop_arguments(
+    images: Tensor,
+    offsets: Tensor | None,
+    sizes: Tensor | None,
+    crop_to_image: Tensor,
+    image_index: Tensor | None,
+    color: Tensor | None,
+    height: int,
+    width: int,
+    fill: float,
+    dtype: torch.dtype,
+) -> int:
+    """The number of images."""
+    op, beside = "affine_crop", ("images", images)
+    if offsets is None or sizes is None:
+        expect(op, "images", images, (-1, -1, -1, 3), "[N, H, W, 3]", (torch.uint8,))
+        count, image_height, image_width, _ = images.shape
+        if count and not (1 <= image_height <= MAX_EXTENT and 1 <= image_width <= MAX_EXTENT):
+            raise RuntimeError(f"{op}: images must be 1 to {MAX_EXTENT} pixels high and wide, got {described(images)}")
+    else:
+        expect(op, "images.data", images, (-1,), "[bytes]", (torch.uint8,))
+        expect(op, "images.offsets", offsets, (-1,), "[N]", (torch.int64,), beside)
+        count = len(offsets)
+        expect(op, "images.sizes", sizes, (count, 2), "[N, 2]", (torch.int32,), beside)
+    expect(op, "crop_to_image", crop_to_image, (-1, 2, 3), "[B, 2, 3]", beside=beside)
+    batch = len(crop_to_image)
+    if not (1 <= height <= MAX_EXTENT and 1 <= width <= MAX_EXTENT):
+        raise RuntimeError(f"{op}: size must be (h, w) of 1 to {MAX_EXTENT}, got ({height}, {width})")
+    if not abs(fill) <= torch.finfo(torch.float32).max:
+        raise RuntimeError(f"{op}: fill must be a finite pixel value, got {fill}")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.uint8):
+        raise RuntimeError(f"{op}: dtype must be Float or Half or BFloat16 or Byte, got {NAMES.get(dtype, dtype)}")
+    if image_index is not None:
+        expect(op, "image_index", image_index, (batch,), "[B]", (torch.int64,), beside)
+        if batch and not count:
+            raise RuntimeError(f"{op}: image_index must be in [0, 0), got {batch} crops of no images")
+    elif count not in (1, batch):
+        raise RuntimeError(
+            f"{op}: without image_index there must be one image per crop, or one for all; "
+            f"got {count} images and {batch} crops"
+        )
+    if color is not None and color.dim() == 2:
+        expect(op, "color", color, (3, 4), "[3, 4]", beside=None if color.device.type == "cpu" else beside)
+    elif color is not None:
+        expect(op, "color", color, (batch, 3, 4), "[3, 4] or [B, 3, 4]", beside=beside)
+    return count
+
+
+def _image_of_each_crop(
+    images: Tensor, offsets: Tensor | None, sizes: Tensor | None, image_index: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of the image of each crop: first byte [B] and (h, w) [B, 2], int64, and whether there is such an image [B].
+
+    Where there is none, the first pixel of the buffer is named; on the CPU that is an error, and there None is returned
+    in the third place.
+    """
+    named = (image_index >= 0) & (image_index < count)
+    index = torch.where(named, image_index, 0)
+    if offsets is None or sizes is None:
+        start = index * images[0].numel()
+        extent = torch.empty_like(index)[:, None].repeat(1, 2)
+        extent[:, 0], extent[:, 1] = images.shape[1], images.shape[2]
+    else:
+        start, extent = offsets[index], sizes[index].to(torch.int64)
+    # ImageBatch has validated its tables; a table altered since must not become a read outside the buffer.
+    fits = (extent >= 1).all(1) & (extent <= MAX_EXTENT).all(1) & (start >= 0) & (start <= images.numel())
+    known = named & fits & (extent.prod(1) <= (images.numel() - start) // 3)
+    if values_are_checked(images.device):
+        if not bool(known.all()):
+            b = int(known.to(torch.uint8).argmin())
+            n = int(image_index[b])
+            if not named[b]:
+                raise RuntimeError(f"affine_crop: image_index[{b}] must be in [0, {count}), got {n}")
+            raise RuntimeError(
+                f"affine_crop: images: image {n} ({extent[b, 0]} x {extent[b, 1]} at byte {start[b]}) does not lie "
+                f"inside the buffer of {images.numel()} bytes"
+            )
+        return start, extent, None
+    return torch.where(known, start, 0), torch.where(known[:, None], extent, 1), known
+
+
+def _source(crop_to_image: Tensor, first_row: int, rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """Source points x and y [b, rows, w] of some rows of crops; -2, which is outside all images, if not finite."""
+    m = crop_to_image.reshape(-1, 6, 1, 1).unbind(1)
+    x = torch.arange(width, device=crop_to_image.device, dtype=torch.float32)
+    y = torch.arange(first_row, first_row + rows, device=crop_to_image.device, dtype=torch.float32)[:, None]
+    x_source = torch.addcmul(m[1] * y + m[2], m[0], x)
+    y_source = torch.addcmul(m[4] * y + m[5], m[3], x)
+    return x_source.nan_to_num(-2.0, -2.0, -2.0), y_source.nan_to_num(-2.0, -2.0, -2.0)
+
+
+def _sample(pixels: Tensor, start: Tensor, extent: Tensor, x: Tensor, y: Tensor, fill: float) -> Tensor:
+    """Bilinear samples [3, b, rows, w] at source points. Memory is the limit: channels are planes, so that every step
+    runs along long rows, and what lies outside is not asked for tap by tap, but weighed at the end."""
+    height, width = extent.view(-1, 2, 1, 1).unbind(1)
+    first_x, weight_x, share_x = _taps(x, width)
+    first_y, weight_y, share_y = _taps(y, height)
+    place = start.view(-1, 1, 1) + (first_y * width + first_x) * 3
+    # An image of one column or row has no second tap; its weight is 0, and the first is read again.
+    beside, below = torch.where(width > 1, 3, 0), torch.where(height > 1, 3 * width, 0)
+
+    def tap(place: Tensor) -> Tensor:
+        flat = place.reshape(-1)
+        planes = [pixels[channel:].index_select(0, flat) for channel in range(3)]
+        return torch.stack(planes).to(torch.float32).view(3, *place.shape)
+
+    upper = torch.lerp(tap(place), tap(place + beside), weight_x)
+    place = place + below
+    lower = torch.lerp(tap(place), tap(place + beside), weight_x)
+    share = share_x * share_y
+    rgb = torch.lerp(upper, lower, weight_y) * share
+    return rgb if fill == 0.0 else rgb + fill * (1.0 - share)
+
+
+def _taps(at: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first of two neighbouring pixels of an image, the weight of the second, and the share of what is inside: a
+    point that lies less than a pixel outside has the pixel at the edge for the one tap, and the fill for the other."""
+    last = length - 1
+    inside = torch.minimum(at.clamp(min=0.0), last)
+    share = (1.0 - (at - inside).abs()).clamp(min=0.0)
+    first = torch.minimum(inside.floor(), (last - 1).clamp(min=0))
+    return first.to(torch.int64), inside - first, share
+
+
+def _colored(rgb: Tensor, color: Tensor | None) -> Sequence[Tensor]:
+    """Three planes [b, rows, w] through a colour map [b, 3, 4]; no matrix product, as those may round to TF32."""
+    if color is None:
+        return rgb.unbind(0)
+    red, green, blue, shift = color[..., None, None].unbind(2)
+    return [
+        torch.addcmul(
+            torch.addcmul(torch.addcmul(shift[:, c], red[:, c], rgb[0]), green[:, c], rgb[1]), blue[:, c], rgb[2]
+        )
+        for c in range(3)
+    ]
+
+
+def _fake(
     images: Tensor,
     offsets: Tensor | None,
     sizes: Tensor | None,
@@ -97,3 +292,6 @@ def _(
         device=images.device,
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
     )
+
+
+register("affine_crop", plain_affine_crop, _fake)

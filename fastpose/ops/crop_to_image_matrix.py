@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ._library import float32, register_fake, size_of, tensor
+from ._arguments import exact_type, expect, float32, size_of, tensor
+from ._native import register
 
 
 def crop_to_image_matrix(
@@ -61,8 +64,48 @@ def _per_sample(name: str, value: Tensor | float, center: Tensor) -> Tensor:
     return given.expand(center.shape[:1]) if given.dim() == 0 else given
 
 
-@register_fake("crop_to_image_matrix")
-def _(
+def plain_crop_to_image_matrix(
+    center: Tensor, scale: Tensor, rotation: Tensor, flip: Tensor | None, height: int, width: int, udp: bool
+) -> Tensor:
+    """`crop_to_image_matrix` in plain torch, with a scale [B, 2] and a rotation [B]."""
+    op, beside = "crop_to_image_matrix", ("center", center)
+    expect(op, "center", center, (-1, 2), "[B, 2]")
+    batch = len(center)
+    expect(op, "scale", scale, (batch, 2), "[B, 2]", beside=beside)
+    expect(op, "rotation", rotation, (batch,), "[B]", beside=beside)
+    if flip is not None:
+        expect(op, "flip", flip, (batch,), "[B]", (torch.bool,), beside)
+    least = 2 if udp else 1
+    if min(height, width) < least:
+        raise RuntimeError(f"{op}: size must be (h, w) of at least {least}, got ({height}, {width})")
+
+    exact = exact_type(center.device)
+    box, middle = 200.0 * scale.to(exact), center.to(exact)
+    step_x = box[:, 0] / (width - 1 if udp else width)
+    step_y = box[:, 1] / (height - 1) if udp else step_x
+    crop_x, crop_y = ((width - 1) / 2, (height - 1) / 2) if udp else (width / 2, height / 2)
+    sine, cosine = _sine_and_cosine(rotation.to(exact))
+    mirror = 1.0 if flip is None else 1.0 - 2.0 * flip.to(exact)
+    xx, xy, yx, yy = mirror * cosine * step_x, -mirror * sine * step_y, sine * step_x, cosine * step_y
+    x = torch.stack([xx, xy, middle[:, 0] - xx * crop_x - xy * crop_y], -1)
+    y = torch.stack([yx, yy, middle[:, 1] - yx * crop_x - yy * crop_y], -1)
+    return torch.stack([x, y], 1).to(torch.float32)
+
+
+def _sine_and_cosine(degrees: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact at multiples of 90: an upright box keeps its zeros."""
+    quarter_turns = torch.floor(degrees / 90.0 + 0.5)
+    radians = (degrees - 90.0 * quarter_turns) * (math.pi / 180.0)
+    quadrant = torch.remainder(quarter_turns, 4.0)
+    sign = 1.0 - 2.0 * (quadrant >= 2.0).to(degrees.dtype)
+    sine, cosine, turned = torch.sin(radians) * sign, torch.cos(radians) * sign, torch.remainder(quadrant, 2.0) == 1.0
+    return torch.where(turned, cosine, sine), torch.where(turned, -sine, cosine)
+
+
+def _fake(
     center: Tensor, scale: Tensor, rotation: Tensor, flip: Tensor | None, height: int, width: int, udp: bool
 ) -> Tensor:
     return center.new_empty((center.size(0), 2, 3))
+
+
+register("crop_to_image_matrix", plain_crop_to_image_matrix, _fake)

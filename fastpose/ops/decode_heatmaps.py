@@ -1,15 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..reference import MAX_BLUR_KERNEL, mirror_order
-from ._library import choose, float32, register_fake, tensor
+from ._arguments import (
+    FLOATING,
+    accumulate_type,
+    choose,
+    exact_type,
+    expect,
+    expect_map_size,
+    float32,
+    tensor,
+    values_are_checked,
+)
+from ._native import register
+from .swap_pairs import expect_mirrored, mirror_order
+from .transform_points import transformed
 
 REFINEMENTS = ("none", "quarter", "dark", "dark_udp")  # in the order of csrc/decode_heatmaps.h
+NONE, QUARTER, DARK, DARK_UDP = range(4)
+MAX_BLUR_KERNEL = 255  # pixels, as in csrc/decode_heatmaps.h
 
 
 def decode_heatmaps(
@@ -87,8 +102,139 @@ def decode_heatmaps(
     )
 
 
-@register_fake("decode_heatmaps")
-def _(
+def plain_decode_heatmaps(
+    heatmaps: Tensor,
+    heatmap_to_image: Tensor | None,
+    flipped: Tensor | None,
+    mirrored: list[int],
+    flip_shift: bool,
+    refine: int,
+    blur_kernel: int,
+) -> tuple[Tensor, Tensor]:
+    """`decode_heatmaps` in plain torch, with `mirrored` from `mirror_order`."""
+    op, beside = "decode_heatmaps", ("heatmaps", heatmaps)
+    expect(op, "heatmaps", heatmaps, (-1, -1, -1, -1), "[B, K, h, w]", FLOATING)
+    batch, joints, height, width = heatmaps.shape
+    expect_map_size(op, height, width)
+    if refine not in (NONE, QUARTER, DARK, DARK_UDP):
+        raise RuntimeError(f"{op}: unknown refine {refine}")
+    if not 1 <= blur_kernel <= MAX_BLUR_KERNEL or blur_kernel % 2 == 0:
+        wanted = f"an odd number of pixels from 1 to {MAX_BLUR_KERNEL}"
+        raise RuntimeError(f"{op}: blur_kernel must be {wanted}, got {blur_kernel}")
+    if heatmap_to_image is not None:
+        expect(op, "heatmap_to_image", heatmap_to_image, (batch, 2, 3), "[B, 2, 3]", beside=beside)
+    maps = heatmaps.to(accumulate_type(heatmaps.dtype)).contiguous()
+    if flipped is not None:
+        expect(op, "flipped", flipped, heatmaps.shape, "of heatmaps", (heatmaps.dtype,), beside)
+        expect_mirrored(op, mirrored, joints)
+        maps = (maps + _un_mirrored(flipped, mirrored, flip_shift).to(maps.dtype)) * 0.5
+
+    # The first highest row, and in it the first highest pixel: on the CPU far quicker than argmax over the whole map.
+    values = _without_nan(maps)
+    y = values.amax(3).argmax(2, keepdim=True)
+    row = values.gather(2, y[..., None].expand(-1, -1, 1, width)).squeeze(2)
+    x = row.argmax(2, keepdim=True)
+    scores = row.gather(2, x).squeeze(2)
+    if values is not maps:  # what is -infinity now may have been NaN alone
+        lowest = maps.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(3).amin(2)
+        scores = torch.where((scores == -torch.inf) & (lowest == torch.inf), torch.nan, scores)
+
+    points = torch.cat([x, y], 2).to(exact_type(maps.device))
+    if refine == QUARTER:
+        points = points + _quarter(maps.flatten(2), x, y, height, width)
+    elif refine in (DARK, DARK_UDP):
+        points = points + _dark(maps.flatten(2), scores, x, y, height, width, blur_kernel, udp=refine == DARK_UDP)
+    points = torch.where((scores > 0.0)[..., None], points, 0.0)
+    if heatmap_to_image is not None:
+        points = transformed(points, heatmap_to_image)
+    return points.to(torch.float32), scores.to(torch.float32)
+
+
+def _without_nan(maps: Tensor) -> Tensor:
+    """-infinity instead of NaN. The maps themselves where they can be seen to have none: that saves a copy."""
+    if values_are_checked(maps.device) and maps.numel() and not bool(maps.amax().isnan()):
+        return maps
+    return maps.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+
+
+def _un_mirrored(maps: Tensor, mirrored: Sequence[int], shift: bool) -> Tensor:
+    order = torch.tensor(mirrored, dtype=torch.int64, device=maps.device)
+    maps = maps.index_select(1, order).flip(3)
+    return torch.cat([maps[..., :1], maps[..., :-1]], 3) if shift else maps
+
+
+def _quarter(maps: Tensor, x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
+    """Moves [B, K, 2] toward the higher neighbours; none between equal ones or NaN."""
+    index = y * width + x
+    around = torch.cat([index - 1, index - width, index + 1, index + width], 2)
+    inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
+    before, after = maps.gather(2, torch.where(inside, around, 0)).split(2, 2)
+    moves = (after > before).to(torch.float32) - (after < before).to(torch.float32)
+    return torch.where(inside, 0.25 * moves, 0.0)
+
+
+def _dark(
+    maps: Tensor, scores: Tensor, x: Tensor, y: Tensor, height: int, width: int, blur_kernel: int, *, udp: bool
+) -> Tensor:
+    """Newton's steps [B, K, 2] of dark and dark_udp on the logarithms of the blurred maps."""
+    reach, floor = (1, 1e-3) if udp else (2, 1e-10)
+    blurred = _blurred(maps, x, y, height, width, blur_kernel, reach)
+    highest = blurred.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax((2, 3), keepdim=True)
+    scale = torch.where(highest > 0.0, scores.to(blurred.dtype)[..., None, None] / highest, 0.0)
+    rows = (blurred * scale).clamp(min=floor).log().unbind(2)
+    f = [row.unbind(2) for row in rows]  # f[y][x], the middle at [reach][reach]
+    if udp:
+        dx, dy = 0.5 * (f[1][2] - f[1][0]), 0.5 * (f[2][1] - f[0][1])
+        epsilon = torch.finfo(torch.float32).eps
+        dxx, dyy = f[1][2] - 2 * f[1][1] + f[1][0] + epsilon, f[2][1] - 2 * f[1][1] + f[0][1] + epsilon
+        dxy = 0.5 * (f[2][2] - f[1][2] - f[2][1] + 2 * f[1][1] - f[1][0] - f[0][1] + f[0][0])
+        moves = torch.ones_like(x, dtype=torch.bool)
+    else:
+        dx, dy = 0.5 * (f[2][3] - f[2][1]), 0.5 * (f[3][2] - f[1][2])
+        dxx, dyy = 0.25 * (f[2][4] - 2 * f[2][2] + f[2][0]), 0.25 * (f[4][2] - 2 * f[2][2] + f[0][2])
+        dxy = 0.25 * (f[3][3] - f[1][3] - f[3][1] + f[1][1])
+        moves = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2)
+    determinant = dxx * dyy - dxy * dxy
+    # What is singular to rounding, in the type that there is.
+    ratio, least = (1e-12, 1e-20) if blurred.dtype == torch.float64 else (4e-6, 1e-12)
+    regular = determinant.abs() > ratio * (dxx * dxx + 2 * dxy * dxy + dyy * dyy) + least
+    step = torch.stack([dxy * dy - dyy * dx, dxy * dx - dxx * dy], 2) / determinant[..., None]
+    return torch.where(moves & regular[..., None] & torch.isfinite(step).all(2, keepdim=True), step, 0.0)
+
+
+def blur_weights(side: int) -> list[float]:
+    """`cv2.getGaussianKernel(side, 0)`: a table up to 9 pixels, a sampled Gaussian beyond."""
+    table = ((256.0,), (128.0, 64.0), (96.0, 64.0, 16.0), (72.0, 56.0, 28.0, 8.0), (60.0, 51.0, 30.0, 13.0, 4.0))
+    radius = side // 2
+    sigma = 0.3 * (radius - 1) + 0.8
+    sampled = [math.exp(-0.5 * (d / sigma) ** 2) for d in range(radius + 1)]
+    by_distance = table[radius] if radius < len(table) else sampled
+    total = by_distance[0] + 2.0 * sum(by_distance[1:])
+    return [by_distance[abs(d)] / total for d in range(-radius, radius + 1)]
+
+
+def _blurred(maps: Tensor, x: Tensor, y: Tensor, height: int, width: int, blur_kernel: int, reach: int) -> Tensor:
+    """Blurred values [B, K, 2 reach + 1, 2 reach + 1] about the pixels (x, y), beyond the edge those of the edge."""
+    exact = exact_type(maps.device)
+    weights = blur_weights(blur_kernel)
+    side, apart = 2 * reach + 1, reach + blur_kernel // 2
+    offsets = torch.arange(-apart, apart + 1, device=maps.device)
+    rows, columns = (y + offsets)[..., :, None], (x + offsets)[..., None, :]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+    around = maps.gather(2, index.flatten(2)).view(inside.shape).to(exact)
+    around = torch.where(inside, around, 0.0)
+    # Tap by tap: equal surroundings give equal bits, and nothing beyond a kernel's reach has a part in it.
+    zero = around.new_zeros(())
+    down = sum((weight * around[:, :, i : i + side] for i, weight in enumerate(weights)), zero)
+    blurred = sum((weight * down[..., i : i + side] for i, weight in enumerate(weights)), zero)
+    window = torch.arange(-reach, reach + 1, device=maps.device)
+    rows = (y + window).clamp(0, height - 1) - y + reach
+    columns = (x + window).clamp(0, width - 1) - x + reach
+    return blurred.gather(2, rows[..., :, None].expand_as(blurred)).gather(3, columns[..., None, :].expand_as(blurred))
+
+
+def _fake(
     heatmaps: Tensor,
     heatmap_to_image: Tensor | None,
     flipped: Tensor | None,
@@ -102,3 +248,6 @@ def _(
         heatmaps.new_empty((batch, joints, 2), dtype=torch.float32),
         heatmaps.new_empty((batch, joints), dtype=torch.float32),
     )
+
+
+register("decode_heatmaps", plain_decode_heatmaps, _fake)

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import choose, float32, register_autograd, register_fake, tensor
-from .render_heatmaps import ENCODINGS
+from ._arguments import FLOATING, accumulate_type, choose, expect, float32, tensor
+from ._native import register
+from .render_heatmaps import ENCODINGS, expect_target, factors
 
 
 def heatmap_mse_loss(
@@ -53,13 +54,77 @@ def heatmap_mse_loss(
     )
 
 
-@register_fake("heatmap_mse_loss")
-def _(pred: Tensor, *_: Any) -> Tensor:
+def plain_heatmap_mse_loss(
+    pred: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    joint_weights: Tensor | None,
+    sigma: float,
+    encoding: int,
+    ignore_missing: bool,
+) -> Tensor:
+    """`heatmap_mse_loss` in plain torch. Called directly, autograd differentiates it and keeps a map per map."""
+    difference, weight = _difference_and_weight(
+        "heatmap_mse_loss", pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing
+    )
+    # Map by map, so that the number of threads changes no bit.
+    return 0.5 * (weight * difference.square().sum((2, 3))).sum()
+
+
+def plain_heatmap_mse_loss_backward(
+    grad_output: Tensor,
+    pred: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    joint_weights: Tensor | None,
+    sigma: float,
+    encoding: int,
+    ignore_missing: bool,
+) -> Tensor:
+    """Its gradient in `pred`: renders the target again instead of keeping it."""
+    op = "heatmap_mse_loss_backward"
+    difference, weight = _difference_and_weight(
+        op, pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing
+    )
+    expect(op, "grad_output", grad_output, (), "[]", (difference.dtype,), ("pred", pred))
+    # The incoming gradient goes in before rounding to half precision.
+    return torch.mul(difference, (weight * grad_output)[..., None, None], out=torch.empty_like(pred))
+
+
+def _difference_and_weight(
+    op: str,
+    pred: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    joint_weights: Tensor | None,
+    sigma: float,
+    encoding: int,
+    ignore_missing: bool,
+) -> tuple[Tensor, Tensor]:
+    """pred - target [B, K, h, w], and the weight of each map over the number of all pixels [B, K]."""
+    beside = ("pred", pred)
+    expect(op, "pred", pred, (-1, -1, -1, -1), "[B, K, h, w]", FLOATING)
+    batch, joints, height, width = pred.shape
+    expect(op, "keypoints", keypoints, (batch, joints, 2), "[B, K, 2]", beside=beside)
+    expect(op, "visible", visible, (batch, joints), "[B, K]", beside=beside)
+    expect_target(op, height, width, sigma, encoding)
+    dtype = accumulate_type(pred.dtype)
+    of_x, of_y, weights = factors(keypoints, visible, height, width, sigma, encoding, dtype)
+    if not ignore_missing:
+        weights = torch.ones_like(weights)
+    if joint_weights is not None:
+        per_sample = joint_weights.dim() == 2
+        shape, spelled = ((batch, joints), "[B, K]") if per_sample else ((joints,), "[K] or [B, K]")
+        expect(op, "joint_weights", joint_weights, shape, spelled, beside=beside)
+        weights = weights * joint_weights
+    return pred.to(dtype) - of_y * of_x, weights.to(dtype) / max(1, pred.numel())
+
+
+def _fake(pred: Tensor, *_: Any) -> Tensor:
     return pred.new_empty((), dtype=torch.float64 if pred.dtype == torch.float64 else torch.float32)
 
 
-@register_fake("heatmap_mse_loss_backward")
-def _(grad_output: Tensor, pred: Tensor, *_: Any) -> Tensor:
+def _fake_backward(grad_output: Tensor, pred: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(pred)
 
 
@@ -78,5 +143,9 @@ def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     raise RuntimeError("heatmap_mse_loss can be differentiated once; a second derivative was asked for")
 
 
-register_autograd("heatmap_mse_loss", _backward, _setup_context)
-register_autograd("heatmap_mse_loss_backward", _second_backward, lambda ctx, inputs, output: None)
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pass
+
+
+register("heatmap_mse_loss", plain_heatmap_mse_loss, _fake, _backward, _setup_context)
+register("heatmap_mse_loss_backward", plain_heatmap_mse_loss_backward, _fake_backward, _second_backward, _save_nothing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._library import float32, tensor
+from ._arguments import float32, tensor
 from .transform_points import transform_points
 
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..reference import mirror_order
-from ._library import float32, register_fake, tensor
+from ._arguments import expect, float32, tensor
+from ._native import register
+
+MAX_JOINTS = 512  # kMaxJoints of csrc/joint_permutation.h
 
 
 def swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, pairs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -30,6 +33,50 @@ def swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, pairs: Sequence[Se
     return torch.ops.fastpose.swap_pairs(points, float32("visible", visible), tensor("flip", flip), mirrored)
 
 
-@register_fake("swap_pairs")
-def _(points: Tensor, visible: Tensor, flip: Tensor, mirrored: list[int]) -> tuple[Tensor, Tensor]:
+def mirror_order(pairs: Sequence[Sequence[int]], joints: int, name: str = "flip_pairs") -> list[int]:
+    """The joint that each row becomes in the mirrored person: left and right swapped, the others themselves.
+
+    Raises:
+        ValueError: `name` is not a sequence of disjoint pairs of joints in [0, joints).
+    """
+    order = list(range(joints))
+    free = set(order)
+    try:
+        for pair in pairs:
+            left, right = map(operator.index, pair)
+            free.remove(left)
+            free.remove(right)
+            order[left], order[right] = right, left
+    except (KeyError, TypeError, ValueError):
+        wanted = f"disjoint (left, right) pairs of joints in [0, {joints})"
+        raise ValueError(f"{name} must be {wanted}, got {pairs!r}") from None
+    return order
+
+
+def plain_swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, mirrored: list[int]) -> tuple[Tensor, Tensor]:
+    """`swap_pairs` in plain torch, with `mirrored` from `mirror_order`."""
+    op, beside = "swap_pairs", ("points", points)
+    expect(op, "points", points, (-1, -1, 2), "[B, K, 2]")
+    batch, joints, _ = points.shape
+    expect(op, "visible", visible, (batch, joints), "[B, K]", beside=beside)
+    expect(op, "flip", flip, (batch,), "[B]", (torch.bool,), beside)
+    expect_mirrored(op, mirrored, joints)
+    order = torch.tensor(mirrored, dtype=torch.int64, device=points.device)
+    return (
+        torch.where(flip[:, None, None], points[:, order], points),
+        torch.where(flip[:, None], visible[:, order], visible),
+    )
+
+
+def expect_mirrored(op: str, mirrored: Sequence[int], joints: int) -> None:
+    if joints > MAX_JOINTS:
+        raise RuntimeError(f"{op}: at most {MAX_JOINTS} joints can be mirrored, got {joints}")
+    if len(mirrored) != joints or not all(0 <= joint < joints for joint in mirrored):
+        raise RuntimeError(f"{op}: mirrored must name {joints} joints in [0, {joints}), got {list(mirrored)}")
+
+
+def _fake(points: Tensor, visible: Tensor, flip: Tensor, mirrored: list[int]) -> tuple[Tensor, Tensor]:
     return points.new_empty(points.shape), visible.new_empty(visible.shape)
+
+
+register("swap_pairs", plain_swap_pairs, _fake)

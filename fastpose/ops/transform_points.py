@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import float32, register_autograd, register_fake, tensor
+from ._arguments import exact_type, expect, float32, tensor, values_are_checked
+from ._native import register
 
 
 def transform_points(points: Tensor, matrix: Tensor, *, inverse: bool = False) -> Tensor:
@@ -29,8 +30,35 @@ def transform_points(points: Tensor, matrix: Tensor, *, inverse: bool = False) -
     return torch.ops.fastpose.transform_points(points, float32("matrix", matrix), bool(inverse))
 
 
-@register_fake("transform_points")
-def _(points: Tensor, matrix: Tensor, inverse: bool) -> Tensor:
+def plain_transform_points(points: Tensor, matrix: Tensor, inverse: bool) -> Tensor:
+    """`transform_points` in plain torch."""
+    op = "transform_points"
+    expect(op, "points", points, (-1, -1, 2), "[B, K, 2]", (torch.float32, torch.float64))
+    expect(op, "matrix", matrix, (len(points), 2, 3), "[B, 2, 3]", beside=("points", points))
+    exact = points.to(exact_type(points.device))
+    if not inverse:
+        return transformed(exact, matrix).to(points.dtype)
+    xx, xy, x_shift, yx, yy, y_shift = matrix.to(exact.dtype).reshape(-1, 6, 1).unbind(1)
+    determinant = xx * yy - xy * yx
+    possible = torch.isfinite(matrix).flatten(1).all(1, keepdim=True)
+    possible = possible & torch.isfinite(determinant) & (determinant != 0.0)
+    if points.numel() and values_are_checked(points.device) and not bool(possible.all()):
+        n = int(possible[:, 0].to(torch.uint8).argmin())
+        raise RuntimeError(f"{op}: matrix[{n}] must be invertible, got {matrix[n].tolist()}")
+    determinant = torch.where(possible, determinant, torch.nan)
+    x, y = exact[..., 0] - x_shift, exact[..., 1] - y_shift
+    back = (yy * x - xy * y) / determinant, (xx * y - yx * x) / determinant
+    return torch.stack(back, 2).to(points.dtype)
+
+
+def transformed(points: Tensor, matrix: Tensor) -> Tensor:
+    """Written out, as matrix products may be computed in less than the type of their arguments."""
+    xx, xy, x_shift, yx, yy, y_shift = matrix.to(points.dtype).reshape(-1, 6, 1).unbind(1)
+    x, y = points.unbind(2)
+    return torch.stack([xx * x + xy * y + x_shift, yx * x + yy * y + y_shift], 2)
+
+
+def _fake(points: Tensor, matrix: Tensor, inverse: bool) -> Tensor:
     return torch.empty(points.shape, dtype=points.dtype, device=points.device)
 
 
@@ -49,4 +77,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (grad.to(torch.float64) @ linear).to(grad.dtype), None, None
 
 
-register_autograd("transform_points", _backward, _setup_context)
+register("transform_points", plain_transform_points, _fake, _backward, _setup_context)

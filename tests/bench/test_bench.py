@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fastpose.data.pixel_sources import ImageFiles
 
 from bench import conftest, lock, numba_peers, tables, vectorized
 from bench.bench_decode_dark import KERNEL, mmpose_dark
@@ -20,7 +21,6 @@ from bench.bench_decode_heatmaps import two_stages
 from bench.bench_render_heatmaps import pasted
 from bench.tables import COPY, CROP, DECODE, GOALS, LOSS, ONE_THREAD, OWN, PIPELINE, RENDER, Goal
 from fastpose import ImageBatch, reference
-from fastpose.data.pixel_sources import ImageFiles
 from fastpose.skeletons import MPII
 from tests.helpers import upstream
 from tests.helpers.ops import predicted_maps, random_images, random_maps, random_matrices, random_points

@@ -30,7 +30,7 @@ from bench import gpu_report, kernels, op_cases, peers, pipeline, train_step, us
 from bench.timing import Timer, Timing
 from fastpose import ImageBatch
 from fastpose.data.persons import Persons
-from fastpose.ops import _library
+from fastpose.ops import _native
 from fastpose.skeletons import MPII
 from tests.helpers import upstream
 from tests.helpers.ops import random_images, random_matrices, random_points
@@ -308,7 +308,7 @@ def test_a_report_that_took_too_long_says_so(monkeypatch: pytest.MonkeyPatch, tm
 def no_library(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The native library is missing; what a new process would be begun with."""
     begun: list[list[str]] = []
-    monkeypatch.setattr(_library, "load_error", ImportError("No module named 'fastpose._C'"))
+    monkeypatch.setattr(_native, "load_error", ImportError("No module named 'fastpose._C'"))
     monkeypatch.setattr(os, "execv", lambda path, arguments: begun.append([path, *arguments]))
     monkeypatch.setenv(gpu_report.BUILD_SECONDS, "")
     monkeypatch.delenv(gpu_report.BUILD_SECONDS)

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fastpose.config import TrainOptions, find_recipe, recipes
 from scipy.io import loadmat
 
 import fastpose
 from fastpose import build, cli, drawing, engine, evaluate, export, pack, predict, report, train
-from fastpose.config import TrainOptions, find_recipe, recipes
 from fastpose.data.images import read_image
 from fastpose.engine import Evaluation, StopSignals
 from fastpose.metrics import pckh_from_mat

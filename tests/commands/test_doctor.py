@@ -14,7 +14,7 @@ import torch
 
 import fastpose
 from fastpose import doctor
-from fastpose.ops import _library
+from fastpose.ops import _native
 
 
 @pytest.mark.native
@@ -94,7 +94,7 @@ def test_strict_refuses_what_does_not_serve_the_gpu(
     if printed == SOURCES_CHANGED and not csrc.is_dir():
         pytest.skip("this package is not a checkout")
     info = fastpose.build_info() | ({"csrc_sha256": doctor._csrc_sha256(csrc)} if csrc.is_dir() else {}) | built
-    monkeypatch.setattr(_library._C, "build_info", lambda: info)
+    monkeypatch.setattr(_native._C, "build_info", lambda: info)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda n: (9, 0))
@@ -110,11 +110,11 @@ def test_strict_refuses_what_does_not_serve_the_gpu(
 @pytest.mark.native
 def test_says_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a Mac, a machine whose CUDA kernels were not built, and where plain torch is asked for."""
-    monkeypatch.setattr(_library, "fallback_wish", "")
+    monkeypatch.setattr(_native, "fallback_wish", "")
     for accelerator in ("mps", "cuda"):
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device(accelerator))  # noqa: B023
         info = {"no_cuda_reason": "no nvcc"}
-        monkeypatch.setattr(_library._C, "build_info", lambda: info)  # noqa: B023
+        monkeypatch.setattr(_native._C, "build_info", lambda: info)  # noqa: B023
         on_cpu, other = doctor._op_rows()
         assert on_cpu[1].startswith("native kernels")
         assert other == (f"ops on {accelerator}", "plain torch")

@@ -16,14 +16,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fastpose.build import network_color
+from fastpose.checkpoint import save_checkpoint
+from fastpose.config import TrainOptions
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 import fastpose
 from fastpose import export
-from fastpose.build import network_color
-from fastpose.checkpoint import save_checkpoint
-from fastpose.config import TrainOptions
 from fastpose.data.images import read_image
 from fastpose.data.loader import Batch
 from fastpose.data.synthetic import render_scene

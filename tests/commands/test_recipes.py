@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fastpose.config import TrainOptions, find_recipe, from_plain, recipes
 
 from fastpose import train
-from fastpose.config import TrainOptions, find_recipe, from_plain, recipes
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 

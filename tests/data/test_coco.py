@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fastpose.config import TrainOptions, from_plain
+from fastpose.data.pixel_sources import ImageFiles
 
 import fastpose
 from fastpose import build, drawing, evaluate, pack, predict, train
-from fastpose.config import TrainOptions, from_plain
 from fastpose.data.coco import AnnotationError, read_coco
 from fastpose.data.loader import PoseLoader
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import ImageFiles
 from fastpose.engine import Evaluation
 from fastpose.engine import evaluate as evaluate_model
 from fastpose.models import pose_resnet, resnet

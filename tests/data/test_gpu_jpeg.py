@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastpose.config import TrainOptions
+from fastpose.data.gpu_jpeg import GpuJpegFiles
+from fastpose.data.pixel_sources import ResidentImages
 from PIL import Image
 
 from fastpose import build, doctor
-from fastpose.config import TrainOptions
-from fastpose.data.gpu_jpeg import GpuJpegFiles
 from fastpose.data.images import read_image
-from fastpose.data.pixel_sources import ResidentImages
 
 
 @pytest.fixture

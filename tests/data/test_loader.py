@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fastpose.data.pixel_sources import ImageFiles, Pixels, ResidentImages, reductions
 
 import fastpose
 from fastpose.data.augmentation import Augmentation, body_boxes
@@ -18,7 +19,6 @@ from fastpose.data.images import BadImageError
 from fastpose.data.loader import DeviceWait, PoseLoader, prepare_ahead, seeded_generator
 from fastpose.data.mpii import read_mpii
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import ImageFiles, Pixels, ResidentImages, reductions
 from fastpose.skeletons import MPII
 from tests.helpers.shift import shift_between
 from tests.helpers.tiny_mpii import write_tiny_mpii

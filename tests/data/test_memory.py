@@ -15,10 +15,10 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from fastpose.config import TrainOptions
 
 import fastpose
 from fastpose import build, pack
-from fastpose.config import TrainOptions
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 SOURCES = ("files", "resident", "raw", "jpeg")

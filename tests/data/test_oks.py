@@ -8,11 +8,11 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from fastpose.metrics.coco import NAMES, rescore
 
 from fastpose.data.coco import read_coco
 from fastpose.data.persons import CocoTruth
 from fastpose.metrics import format_ap, keypoint_ap, keypoint_results, oks, oks_nms
-from fastpose.metrics.coco import NAMES, rescore
 from fastpose.skeletons import COCO, Skeleton
 from tests.helpers.tiny_coco import annotation, contents
 

@@ -14,15 +14,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-import fastpose
-from fastpose import build, cli, evaluate, pack
 from fastpose.checkpoint import save_checkpoint
 from fastpose.config import TrainOptions
-from fastpose.data import packed
-from fastpose.data.augmentation import Augmentation, body_boxes
-from fastpose.data.images import BadImageError, average, read_image
-from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.packed import (
     Margins,
     PackedImages,
@@ -33,8 +26,15 @@ from fastpose.data.packed import (
     with_checksum,
     write_pack,
 )
-from fastpose.data.persons import Persons
 from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages
+
+import fastpose
+from fastpose import build, cli, evaluate, pack
+from fastpose.data import packed
+from fastpose.data.augmentation import Augmentation, body_boxes
+from fastpose.data.images import BadImageError, average, read_image
+from fastpose.data.loader import Batch, PoseLoader
+from fastpose.data.persons import Persons
 from tests.helpers.shift import shift_between
 from tests.helpers.tiny_mpii import write_tiny_mpii
 

@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fastpose.data.pixel_sources import DecodeThreads, ImageFiles, Pixels, ResidentImages, reductions, to_device
 
 from fastpose import ImageBatch
 from fastpose.data import pixel_sources
 from fastpose.data.images import BadImageError, image_size, read_image
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import DecodeThreads, ImageFiles, Pixels, ResidentImages, reductions, to_device
 from fastpose.skeletons import MPII
 
 CPU = torch.device("cpu")

@@ -15,9 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from scipy.io import loadmat
-
-from fastpose.data.synthetic import MAT_JOINT_NAMES, SyntheticDataError, generate, render_scene
 from fastpose.data.synthetic_figure import (
     HEAD,
     L_HIP,
@@ -29,6 +26,9 @@ from fastpose.data.synthetic_figure import (
     sample_outfit,
     sample_pose,
 )
+from scipy.io import loadmat
+
+from fastpose.data.synthetic import MAT_JOINT_NAMES, SyntheticDataError, generate, render_scene
 from fastpose.synthetic import main
 
 PERSONS, VALID, SEED = 60, 16, 5

@@ -3,7 +3,6 @@ import pickle
 
 import pytest
 import torch
-
 from fastpose.checkpoint import CheckpointError, load_checkpoint, load_latest, previous_path, save_checkpoint
 
 

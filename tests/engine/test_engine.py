@@ -9,16 +9,17 @@ import signal
 import numpy as np
 import pytest
 import torch
+from fastpose.build import memory_format
+from fastpose.config import TrainOptions
+from fastpose.data.pixel_sources import ImageFiles
+from fastpose.step import AUTO_ON_CUDA, is_on, uses_bfloat16
 
 import fastpose
 from fastpose import build
-from fastpose.build import memory_format
-from fastpose.config import TrainOptions
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.images import BadImageError
 from fastpose.data.loader import PoseLoader
 from fastpose.data.mpii import read_mpii
-from fastpose.data.pixel_sources import ImageFiles
 from fastpose.engine import (
     LearningRate,
     NotFiniteError,
@@ -35,7 +36,6 @@ from fastpose.engine import (
 from fastpose.metrics import pckh
 from fastpose.models import pose_resnet
 from fastpose.skeletons import MPII
-from fastpose.step import AUTO_ON_CUDA, is_on, uses_bfloat16
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 OPTIONS = TrainOptions(size=(64, 64), batch_size=4, log_every=1)

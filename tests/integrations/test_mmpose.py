@@ -12,6 +12,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fastpose.metrics.coco import NAMES, keypoint_ap, keypoint_results
+from fastpose.metrics.oks import oks_nms
+from fastpose.metrics.pckh import pckh
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope, init_default_scope
@@ -29,9 +32,6 @@ import fastpose
 import fastpose.mmpose
 from fastpose.data.augmentation import body_boxes
 from fastpose.data.coco import read_coco
-from fastpose.metrics.coco import NAMES, keypoint_ap, keypoint_results
-from fastpose.metrics.oks import oks_nms
-from fastpose.metrics.pckh import pckh
 from fastpose.models.pose_resnet import pose_resnet
 from fastpose.models.weights import load_weights, read_weights
 from fastpose.skeletons import COCO

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fastpose.config import TrainOptions
 from torch import nn
 
 from fastpose import build, drawing, evaluate, predict, train
-from fastpose.config import TrainOptions
 from fastpose.models import (
     compare_heads,
     count_flops,

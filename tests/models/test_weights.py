@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fastpose.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from fastpose.config import NetworkOptions, TrainOptions
 from scipy.io import loadmat
 from torch import Tensor, nn
 
 from fastpose import build, drawing, evaluate, predict, train
-from fastpose.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from fastpose.config import NetworkOptions, TrainOptions
 from fastpose.models import (
     export_simple_baselines,
     load_backbone,

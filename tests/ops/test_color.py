@@ -49,6 +49,15 @@ def test_a_crop_is_that_of_the_picture_with_other_colours(device: torch.device, 
         np.testing.assert_allclose(crops[n].permute(1, 2, 0).cpu().numpy(), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_normalisation_is_the_definition_s_to_the_bit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mean, std = rng.random(3), rng.random(3) + 0.01
+    got = fastpose.normalize_color(mean.tolist(), std.tolist())
+    np.testing.assert_array_equal(got, reference.normalize_color(mean.tolist(), std.tolist()))
+    np.testing.assert_array_equal(got, fastpose.normalize_color(torch.from_numpy(mean), std))
+
+
 def test_the_map_is_the_definition_s(device: torch.device) -> None:
     got = fastpose.jitter_color(NORMALIZE, *(factor.to(device) for factor in FACTORS))
     np.testing.assert_allclose(got.cpu(), reference.jitter_color(NORMALIZE, *FACTORS), rtol=1e-5, atol=1e-6)

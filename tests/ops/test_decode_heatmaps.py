@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastpose
+from fastpose import reference
+from fastpose.ops.decode_heatmaps import blur_weights
 from fastpose.skeletons import MPII
 from tests.helpers import upstream
 from tests.helpers.ops import assert_decoded, predicted_maps, random_maps
@@ -179,6 +181,13 @@ def test_kernels_of_any_size_on_maps_of_any_size(device: torch.device, refine: s
         maps = predicted_maps(1.5, size, blur_kernel, 0.02)[:2, :3]
         out = fastpose.decode_heatmaps(maps.to(device), refine=refine, blur_kernel=blur_kernel)
         assert_decoded(out, maps, refine=refine, blur_kernel=blur_kernel)
+
+
+def test_the_blur_s_weights_are_opencv_s_and_the_reference_s() -> None:
+    for side in range(1, 256, 2):
+        weights = blur_weights(side)
+        np.testing.assert_allclose(weights, cv2.getGaussianKernel(side, 0)[:, 0], rtol=1e-13)
+        np.testing.assert_allclose(weights, reference.gaussian_kernel(side), rtol=1e-13)
 
 
 @pytest.mark.parametrize("side", [*range(1, 20, 2), 63, 255])

@@ -19,13 +19,30 @@ from torch.utils._pytree import tree_leaves
 
 import fastpose
 from fastpose import ImageBatch, reference
-from fastpose.ops import _library, fallback
+from fastpose.ops import (
+    _native,
+    affine_crop,
+    crop_to_image_matrix,
+    decode_heatmaps,
+    heatmap_mse_loss,
+    render_heatmaps,
+    swap_pairs,
+    transform_points,
+)
 from fastpose.ops.decode_heatmaps import REFINEMENTS
 from fastpose.skeletons import MPII
 from tests.helpers.ops import random_images, random_maps, random_matrices, random_points
 
-OPS = ["affine_crop", "crop_to_image_matrix", "decode_heatmaps", "heatmap_mse_loss", "heatmap_mse_loss_backward"]
-OPS += ["render_heatmaps", "swap_pairs", "transform_points"]
+PLAIN = {
+    "affine_crop": affine_crop.plain_affine_crop,
+    "crop_to_image_matrix": crop_to_image_matrix.plain_crop_to_image_matrix,
+    "decode_heatmaps": decode_heatmaps.plain_decode_heatmaps,
+    "heatmap_mse_loss": heatmap_mse_loss.plain_heatmap_mse_loss,
+    "heatmap_mse_loss_backward": heatmap_mse_loss.plain_heatmap_mse_loss_backward,
+    "render_heatmaps": render_heatmaps.plain_render_heatmaps,
+    "swap_pairs": swap_pairs.plain_swap_pairs,
+    "transform_points": transform_points.plain_transform_points,
+}
 
 
 @pytest.mark.native
@@ -41,7 +58,7 @@ def test_the_ops_own_tests_pass_in_plain_torch() -> None:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", PLAIN)
 def test_every_device_without_a_kernel_has_the_fallback(op: str) -> None:
     own = torch._C._dispatch_has_kernel_for_dispatch_key
     usable = torch._C._dispatch_has_computed_kernel_for_dispatch_key
@@ -56,39 +73,39 @@ def test_every_device_without_a_kernel_has_the_fallback(op: str) -> None:
 @pytest.mark.native
 def test_the_schema_that_the_fallback_would_define_is_that_of_the_library() -> None:
     """Whether a whole number may be symbolic is the one difference that Python's types do not tell."""
-    for op in OPS:
-        inferred = torch.library.infer_schema(getattr(fallback, op), mutates_args=())
+    for op, plain in PLAIN.items():
+        inferred = torch.library.infer_schema(plain, mutates_args=())
         schema = str(getattr(torch.ops.fastpose, op).default._schema)
         assert schema.replace("SymInt", "int") == f"fastpose::{op}{inferred.replace('SymInt', 'int')}"
 
 
 @pytest.mark.native
 def test_one_warning_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    _library._warn_once.cache_clear()
-    monkeypatch.setattr(_library, "fallback_wish", "")
-    assert _library.why_fallback("cpu") is None
+    _native._warn_once.cache_clear()
+    monkeypatch.setattr(_native, "fallback_wish", "")
+    assert _native.why_fallback("cpu") is None
     with pytest.warns(
         RuntimeWarning, match="native kernels for the CPU and for CUDA: on mps the ops run in plain torch"
     ):
-        _library.warn_of_fallback(torch.device("mps"))
+        _native.warn_of_fallback(torch.device("mps"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _library.warn_of_fallback(torch.device("mps:0"))
-    monkeypatch.setattr(_library, "fallback_wish", "0")
+        _native.warn_of_fallback(torch.device("mps:0"))
+    monkeypatch.setattr(_native, "fallback_wish", "0")
     with pytest.raises(
         RuntimeError, match="FASTPOSE_FALLBACK=0, but otherwise: fastpose has native kernels for the CPU"
     ):
-        _library.warn_of_fallback(torch.device("mps"))
-    monkeypatch.setattr(_library, "fallback_wish", "")
+        _native.warn_of_fallback(torch.device("mps"))
+    monkeypatch.setattr(_native, "fallback_wish", "")
     info = fastpose.build_info()
-    monkeypatch.setattr(_library._C, "build_info", lambda: info | {"no_cuda_reason": ""})
-    assert _library.why_fallback("cuda") is None
-    monkeypatch.setattr(_library._C, "build_info", lambda: info | {"no_cuda_reason": "no nvcc"})
+    monkeypatch.setattr(_native._C, "build_info", lambda: info | {"no_cuda_reason": ""})
+    assert _native.why_fallback("cuda") is None
+    monkeypatch.setattr(_native._C, "build_info", lambda: info | {"no_cuda_reason": "no nvcc"})
     with pytest.warns(RuntimeWarning, match=r"built without CUDA kernels \(no nvcc\): on cuda the ops run in plain"):
-        _library.warn_of_fallback(torch.device("cuda"))
-    monkeypatch.setattr(_library, "load_error", ImportError("No module named 'fastpose._C'"))
+        _native.warn_of_fallback(torch.device("cuda"))
+    monkeypatch.setattr(_native, "load_error", ImportError("No module named 'fastpose._C'"))
     for device in ("cpu", "cuda"):
-        assert "could not be loaded: No module named 'fastpose._C'" in (_library.why_fallback(device) or "")
+        assert "could not be loaded: No module named 'fastpose._C'" in (_native.why_fallback(device) or "")
 
 
 class NoFloat64(TorchDispatchMode):
@@ -102,7 +119,8 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def no_float64(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
-    monkeypatch.setattr(fallback, "exact_type", lambda device: torch.float32)
+    for module in (crop_to_image_matrix, decode_heatmaps, transform_points):
+        monkeypatch.setattr(module, "exact_type", lambda device: torch.float32)
     return NoFloat64()
 
 
@@ -116,9 +134,9 @@ def test_without_float64_points_stay_within_a_thousandth_of_a_pixel(no_float64: 
     flip = torch.rand(256, generator=generator) < 0.5
     on_map = torch.rand(256, 16, 2, generator=generator) * 64
     with no_float64:
-        matrix = fallback.crop_to_image_matrix(center, scale, rotation, flip, 64, 64, udp)
-        on_image = fallback.transform_points(on_map, matrix, False)
-        back = fallback.transform_points(on_image, matrix, True)
+        matrix = crop_to_image_matrix.plain_crop_to_image_matrix(center, scale, rotation, flip, 64, 64, udp)
+        on_image = transform_points.plain_transform_points(on_map, matrix, False)
+        back = transform_points.plain_transform_points(on_image, matrix, True)
     exact = reference.crop_to_image_matrix(center, scale, rotation, (64, 64), flip=flip, udp=udp)
     expected = reference.transform_points(on_map.double(), exact)
     np.testing.assert_allclose(on_image.numpy(), expected, rtol=0, atol=1e-3)
@@ -134,14 +152,14 @@ def test_without_float64_the_other_ops_are_what_they_are(no_float64: NoFloat64) 
     flip = torch.tensor([True, False, True])
     rest = (points, visible, torch.ones(16), 1.0, 0, True)
     with no_float64:
-        crops = fallback.affine_crop(
+        crops = affine_crop.plain_affine_crop(
             batch.data, batch.offsets, batch.sizes, matrix, None, None, 9, 11, 0.0, torch.float32, False
         )
-        target = fallback.render_heatmaps(points, visible, 13, 18, 1.0, 0, torch.float32)
-        loss = fallback.heatmap_mse_loss(pred, *rest)
-        gradient = fallback.heatmap_mse_loss_backward(torch.ones(()), pred, *rest)
-        decoded = fallback.decode_heatmaps(pred, matrix, mirrored, order, True, 1, 11)
-        swapped = fallback.swap_pairs(points, visible, flip, order)
+        target = render_heatmaps.plain_render_heatmaps(points, visible, 13, 18, 1.0, 0, torch.float32)
+        loss = heatmap_mse_loss.plain_heatmap_mse_loss(pred, *rest)
+        gradient = heatmap_mse_loss.plain_heatmap_mse_loss_backward(torch.ones(()), pred, *rest)
+        decoded = decode_heatmaps.plain_decode_heatmaps(pred, matrix, mirrored, order, True, 1, 11)
+        swapped = swap_pairs.plain_swap_pairs(points, visible, flip, order)
     close = torch.testing.assert_close
     close(crops, fastpose.affine_crop(batch, matrix, (9, 11)), rtol=0, atol=0.04)
     close(target, fastpose.render_heatmaps(points, visible, (13, 18)))
@@ -165,7 +183,7 @@ def test_without_float64_refined_points_are_within_a_ten_thousandth_of_a_pixel(
     maps, _ = fastpose.render_heatmaps(points, torch.ones(4, 16), (48, 48), sigma=2.0, encoding="unbiased")
     maps += 0.02 * torch.randn(maps.shape, generator=generator)
     with no_float64:
-        decoded, _ = fallback.decode_heatmaps(maps, None, None, [], False, REFINEMENTS.index(refine), 11)
+        decoded, _ = decode_heatmaps.plain_decode_heatmaps(maps, None, None, [], False, REFINEMENTS.index(refine), 11)
     expected, _ = reference.decode_heatmaps(maps, refine=refine)
     np.testing.assert_allclose(decoded.numpy(), expected, rtol=0, atol=1e-4)
 
@@ -175,7 +193,7 @@ def test_centres_are_rounded_as_in_float64() -> None:
     halves = torch.arange(-200, 201) / 2
     steps = [halves, *(torch.nextafter(halves, torch.tensor(end)) for end in (-torch.inf, torch.inf))]
     points = torch.cat([*steps, torch.tensor([0.49999997, -0.50000006, 1e-30, -1e-30, 8388607.5, -8388607.5])])
-    assert torch.equal(fallback._rounded(points).double(), (points.double() + 0.5).trunc())
+    assert torch.equal(render_heatmaps._rounded(points).double(), (points.double() + 0.5).trunc())
 
 
 @pytest.mark.parametrize("size", [(300, 300), (150, 150), (1, 70_000)])
@@ -185,7 +203,7 @@ def test_crops_made_in_parts_are_whole(size: tuple[int, int], channels_last: boo
     images, matrix = random_images(5, largest=400), random_matrices(5) * torch.tensor([[0.5, 0.5, 8.0]])
     batch, color = ImageBatch.from_list(images), torch.rand(5, 3, 4)
     tables = (batch.data, batch.offsets, batch.sizes, matrix, None, color)
-    out = fallback.affine_crop(*tables, *size, 9.0, torch.float32, channels_last)
+    out = affine_crop.plain_affine_crop(*tables, *size, 9.0, torch.float32, channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     expected = fastpose.affine_crop(batch, matrix, size, color=color, fill=9.0, memory_format=layout)
     assert out.is_contiguous(memory_format=layout)
@@ -193,26 +211,27 @@ def test_crops_made_in_parts_are_whole(size: tuple[int, int], channels_last: boo
 
 
 def test_what_cannot_be_checked_without_waiting_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fallback, "_values_are_checked", lambda device: False)
+    for module in (affine_crop, decode_heatmaps, transform_points):
+        monkeypatch.setattr(module, "values_are_checked", lambda device: False)
     batch, matrix = ImageBatch.from_list(random_images(2)), random_matrices(4)
     index = torch.tensor([0, -1, 2**40, 1])
     batch.sizes[1, 0] = 1 << 30
     tables = (batch.data, batch.offsets, batch.sizes, matrix, index)
     for color in (None, torch.rand(3, 4), torch.rand(4, 3, 4)):
-        out = fallback.affine_crop(*tables, color, 4, 4, 0.0, torch.float32, False)
+        out = affine_crop.plain_affine_crop(*tables, color, 4, 4, 0.0, torch.float32, False)
         own = None if color is None else color.expand(4, 3, 4)[:1]
         expected = fastpose.affine_crop(batch[0], matrix[:1], (4, 4), color=own)
         torch.testing.assert_close(out[:1], expected, rtol=0, atol=0.1)
         assert torch.isnan(out[1:]).all()
-        out = fallback.affine_crop(*tables, color, 4, 4, 9.0, torch.uint8, False)
+        out = affine_crop.plain_affine_crop(*tables, color, 4, 4, 9.0, torch.uint8, False)
         assert (out[1:] == 9).all()
     matrix[0] = 0
-    points = fallback.transform_points(torch.ones(4, 3, 2), matrix, True)
+    points = transform_points.plain_transform_points(torch.ones(4, 3, 2), matrix, True)
     assert torch.isnan(points[0]).all()
     assert torch.isfinite(points[1:]).all()
     maps = torch.full((1, 3, 4, 5), torch.nan)
     maps[0, 0, 1, 2], maps[0, 1, 3, 3] = -torch.inf, 2.0
-    keypoints, scores = fallback.decode_heatmaps(maps, None, None, [], False, 0, 11)
+    keypoints, scores = decode_heatmaps.plain_decode_heatmaps(maps, None, None, [], False, 0, 11)
     assert keypoints.tolist() == [[[0, 0], [3, 3], [0, 0]]]
     np.testing.assert_array_equal(scores.numpy(), [[-np.inf, 2, np.nan]])
 
@@ -221,6 +240,6 @@ def test_called_directly_the_loss_is_differentiable() -> None:
     points, visible = random_points(3, 5, (13, 18))
     pred = torch.randn(3, 5, 13, 18, requires_grad=True)
     arguments = (points, visible, torch.rand(3, 5), 1.5, 1, True)
-    fallback.heatmap_mse_loss(pred, *arguments).backward()
-    expected = fallback.heatmap_mse_loss_backward(torch.ones(()), pred.detach(), *arguments)
+    heatmap_mse_loss.plain_heatmap_mse_loss(pred, *arguments).backward()
+    expected = heatmap_mse_loss.plain_heatmap_mse_loss_backward(torch.ones(()), pred.detach(), *arguments)
     torch.testing.assert_close(pred.grad, expected)

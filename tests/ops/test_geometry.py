@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor
 
 import fastpose
 from fastpose import reference
+from fastpose.ops.swap_pairs import mirror_order
 from fastpose.skeletons import MPII
 from tests.helpers import upstream
 
@@ -190,6 +194,24 @@ def test_swap_matches_reference_and_undoes_itself(device: torch.device) -> None:
     for got, want in zip(out, expected, strict=True):
         np.testing.assert_array_equal(got.cpu().numpy(), want)
     assert torch.equal(fastpose.swap_pairs(*out, *arguments[2:])[0].cpu(), points)
+
+
+@given(st.permutations(range(9)), st.integers(0, 4))
+def test_mirror_order_is_the_reference_s(joints: list[int], count: int) -> None:
+    pairs = [(joints[2 * i], joints[2 * i + 1]) for i in range(count)]
+    expected = reference.mirror_order(pairs, 9)
+    assert mirror_order(pairs, 9) == mirror_order(torch.tensor(pairs).view(-1, 2), 9) == expected
+
+
+NOT_PAIRS = [[(0, 9)], [(-1, 2)], [(0, 0)], [(0, 1), (2, 1)], [(0, 1, 2)], [0, 1], [(0.0, 1.0)], 3]
+
+
+@pytest.mark.parametrize("pairs", NOT_PAIRS)
+def test_mirror_order_refuses_what_the_reference_refuses(pairs: Any) -> None:
+    expected = f"joints must be disjoint (left, right) pairs of joints in [0, 9), got {pairs!r}"
+    for function in (mirror_order, reference.mirror_order):
+        with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+            function(pairs, 9, "joints")
 
 
 # ---- all three ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import fastpose
-from fastpose import ImageBatch, image_batch, reference
+from fastpose import ImageBatch, reference
+from fastpose.ops import image_batch
 
 
 def test_images_come_out_as_they_went_in(device: torch.device) -> None:

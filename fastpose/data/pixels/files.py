@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastpose.data.images import BadImageError, read_image
 from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
-from fastpose.image_batch import ImageBatch
+from fastpose.ops.image_batch import ImageBatch
 
 
 class ImageFiles:

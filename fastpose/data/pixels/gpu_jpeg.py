@@ -17,7 +17,7 @@ from torch import Tensor
 from fastpose.data.images import is_whole_jpeg, read_file
 from fastpose.data.pixels.files import read_or_error
 from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
-from fastpose.image_batch import ImageBatch
+from fastpose.ops.image_batch import ImageBatch
 
 INSTALL = "pip install 'nvidia-nvimgcodec-cu13[nvjpeg]'"
 

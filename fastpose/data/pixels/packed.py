@@ -30,7 +30,7 @@ from fastpose.data.pack.format import (
     split_files,
 )
 from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
-from fastpose.image_batch import ImageBatch
+from fastpose.ops.image_batch import ImageBatch
 
 MAP_FIXED = 0x10  # on Linux and macOS
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastpose.data.images import BadImageError, image_size
 from fastpose.data.pixels.files import ImageFiles
 from fastpose.data.pixels.source import DecodeThreads, Pixels, PixelSource, to_device
-from fastpose.image_batch import ImageBatch
+from fastpose.ops.image_batch import ImageBatch
 from fastpose.option import OptionError
 
 CHUNK_BYTES = 256 << 20  # decoded at once while a data set moves into memory

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastpose.data.images import BadImageError
-from fastpose.image_batch import ImageBatch
+from fastpose.ops.image_batch import ImageBatch
 from fastpose.option import check_at_least, option
 
 Item = TypeVar("Item")

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the native library and says in plain words what is wrong where it cannot be loaded, or does not serve."""
+"""Loads the native library, says in plain words why it cannot be used, and registers what Python adds to each op."""
 
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import warnings
 from collections.abc import Callable
@@ -25,6 +24,8 @@ try:
     load_error: ImportError | None = None
 except ImportError as error:
     load_error = error
+
+_ops = torch.library.Library("fastpose", "FRAGMENT")
 
 _SLOWER = "the ops run in plain torch: the same results up to rounding, on a CPU in 2 to 15 times the time"
 _ADVICE = """fastpose's native library could not be loaded: {error}
@@ -85,41 +86,33 @@ def _warn_once(device_type: str) -> None:
     warnings.warn(str(why_fallback(device_type)), RuntimeWarning, stacklevel=2)
 
 
-def register_fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`torch.library.register_fake` for fastpose::op."""
-    return torch.library.register_fake(f"fastpose::{op}")
+def register(
+    op: str,
+    plain: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+) -> None:
+    """Registers what Python adds to fastpose::op, once per op.
 
+    Without the native library the annotations of `plain` define the op, too. So fake kernels, gradients and
+    torch.compile are the same either way.
 
-def register_autograd(op: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """`torch.library.register_autograd` for fastpose::op."""
-    torch.library.register_autograd(f"fastpose::{op}", backward, setup_context=setup_context)
+    Args:
+        op: its name.
+        plain: its kernel in plain torch, with the op's arguments, checks and errors: for devices without a native one.
+        fake: see torch.library.register_fake.
+        backward, setup_context: its gradient, see torch.library.register_autograd; None: it has none.
+    """
+    if not hasattr(torch.ops.fastpose, op):
+        _ops.define(op + torch.library.infer_schema(plain, mutates_args=()))
 
+    @functools.wraps(plain)
+    def run(*arguments: Any) -> Any:
+        warn_of_fallback(arguments[0].device)
+        return plain(*arguments)
 
-def tensor(name: str, value: Any) -> torch.Tensor:
-    """The argument itself, or a TypeError that names it and says what came instead of a tensor."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    return value
-
-
-def float32(name: str, value: Any) -> torch.Tensor:
-    """The argument as a constant of float32, the type of all points, flags and matrices."""
-    given = tensor(name, value).detach()
-    return given if given.dtype == torch.float32 else given.to(torch.float32)
-
-
-def choose(name: str, value: str, choices: tuple[str, ...]) -> int:
-    """Place of a named choice, or a ValueError that lists them."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return choices.index(value)
-
-
-def size_of(size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) out of any two whole numbers, or a ValueError that says what came."""
-    try:
-        height, width = size
-        # A symbolic size stays symbolic under torch.compile; NumPy's integers become Python's.
-        return tuple(n if isinstance(n, (int, torch.SymInt)) else operator.index(n) for n in (height, width))  # type: ignore[return-value]
-    except (TypeError, ValueError):
-        raise ValueError(f"size must be (h, w), two whole numbers of pixels, got {size!r}") from None
+    _ops.impl(op, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastpose::{op}", fake)
+    if backward is not None:
+        torch.library.register_autograd(f"fastpose::{op}", backward, setup_context=setup_context)

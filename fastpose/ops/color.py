@@ -4,15 +4,16 @@ samples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import reference
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_LUMA = (0.299, 0.587, 0.114)  # shares of R, G and B in a pixel's grey, Rec. 601
+_MIDDLE_GREY = 127.5
 
 
 def normalize_color(mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -27,7 +28,23 @@ def normalize_color(mean: Sequence[float], std: Sequence[float]) -> Tensor:
     Raises:
         ValueError: not three finite numbers each, or a std that is not positive.
     """
-    return torch.from_numpy(reference.normalize_color(mean, std))
+    means, stds = _three_numbers("mean", mean), _three_numbers("std", std)
+    if min(stds) <= 0.0:
+        raise ValueError(f"std must be positive, got {std!r}")
+    rows = [[0.0, 0.0, 0.0, -m / s] for m, s in zip(means, stds, strict=True)]
+    for channel, s in enumerate(stds):
+        rows[channel][channel] = 1.0 / (255.0 * s)
+    return torch.tensor(rows, dtype=torch.float32, device="cpu")
+
+
+def _three_numbers(name: str, values: Sequence[float]) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must be three numbers, got {values!r}")
+    return numbers
 
 
 def jitter_color(
@@ -69,8 +86,8 @@ def jitter_color(
         for factor in given.values()
     )
     weights, grey = base[:, :3], base[:, :3].sum(dim=1, keepdim=True)
-    luma = torch.cat([grey * share for share in reference.LUMA], dim=1)
+    luma = torch.cat([grey * share for share in _LUMA], dim=1)
     # A grey pixel stays as it is under saturation, so contrast's constant goes straight to `grey`.
     linear = b * c * (s * weights + (1.0 - s) * luma)
-    constant = base[:, 3:] + (1.0 - c) * reference.MIDDLE_GREY * grey
+    constant = base[:, 3:] + (1.0 - c) * _MIDDLE_GREY * grey
     return torch.cat([linear, constant.expand(*linear.shape[:-1], 1)], dim=-1)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of ops: what a user passes, made into what the ops take, and the checks of the plain-torch kernels."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_EXTENT = 1 << 24  # pixels; beyond, float32 does not tell one coordinate from the next
+NAMES = {
+    torch.float32: "Float",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.float64: "Double",
+    torch.uint8: "Byte",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.bool: "Bool",
+}
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+# ---- what a user passes ---------------------------------------------------------------------------------------------
+
+
+def tensor(name: str, value: Any) -> Tensor:
+    """The argument itself, or a TypeError that names it and says what came instead of a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    return value
+
+
+def float32(name: str, value: Any) -> Tensor:
+    """The argument as a constant of float32, the type of all points, flags and matrices."""
+    constant = tensor(name, value).detach()
+    return constant if constant.dtype == torch.float32 else constant.to(torch.float32)
+
+
+def choose(name: str, value: str, choices: tuple[str, ...]) -> int:
+    """The index of a named choice, or a ValueError that lists them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return choices.index(value)
+
+
+def size_of(size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) from any two whole numbers, or a ValueError that says what came."""
+    try:
+        height, width = size
+        # A symbolic size stays symbolic under torch.compile; NumPy's integers become Python's.
+        return tuple(n if isinstance(n, (int, torch.SymInt)) else operator.index(n) for n in (height, width))  # type: ignore[return-value]
+    except (TypeError, ValueError):
+        raise ValueError(f"size must be (h, w), two whole numbers of pixels, got {size!r}") from None
+
+
+# ---- what a plain-torch kernel checks; the native ops check the same, in the same words -----------------------------
+
+
+def expect(
+    op: str,
+    name: str,
+    value: Tensor,
+    shape: Sequence[int],
+    spelled: str,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    beside: tuple[str, Tensor] | None = None,
+) -> None:
+    """RuntimeError unless `value` has that shape (-1: any size), one of the dtypes and the device of `beside`."""
+    if value.dim() != len(shape) or any(want not in (-1, got) for want, got in zip(shape, value.shape, strict=True)):
+        wanted = ", ".join("any" if want == -1 else str(want) for want in shape)
+        raise RuntimeError(f"{op}: {name} must have shape {spelled} = [{wanted}], got {described(value)}")
+    if value.dtype not in dtypes:
+        wanted = " or ".join(NAMES[dtype] for dtype in dtypes)
+        raise RuntimeError(f"{op}: {name} must be {wanted}, got {described(value)}")
+    if beside is not None and value.device != beside[1].device:
+        wanted = f"the device of {beside[0]} ({described(beside[1])})"
+        raise RuntimeError(f"{op}: {name} must be on {wanted}, got {described(value)}")
+
+
+def described(value: Tensor) -> str:
+    return f"{NAMES.get(value.dtype, value.dtype)} {list(value.shape)} on {value.device}"
+
+
+def expect_map_size(op: str, height: int, width: int) -> None:
+    if not (1 <= height <= MAX_EXTENT and 1 <= width <= MAX_EXTENT):
+        raise RuntimeError(
+            f"{op}: the maps must be at least 1 x 1 pixels and at most {MAX_EXTENT} high or wide, "
+            f"got (h, w) = ({height}, {width})"
+        )
+
+
+def values_are_checked(device: torch.device) -> bool:
+    """Values, unlike shapes and dtypes, are checked on the CPU alone: elsewhere that would wait for the device, and a
+    bad value gives NaN, as on CUDA. What is compiled cannot look at values."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+# ---- the types it computes in ---------------------------------------------------------------------------------------
+
+
+def accumulate_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def exact_type(device: torch.device) -> torch.dtype:
+    """The type of matrices and points while they are computed: float64, or float32 where the device has no float64.
+
+    In float32, as on Apple's MPS, points of an image of 2,000 px are within 1e-3 px, what dark and dark_udp find inside
+    a heatmap within 1e-4 px of the heatmap. Exported graphs use float32 too, as many runtimes have nothing else.
+    """
+    if torch.compiler.is_exporting():
+        return torch.float32
+    return torch.float64 if device.type in ("cpu", "cuda") or _has_float64(device) else torch.float32
+
+
+@functools.cache
+def _has_float64(device: torch.device) -> bool:
+    try:
+        return torch.ones(2, dtype=torch.float64, device=device).sum().item() == 2.0
+    except (TypeError, RuntimeError):  # MPS has no such type, and some XPUs no way to compute with it
+        return False
