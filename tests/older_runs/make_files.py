@@ -60,6 +60,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 PACKS = {"mpii_pack": ["--format", "raw"], "coco_pack": ["--format", "jpeg", "--shard_bytes", "13000"]}
+BOXES = ("4", "3", "40", "45", "10", "5", "50", "50")  # two persons: x, y, width, height
 RECIPES = {"mpii_resnet50_fcn_256": "mpii", "coco_resnet50_deconv_256x192": "coco", "synthetic_resnet18_fcn_128": "new"}
 
 
@@ -77,7 +78,7 @@ def main() -> None:
         else:
             make_run(recipe, root, WORK / "runs" / name)
             picture, out = root / "images" / "valid" / "000.png", WORK / "predicted" / name
-            arguments = ["--image", str(picture), "--box", *"4 3 40 45 10 5 50 50".split(), "--out", str(out)]
+            arguments = ["--image", str(picture), "--box", *BOXES, "--out", str(out)]
             done(predict.main(["--checkpoint", str(FILES / "stopped" / name), *arguments]))
             keep(out, "predicted", "predictions.json")
     for recipe_name, source in RECIPES.items():

@@ -63,8 +63,9 @@ def draw_mpii(root: Path) -> Path:
         ]
         (root / "annot" / f"{split}.json").write_text(json.dumps(rows))
     names = np.empty((1, 16), object)
-    names[0] = ["rank", "rkne", "rhip", "lhip", "lkne", "lank", "pelv", "thor"] + [
-        *("neck", "head", "rwri", "relb", "rsho", "lsho", "lelb", "lwri")
+    names[0] = [
+        *("rank", "rkne", "rhip", "lhip", "lkne", "lank", "pelv", "thor"),
+        *("neck", "head", "rwri", "relb", "rsho", "lsho", "lelb", "lwri"),
     ]
     corners = [[[5.0, 5.0], [25.0 + person, 45.0]] for person in range(count)]
     savemat(
