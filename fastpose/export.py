@@ -40,7 +40,7 @@ DESCRIPTION = """Write the network of a checkpoint, with the colour map before i
 graph or a torch.export program: pixels in, points out. The file is compared with fastpose before it gets its name. Or
 write its weights alone as SimpleBaselines has them."""
 
-INSTALL = 'pip install "fastpose[export]"'
+INSTALL = "pip install onnx onnxscript onnxruntime"
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "simple_baselines": ".pth.tar"}
 OUTPUTS = ("keypoints", "scores")
 

@@ -136,7 +136,7 @@ def require_pycocotools() -> None:
         import pycocotools.cocoeval  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"COCO's AP is computed by pycocotools, which cannot be imported ({error}): pip install 'fastpose[coco]'"
+            f"COCO's AP is computed by pycocotools, which cannot be imported ({error}): pip install pycocotools"
         ) from error
 
 
