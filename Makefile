@@ -79,7 +79,10 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet "$(TORCH)"
 	touch $@
 
+# fastpose-torch was called fastpose once.
 $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
+	rm -rf fastpose.egg-info
+	$(BIN)/pip uninstall --quiet --quiet --yes fastpose
 	$(BIN)/pip install --quiet -e .
 	touch $@
 

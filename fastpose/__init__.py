@@ -2,9 +2,11 @@
 """Fused native ops for training and evaluating 2D human pose networks, on the CPU and on CUDA."""
 
 import importlib
+import warnings
 from typing import Any
 
 from . import reference
+from ._namesake import namesake as _namesake
 from .color import IMAGENET_MEAN, IMAGENET_STD, jitter_color, normalize_color
 from .image_batch import ImageBatch
 from .ops._library import build_info
@@ -36,6 +38,9 @@ __all__ = [
     "swap_pairs",
     "transform_points",
 ]
+
+if _other := _namesake():
+    warnings.warn(_other, RuntimeWarning, stacklevel=2)
 
 # Loaded when first asked for: a training loop that only wants the ops does not pay for OpenCV, SciPy and the networks.
 _SUBPACKAGES = ("data", "metrics", "models", "skeletons")
