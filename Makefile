@@ -79,7 +79,7 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet "$(TORCH)"
 	touch $@
 
-# fastpose-torch was called fastpose once.
+# This distribution used to be called fastpose: an install of then goes, and what it left in the checkout.
 $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
 	rm -rf fastpose.egg-info
 	$(BIN)/pip uninstall --quiet --quiet --yes fastpose
