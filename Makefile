@@ -79,7 +79,10 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet "$(TORCH)"
 	touch $@
 
+# This distribution used to be called fastpose: an install of then goes, and what it left in the checkout.
 $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
+	rm -rf fastpose.egg-info
+	$(BIN)/pip uninstall --quiet --quiet --yes fastpose
 	$(BIN)/pip install --quiet -e .
 	touch $@
 

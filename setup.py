@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -155,10 +156,25 @@ class CMakeBuild(build_ext):
         return ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
 
 
+def refuse_a_namesake() -> None:
+    """Ends an editable install beside a distribution called `fastpose`, which is searched before the checkout.
+
+    Like torch, that is looked for in the outer environment.
+    """
+    for other in metadata.distributions(name="fastpose", path=[sysconfig.get_path("purelib")]):
+        raise SystemExit(
+            f"fastpose: a distribution called fastpose is installed in {other.locate_file('')}: another project's, or "
+            "this one from before it was called fastpose-torch. Both are imported as fastpose, so uninstall that one "
+            "first: pip uninstall fastpose"
+        )
+
+
 class BuildWithRecipes(build_py):
     """Copies train/*.yaml to fastpose/recipes/ in a wheel; an editable install reads train/ itself."""
 
     def run(self) -> None:
+        if self.editable_mode:
+            refuse_a_namesake()
         super().run()
         if not self.editable_mode:
             recipes = Path(self.build_lib) / "fastpose" / "recipes"

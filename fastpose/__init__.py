@@ -2,8 +2,10 @@
 """Fused native ops for training and evaluating 2D human pose networks, on the CPU and on CUDA."""
 
 import importlib
+import warnings
 from typing import Any
 
+from ._namesake import namesake as _namesake
 from .ops._native import build_info
 from .ops.affine_crop import affine_crop
 from .ops.color import IMAGENET_MEAN, IMAGENET_STD, jitter_color, normalize_color
@@ -35,6 +37,9 @@ __all__ = [
     "swap_pairs",
     "transform_points",
 ]
+
+if _other := _namesake():
+    warnings.warn(_other, RuntimeWarning, stacklevel=2)
 
 # Loaded when first asked for: a training loop that only wants the ops does not pay for OpenCV, SciPy and the networks,
 # and the definition in NumPy, which tests and benchmarks compare the ops with, is no part of what they run.

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import fastpose
+from fastpose._namesake import namesake
 from fastpose.ops import _native
 
 
@@ -44,7 +45,7 @@ def _nvimgcodec() -> str:
     except ModuleNotFoundError:  # no package of NVIDIA's at all
         found = None
     if found is None or found.origin is None:
-        return 'not there; --decoder gpu needs it: pip install "fastpose[gpu]"'
+        return 'not there; --decoder gpu needs it: pip install "nvidia-nvimgcodec-cu13[nvjpeg]"'
     return str(Path(found.origin).parent)
 
 
@@ -95,13 +96,19 @@ def _advice(info: dict[str, str] | None, csrc: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the report; returns 1 where the native library cannot be loaded or FASTPOSE_SIMD is wrong, else 0.
+    """Prints the report; returns 1 if the native library cannot be loaded or FASTPOSE_SIMD is wrong, else 0.
 
-    With --strict also where the library has no kernels for a GPU that torch sees, or is not built from csrc/.
+    With --strict also if the library has no kernels for a GPU that torch sees, or is not built from csrc/, or if
+    another project's package called fastpose is installed, too. If that one's `__init__.py` has replaced this one's,
+    nothing but that is reported, and 1 returned.
     """
     parser = argparse.ArgumentParser(prog="fastpose doctor", description=__doc__)
     parser.add_argument("--strict", action="store_true", help="exit code 1 also where installing again would help")
     strict = parser.parse_args(argv).strict
+    other = namesake()
+    if not hasattr(fastpose, "build_info"):
+        print(f"fastpose/__init__.py is missing, or another package's. {other or 'Install again: pip install -e .'}")
+        return 1
     try:
         import cv2
 
@@ -137,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
             ("SIMD", f"{info['simd']} on the CPU (FASTPOSE_SIMD=plain, avx2 or avx512 chooses)"),
         ]
     advice = [wrong_simd] if wrong_simd else _advice(info, Path(fastpose.__file__).parents[1] / "csrc")
+    advice += [other] if other else []
     remarks = advice.copy()
     if info and info["cuda"] and not torch.cuda.is_available():
         remarks.append("The CUDA kernels are built, but torch sees no GPU here: everything runs on the CPU.")

@@ -32,7 +32,7 @@ _ADVICE = """fastpose's native library could not be loaded: {error}
 
 Until it can, {slower}. Likely causes, and what mends them:
   * it was never built (fastpose was installed where there was no torch, or no C++ compiler):
-      pip install -e .      (or: pip install --force-reinstall fastpose)
+      pip install -e .      (in fastpose's checkout)
   * it was built for another Python, or against a torch newer than the one that runs (this is torch {torch}):
       install again in this environment
 `python -m fastpose.doctor` prints what was built and what was found."""

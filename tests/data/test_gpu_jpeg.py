@@ -59,10 +59,10 @@ def test_pixels_are_those_of_opencv_to_a_few_grey_levels(paths, device):
 def test_without_the_package_it_says_how_to_install_it(monkeypatch, capsys):
     for name in ("nvidia", "nvidia.nvimgcodec"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=r'decoder: gpu needs nvImageCodec .*: pip install "fastpose\[gpu\]"'):
+    with pytest.raises(ValueError, match=r'needs nvImageCodec .*: pip install "nvidia-nvimgcodec-cu13\[nvjpeg\]"'):
         GpuJpegFiles([], "cpu")
     doctor.main([])
-    assert 'pip install "fastpose[gpu]"' in capsys.readouterr().out
+    assert 'pip install "nvidia-nvimgcodec-cu13[nvjpeg]"' in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_option_is_refused():

@@ -265,7 +265,7 @@ def test_results_of_images_that_are_not_evaluated_are_refused(real_persons):
 
 def test_without_pycocotools_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
-    with pytest.raises(ValueError, match=r"pycocotools, .*: pip install 'fastpose\[coco\]'"):
+    with pytest.raises(ValueError, match=r"pycocotools, .*: pip install pycocotools"):
         keypoint_ap(CocoTruth("annotations", 1, [1], []), [{"image_id": 1}], COCO.sigmas)
 
 
