@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores that the field compares, from arrays; each is at home with its data set in `fastpose.data`."""
 
-from fastpose.data.coco import keypoint_ap, keypoint_results, oks, oks_nms, pck, rescore
+from fastpose.data.coco import auc, epe, keypoint_ap, keypoint_results, nme, oks, oks_nms, pck, rescore
 from fastpose.data.mpii import pckh, pckh_from_mat
 
-__all__ = ["keypoint_ap", "keypoint_results", "oks", "oks_nms", "pck", "pckh", "pckh_from_mat", "rescore"]
+__all__ = [
+    "auc",
+    "epe",
+    "keypoint_ap",
+    "keypoint_results",
+    "nme",
+    "oks",
+    "oks_nms",
+    "pck",
+    "pckh",
+    "pckh_from_mat",
+    "rescore",
+]

@@ -6,7 +6,8 @@ from fastpose.data.coco.annotations import AnnotationError, read_coco
 from fastpose.data.coco.ap import CocoTruth, keypoint_ap, keypoint_results, rescore
 from fastpose.data.coco.dataset import Coco
 from fastpose.data.coco.oks import oks, oks_nms
-from fastpose.data.coco.pck import PckScorer, pck
+from fastpose.data.coco.pck import auc, epe, nme, pck
+from fastpose.data.coco.pck_score import PckScorer
 from fastpose.data.coco.score import ApScorer
 
 __all__ = [
@@ -15,9 +16,12 @@ __all__ = [
     "Coco",
     "CocoTruth",
     "PckScorer",
+    "auc",
     "crop_boxes",
+    "epe",
     "keypoint_ap",
     "keypoint_results",
+    "nme",
     "oks",
     "oks_nms",
     "pck",

@@ -8,7 +8,7 @@ from typing import ClassVar, cast
 
 from fastpose.data.coco.annotations import read_coco
 from fastpose.data.coco.ap import CocoTruth
-from fastpose.data.coco.pck import PckScorer
+from fastpose.data.coco.pck_score import PckScorer
 from fastpose.data.coco.score import ApScorer
 from fastpose.data.dataset import DataOptions, Scorer, Split
 from fastpose.data.persons import Persons

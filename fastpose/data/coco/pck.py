@@ -1,29 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCK, AUC, EPE and NME: scores by distance for any joints, as mmpose has them, and PCK as a run's score."""
+"""PCK, AUC, EPE and NME: scores by distance for any joints, as mmpose has them."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
-import zlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fastpose.data.dataset import DataOptions, format_values
 from fastpose.data.joint_errors import check_persons, joint_errors, known_mean, numbers, percent
-from fastpose.data.persons import Persons
-from fastpose.files import write_text
-from fastpose.option import OptionError
-from fastpose.skeletons import Skeleton
 
 AUC_THRESHOLDS = 20
-SHORTEST_TORSO = 1.0  # px; mmpose takes the predicted torso below it, which lets a network choose its own measure
-_TORSO = (("leftshoulder", "lshoulder"), ("righthip", "rhip"))  # names of its ends, without case and separators
-_JOINTS_PER_ROW = 6  # of the table for people
 
 
 def pck(
@@ -104,139 +90,3 @@ def _relative_errors(
     check_persons("size", (sizes >= 0) & np.isfinite(sizes), "finite and not negative")
     known = sizes > 0
     return distance / np.where(known, sizes, 1)[:, None], annotated & known[:, None]
-
-
-class PckScorer:
-    """PCK for a run, with AUC, EPE and NME beside it, over the images that could be read. Any joints will do.
-
-    Values: ``PCK`` and each joint's by its name, at ``pck_threshold`` (`pck`); ``AUC``, with ``pck_pixels`` as its size
-    (`auc`); ``EPE``, in px; ``NME``. All but EPE are percentages. What PCK and NME divide errors by is ``pck_norm``;
-    persons for whom that is not known (no shoulder or hip annotated, a torso below 1 px) count in AUC and EPE alone,
-    and ``left_out`` in the notes says how many they are.
-
-    Args:
-        persons: N persons of `read_coco`, with its extra ``box_side`` if errors are divided by that.
-        data: ``pck_norm``, ``pck_threshold`` and ``pck_pixels``; ``detections`` must be empty.
-    """
-
-    name, main = "pck", "PCK"
-
-    def __init__(self, persons: Persons, data: DataOptions) -> None:
-        self.persons, self.data = persons, data
-        self.size = _sizes(persons, data)
-        left_out = int(((self.size == 0) & persons.visible.any(axis=1)).sum())
-        self.label = f"PCK@{data.pck_threshold:g}"
-        self.curves: Mapping[str, str] = {"PCK": self.label, "AUC": "AUC"}
-        self.notes: Mapping[str, Any] = {
-            "norm": data.pck_norm,
-            "threshold": data.pck_threshold,
-            "pixels": data.pck_pixels,
-            "left_out": left_out,
-        }
-        self.note = f"errors relative to {self._norm()}"
-        if left_out:
-            self.note += f", not known for {left_out} of {len(persons)} persons, who are left out"
-
-    def needs(self, *, to_train: bool) -> None:
-        persons, norm = self.persons, self.data.pck_norm
-        if self.data.detections:
-            raise OptionError(
-                "detections", "PCK compares each person with its own annotation, which a detector's boxes do not have"
-            )
-        if not persons.visible.any():
-            raise OptionError("valid_annotations", "PCK needs annotated joints to compare with, and there are none")
-        if norm == "box" and "box_side" not in persons.extras:
-            raise OptionError(
-                "pck_norm",
-                "box needs the sides of the annotated boxes, and these persons have none: make their pack again with "
-                "--score pck, or take torso or pixels",
-            )
-        if norm == "torso" and _torso(persons.skeleton) is None:
-            raise OptionError(
-                "pck_norm",
-                f"torso needs joints left_shoulder and right_hip (or l_shoulder, r_hip), and {persons.skeleton.name!r} "
-                f"has {', '.join(persons.skeleton.joints)}: take box or pixels",
-            )
-        if not self.size.any():
-            raise OptionError(
-                "pck_norm", f"the {norm} is not known for any of the {len(persons)} persons: take another"
-            )
-
-    def score(self, predictions: np.ndarray, scores: np.ndarray, seen: np.ndarray) -> dict[str, float] | None:
-        persons = self.persons
-        if not persons.visible.any():
-            return None
-        rows = predictions[seen], persons.keypoints[seen], persons.visible[seen]
-        mean, joints = pck(*rows, self.size[seen], self.data.pck_threshold)
-        if math.isnan(mean):
-            raise ValueError(
-                f"PCK needs annotated joints and {self._norm()}, and none of the persons to evaluate has both"
-            )
-        return {
-            "PCK": mean,
-            **dict(zip(persons.skeleton.joints, joints.tolist(), strict=True)),
-            "AUC": auc(*rows, self.data.pck_pixels),
-            "EPE": epe(*rows),
-            "NME": nme(*rows, self.size[seen]),
-        }
-
-    def table(self, values: Mapping[str, float] | None) -> str:
-        if not values:
-            return "no annotations, no PCK: predictions only"
-        means = {self.label: "PCK", "AUC": "AUC", "EPE (px)": "EPE", "NME": "NME"}
-        parts = [format_values({shown: values[name] for shown, name in means.items()}), self.note]
-        joints = self.persons.skeleton.joints
-        for first in range(0, len(joints), _JOINTS_PER_ROW):
-            parts.append(format_values({name: values[name] for name in joints[first : first + _JOINTS_PER_ROW]}))
-        return "\n".join(parts)
-
-    def write(self, folder: Path, predictions: np.ndarray, scores: np.ndarray) -> Path:
-        """Writes keypoints_results.json: COCO's results format, one pose per person, in the order of the annotations.
-
-        A pose's score is the mean of its joints'. None is suppressed, and `annotation_row`, from 0, says which of the
-        file's annotations each is for; a person whose image could not be read is absent.
-        """
-        persons, category = self.persons, (self.persons.truth or {}).get("category")
-        results = []
-        for row in np.flatnonzero(np.isfinite(scores).all(axis=1) & np.isfinite(predictions).all(axis=(1, 2))):
-            results.append(
-                {
-                    "image_id": int(persons.extras["image_id"][row]),
-                    **({} if category is None else {"category_id": category}),
-                    "keypoints": np.column_stack([predictions[row], scores[row]]).ravel().tolist(),
-                    "score": float(scores[row].mean(dtype=np.float64)),
-                    "annotation_row": int(persons.source_row[row]),
-                }
-            )
-        path = folder / "keypoints_results.json"
-        write_text(path, json.dumps(results, allow_nan=False))
-        return path
-
-    def fingerprint(self) -> str:
-        box_side = self.persons.extras.get("box_side")
-        return "no box sides" if box_side is None else f"checksum of the box sides {zlib.crc32(box_side.tobytes()):08x}"
-
-    def _norm(self) -> str:
-        box, torso = "the longer side of the box", "the torso (left shoulder to right hip)"
-        return {"box": box, "torso": torso, "pixels": f"{self.data.pck_pixels:g} px"}[self.data.pck_norm]
-
-
-def _sizes(persons: Persons, data: DataOptions) -> np.ndarray:
-    """What each person's errors are divided by, float64 [N] in px; 0 where that is not known."""
-    unknown = np.zeros(len(persons))
-    if data.pck_norm == "pixels":
-        return unknown + data.pck_pixels
-    if data.pck_norm == "box":
-        return np.asarray(persons.extras.get("box_side", unknown), np.float64)
-    if (ends := _torso(persons.skeleton)) is None:
-        return unknown
-    first, last = (persons.keypoints[:, joint].astype(np.float64) for joint in ends)
-    length = np.hypot(*(first - last).T)
-    return np.where(persons.visible[:, ends].all(axis=1) & (length >= SHORTEST_TORSO), length, 0)
-
-
-def _torso(skeleton: Skeleton) -> list[int] | None:
-    """The joints at both ends of the torso, left shoulder and right hip; None where the skeleton lacks one."""
-    names = [re.sub(r"[\W_]", "", joint).lower() for joint in skeleton.joints]
-    ends = [[joint for joint, name in enumerate(names) if name in end] for end in _TORSO]
-    return [end[0] for end in ends] if all(ends) else None
