@@ -77,7 +77,7 @@ def run(own: EvaluateOptions, asked: dict[str, Any]) -> int:
     if own.images is not None:
         asked |= {"images": own.images, "valid_images": ""}
     device = choose_device(asked.get("device", "auto"))
-    trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD, called=CALLED)
+    trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD, called=CALLED, reads_data=True)
     settings, skeleton = trained.settings, trained.skeleton
     data, network = settings.data, settings.network
     out = results_folder(own.out, trained.file, trained.weights, data)

@@ -51,6 +51,7 @@ def load_trained(
     *,
     instead: Mapping[str, Any] | None = None,
     called: Mapping[str, str] | None = None,
+    reads_data: bool = False,
 ) -> Trained:
     """Loads a checkpoint, or a file of another program, which is recognised; prints what it is.
 
@@ -59,7 +60,7 @@ def load_trained(
 
     Args:
         checkpoint: the file, or a run's folder for its best.pt.
-        asked, instead, called: see `settle`.
+        asked, instead, called, reads_data: see `settle`.
         device: where the network will be.
 
     Raises:
@@ -67,7 +68,7 @@ def load_trained(
     """
     file = checkpoint_file(Path(checkpoint))
     weights = read_weights(file)
-    settings = settle(asked, weights=weights, instead=instead, called=called)
+    settings = settle(asked, weights=weights, instead=instead, called=called, reads_data=reads_data)
     skeleton = read_skeleton(settings.data.skeleton) if asked.get("skeleton") else None
     if weights.checkpoint is None:
         skeleton = dataset_named(settings.data.dataset)(settings.data, settings.network.size).skeleton

@@ -32,6 +32,7 @@ def settle(
     weights: Weights | None = None,
     instead: Mapping[str, Any] | None = None,
     called: Mapping[str, str] | None = None,
+    reads_data: bool = True,
 ) -> Settings:
     """The settings in effect. What comes first in this list wins:
 
@@ -50,6 +51,7 @@ def settle(
         asked, recipe, run, weights, instead: see above; values by their flat names.
         called: what the command calls options for which it has other names, for messages; empty for those that it does
             not have.
+        reads_data: whether the command reads the data set; otherwise a pack in the data root does not matter.
 
     Raises:
         OptionError: a value cannot be used, or the pack in the data root has other data.
@@ -82,7 +84,7 @@ def settle(
             values[name] = str(Path(values[name]).expanduser().resolve())
     if settings.network.color_order == "auto":
         values["color_order"] = color_order_of_weights(settings.network)
-    if is_pack(Path(values["data_root"])):
+    if reads_data and is_pack(Path(values["data_root"])):
         values |= _packed(values, wanted, called or {})
     return Settings.of(values)
 
