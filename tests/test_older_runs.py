@@ -122,6 +122,16 @@ def test_a_run_stopped_in_an_epoch_by_an_earlier_version_ends_with_the_same_bits
     assert_same(read(run / "config.yaml"), read(FILES / "stopped" / name / "config.yaml"), exact, "config.yaml")
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_with_the_options_of_an_earlier_one_begins_with_the_same_bits(name, data, tmp_path, exact):
+    if name == "coco_pack":
+        pytest.importorskip("pycocotools")
+    arguments = ["--recipe", str(FILES / "stopped" / name / "config.yaml"), "--data_root", str(source_of(name, data))]
+    assert train.main([*arguments, "--run", str(tmp_path / "run"), "--epochs", "2"]) == 0
+    older = read(FILES / "stopped" / name / "metrics.jsonl")
+    assert_same(read(tmp_path / "run" / "metrics.jsonl"), older[:2], exact)
+
+
 @pytest.mark.parametrize("name", [*RUNS, "mpii_pack_on_files", "coco_pack_on_files"])
 def test_a_checkpoint_of_an_earlier_version_evaluates_to_the_same_bits(name, data, tmp_path, exact):
     if name.startswith("coco"):
