@@ -17,7 +17,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 REAL_DATA ?= $(or $(FASTPOSE_REAL_DATA),../shared/data)
 BIN := $(abspath $(VENV))/bin
-NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*)
+NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: train test real bench bench-compare gpu gpu-check gpu-report gpu-more gpu-rehearsal compute-sanitizer integrations \

@@ -2,8 +2,8 @@
 """Launches of our kernels for the interpreter in bench/sass: inputs, what the C++ launchers make of them, a check.
 
 Grids, tilings and what kernels take beside an op's own parameters come from the launchers themselves, compiled as C++
-(record_launches.h). Here the structs of csrc/<op>.h are mirrored; results are compared with fastpose.reference, so the
-two cannot drift apart unseen. Inputs are those of the GPU report (op_cases.py), but fewer: what is counted stands for
+(record_launches.h). Here the structs of csrc/ops/<op>.h are mirrored; results are compared with fastpose.reference, so
+the two cannot drift apart unseen. Inputs are those of the GPU report (op_cases.py), but fewer: what is counted stands for
 a batch of 256.
 """
 
@@ -52,14 +52,14 @@ def _struct(name: str, **fields: Any) -> type[Any]:
 
 
 # fmt: off
+MapStrides = _struct("MapStrides", b=I64, k=I64, y=I64, x=I64)
 AffineCropParams = _struct(
     "AffineCropParams",
     data=P, data_bytes=I64, offsets=P, sizes=P, images=I64, image_stride=I64, row_stride=I64,
     image_height=I32, image_width=I32, image_index=P, crop_to_image=P,
     color=P, color_stride=I64, color_of_all=F32 * 12, fill=F32,
-    out=P, kind=I32, stride_b=I64, stride_c=I64, stride_y=I64, stride_x=I64, batch=I64, height=I32, width=I32,
+    out=P, kind=I32, out_strides=MapStrides, batch=I64, height=I32, width=I32,
 )
-MapStrides = _struct("MapStrides", b=I64, k=I64, y=I64, x=I64)
 DecodeHeatmapsParams = _struct(
     "DecodeHeatmapsParams",
     heatmaps=P, strides=MapStrides, flipped=P, flipped_strides=MapStrides, mirrored=ctypes.c_int16 * 512,
@@ -69,10 +69,10 @@ DecodeHeatmapsParams = _struct(
 TargetSpec = _struct("TargetSpec", inverse_sigma=F64, radius=F64, encoding=I32, height=I32, width=I32)
 HeatmapMseLossParams = _struct(
     "HeatmapMseLossParams",
-    pred=P, stride_b=I64, stride_k=I64, stride_y=I64, stride_x=I64, kind=I32, keypoints=P, visible=P,
+    pred=P, pred_strides=MapStrides, kind=I32, keypoints=P, visible=P,
     joint_weights=P, weight_stride_b=I64, weight_stride_k=I64, batch=I64, joints=I64, spec=TargetSpec,
     ignore_missing=BOOL, partial_sums=P, loss=P, grad_output=P,
-    grad=P, grad_stride_b=I64, grad_stride_k=I64, grad_stride_y=I64, grad_stride_x=I64,
+    grad=P, grad_strides=MapStrides,
 )
 RenderHeatmapsParams = _struct(
     "RenderHeatmapsParams", keypoints=P, visible=P, heatmaps=P, weights=P, kind=I32, maps=I64, spec=TargetSpec
@@ -106,7 +106,7 @@ class Launchers:
         emulation, csrc = ROOT / "tests/cuda_emulation", ROOT / "csrc"
         options = ["-std=c++20", "-O0", "-w", "-fPIC", "-shared", "-DFASTPOSE_WITH_CUDA", "-DFASTPOSE_EMULATE_CUDA"]
         options += [f"-I{emulation}", f"-I{csrc}", "-include", str(ROOT / "bench/record_launches.h")]
-        sources = ["-x", "c++", *(str(csrc / f"{op}.cu") for op in OPS), str(emulation / "emulation.cpp")]
+        sources = ["-x", "c++", *(str(csrc / f"ops/{op}.cu") for op in OPS), str(emulation / "emulation.cpp")]
         subprocess.run([os.environ.get("CXX", "g++"), *options, *sources, "-o", str(library)], check=True)
         lines = subprocess.run(["nm", str(library)], capture_output=True, text=True, check=True).stdout.splitlines()
         symbols = (line.split(maxsplit=2) for line in lines if line[0] != " ")  # others are undefined
@@ -224,7 +224,7 @@ def crop(dtype: torch.dtype, layout: str) -> Work:
     p.image_index, p.crop_to_image = memory.add(index.numpy()), memory.add(boxes.numpy())
     p.color_of_all[:] = color.flatten().tolist()
     p.out, p.kind = memory.add(_bits(out)), KINDS[dtype]
-    p.stride_b, p.stride_c, p.stride_y, p.stride_x = out.stride()
+    p.out_strides = _strides(out)
     p.batch, (p.height, p.width) = CROPS, CROP
 
     def check(launches: list[Launch], ran: int) -> None:
@@ -307,7 +307,7 @@ def _loss_parameters(dtype: torch.dtype, memory: Memory, joints: Maps, pred: tor
     p.kind, p.spec = KINDS[dtype], _spec()
     p.keypoints, p.visible = memory.add(joints.keypoints.numpy()), memory.add(joints.visible.numpy())
     p.batch, p.joints = pred.shape[:2]
-    p.stride_b, p.stride_k, p.stride_y, p.stride_x = pred.stride()
+    p.pred_strides = _strides(pred)
     return p
 
 
@@ -322,7 +322,7 @@ def loss(dtype: torch.dtype, layout: str, backward: bool) -> Work:
     scale = 3.0 * (65536.0 if dtype == torch.float16 else 1.0)  # as in training: else the gradient would be near 0
     if backward:
         p.grad_output, p.grad = memory.add(np.array([scale], np.float32)), memory.add(_bits(pred) * 0)
-        p.grad_stride_b, p.grad_stride_k, p.grad_stride_y, p.grad_stride_x = pred.stride()
+        p.grad_strides = _strides(pred)
 
     def check(launches: list[Launch], ran: int) -> None:
         if backward:
@@ -352,7 +352,7 @@ def total_loss() -> Work:
     memory = Memory()
     pred = torch.empty((), dtype=torch.float32).expand(BATCH, JOINTS, *SIZE)
     p = _loss_parameters(torch.float32, memory, Maps.random(CPU, BATCH, SIZE, 0), pred)
-    p.stride_b, p.stride_k, p.stride_y, p.stride_x = JOINTS * SIZE[0] * SIZE[1], SIZE[0] * SIZE[1], SIZE[1], 1
+    p.pred_strides = MapStrides(JOINTS * SIZE[0] * SIZE[1], SIZE[0] * SIZE[1], SIZE[1], 1)
     # One sum per block of the launch before; what lies behind the last one must not count.
     sums = np.random.default_rng(0).random(BATCH * JOINTS * 8)
     p.partial_sums, p.loss = memory.add(sums), memory.add(np.zeros(1, np.float32))

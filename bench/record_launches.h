@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Included before all else when csrc/*.cu are compiled as C++ against tests/cuda_emulation: their launchers then record
-// what they would launch, for bench/launches.py, and run nothing.
+// Included before all else when csrc/ops/*.cu are compiled as C++ against tests/cuda_emulation: their launchers then
+// record what they would launch, for bench/launches.py, and run nothing.
 #pragma once
 
 #define cudaLaunchKernelEx emulated_launch

@@ -64,8 +64,9 @@ def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
 
 def _csrc_sha256(csrc: Path) -> str:
     """A hash of the C++ and CUDA sources, as CMakeLists.txt computes it."""
-    files = sorted(file for file in csrc.iterdir() if file.suffix in (".cpp", ".cu", ".cuh", ".h", ".in"))
-    lines = (f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files)
+    suffixes = (".cpp", ".cu", ".cuh", ".h", ".in")
+    names = sorted(file.relative_to(csrc).as_posix() for file in csrc.rglob("*") if file.suffix in suffixes)
+    lines = (f"{name} {hashlib.sha256((csrc / name).read_bytes()).hexdigest()}\n" for name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -22,9 +22,9 @@ from ._native import register
 from .swap_pairs import expect_mirrored, mirror_order
 from .transform_points import transformed
 
-REFINEMENTS = ("none", "quarter", "dark", "dark_udp")  # in the order of csrc/decode_heatmaps.h
+REFINEMENTS = ("none", "quarter", "dark", "dark_udp")  # in the order of csrc/ops/decode_heatmaps.h
 NONE, QUARTER, DARK, DARK_UDP = range(4)
-MAX_BLUR_KERNEL = 255  # pixels, as in csrc/decode_heatmaps.h
+MAX_BLUR_KERNEL = 255  # pixels, as in csrc/ops/decode_heatmaps.h
 
 
 def decode_heatmaps(

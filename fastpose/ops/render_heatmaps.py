@@ -7,7 +7,7 @@ from torch import Tensor
 from ._arguments import FLOATING, NAMES, accumulate_type, choose, expect, expect_map_size, float32, size_of
 from ._native import register
 
-ENCODINGS = ("msra", "unbiased", "udp")  # in the order of csrc/heatmap_target.h
+ENCODINGS = ("msra", "unbiased", "udp")  # in the order of csrc/maths/heatmap_target.h
 MSRA, UNBIASED, UDP = range(3)
 
 

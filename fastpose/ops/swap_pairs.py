@@ -10,7 +10,7 @@ from torch import Tensor
 from ._arguments import expect, float32, tensor
 from ._native import register
 
-MAX_JOINTS = 512  # kMaxJoints of csrc/joint_permutation.h
+MAX_JOINTS = 512  # kMaxJoints of csrc/maths/joint_permutation.h
 
 
 def swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, pairs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

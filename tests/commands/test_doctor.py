@@ -68,11 +68,11 @@ def test_a_library_older_than_its_sources_is_reported(tmp_path: Path) -> None:
     assert not any(SOURCES_CHANGED in line for line in doctor._advice(info, csrc)), "install again: pip install -e ."
     changed = tmp_path / "csrc"
     shutil.copytree(csrc, changed)
-    (changed / "notes.md").write_text("not compiled")
+    (changed / "maths" / "notes.md").write_text("not compiled")
     assert doctor._csrc_sha256(changed) == info["csrc_sha256"]
-    (changed / "affine.h").write_text("// changed")
+    (changed / "maths" / "affine.h").write_text("// changed")
     assert any(SOURCES_CHANGED in line for line in doctor._advice(info, changed))
-    (changed / "affine.h").unlink()
+    (changed / "maths" / "affine.h").unlink()
     assert any(SOURCES_CHANGED in line for line in doctor._advice(info, changed))
     assert not any(SOURCES_CHANGED in line for line in doctor._advice(info, tmp_path / "nowhere"))
 

@@ -8,14 +8,14 @@
 #include <random>
 #include <vector>
 
-#include "affine.h"
-#include "affine_crop.h"
-#include "crop_to_image_matrix.h"
-#include "decode_heatmaps.h"
-#include "heatmap_mse_loss.h"
-#include "render_heatmaps.h"
-#include "swap_pairs.h"
-#include "transform_points.h"
+#include "maths/affine.h"
+#include "ops/affine_crop.h"
+#include "ops/crop_to_image_matrix.h"
+#include "ops/decode_heatmaps.h"
+#include "ops/heatmap_mse_loss.h"
+#include "ops/render_heatmaps.h"
+#include "ops/swap_pairs.h"
+#include "ops/transform_points.h"
 
 namespace {
 
@@ -287,7 +287,7 @@ void words_and_bytes_sample_the_same_bits() {
 void tiles_cover_the_maps_and_fit_their_sums() {
   Random random(4);
   alignas(16) static unsigned char memory[32];
-  int planar = 0, interleaved = 0, strided = 0;
+  int planar = 0, channels_last = 0, strided = 0;
   for (int round = 0; round < 20000; ++round) {
     HeatmapMseLossParams p{};
     const ScalarKind kinds[] = {ScalarKind::kFloat32, ScalarKind::kFloat16, ScalarKind::kBFloat16,
@@ -300,38 +300,35 @@ void tiles_cover_the_maps_and_fit_their_sums() {
     const int width = pick(random, 0, 3) == 0 ? pick(random, 1, 30000) : 8 * pick(random, 1, 40);
     p.spec = make_target_spec(1.0, Encoding::kMsra, height, width);
     p.pred = memory + (pick(random, 0, 5) == 0 ? bytes_of(p.kind) : 0);
-    const auto lay_out = [&](int64_t& b, int64_t& k, int64_t& y, int64_t& x, bool last) {
-      const int64_t w = width, slack = pick(random, 0, 5) == 0 ? 1 : 0;
-      k = last ? 1 : height * w + slack;
-      x = last ? p.joints : 1;
-      y = w * x;
-      b = p.joints * height * w + slack;
+    const auto strides = [&](bool last) -> MapStrides {
+      const int64_t w = width, slack = pick(random, 0, 5) == 0 ? 1 : 0, x = last ? p.joints : 1;
+      return {p.joints * height * w + slack, last ? 1 : height * w + slack, w * x, x};
     };
     const bool last = pick(random, 0, 1) == 0;
-    lay_out(p.stride_b, p.stride_k, p.stride_y, p.stride_x, last);
+    p.pred_strides = strides(last);
     if (pick(random, 0, 1) == 0) {
       p.grad = memory;
       const bool as_pred = pick(random, 0, 5) != 0;
-      lay_out(p.grad_stride_b, p.grad_stride_k, p.grad_stride_y, p.grad_stride_x, as_pred ? last : !last);
+      p.grad_strides = strides(as_pred ? last : !last);
     }
     const LossTiling tiling = loss_tiling(p);
     const MapTiles& tiles = tiling.tiles;
-    const bool side_by_side = tiling.path == LossPath::kInterleaved;
+    const bool samples = tiling.layout == MapLayout::kChannelsLast;
     EXPECT(partial_sum_count(p) >= p.batch * p.joints && partial_sum_count(p) >= partial_sums_of(tiling));
-    EXPECT(tiling.count == (side_by_side ? p.batch : p.batch * p.joints) * tiles.count());
+    EXPECT(tiling.count == (samples ? p.batch : p.batch * p.joints) * tiles.count());
     EXPECT(tiles.width >= 1 && tiles.height >= 1);
     EXPECT(tiles.across * tiles.width >= width && (tiles.across - 1) * tiles.width < width);
     EXPECT(tiles.down * tiles.height >= height && (tiles.down - 1) * tiles.height < height);
-    if (tiling.path == LossPath::kStrided) {
+    if (tiling.layout == MapLayout::kStrided) {
       EXPECT(tiles.count() == 1);
       ++strided;
       continue;
     }
-    ++(side_by_side ? interleaved : planar);
-    const int64_t joints = side_by_side ? p.joints : 1, row = width * joints, of_tile = tiles.width * joints;
+    ++(samples ? channels_last : planar);
+    const int64_t joints = samples ? p.joints : 1, row = width * joints, of_tile = tiles.width * joints;
     EXPECT(row > 0 && row % vector == 0);
     EXPECT(tiles.across == 1 || tiles.width % vector == 0);  // every tile begins where a vector does
-    if (side_by_side) {
+    if (samples) {
       EXPECT(tiles.height == 1 || of_tile * tiles.height * bytes_of(p.kind) <= kSampleTileBytes);
       EXPECT(of_tile / vector <= kSampleThreads);  // of up to 256 joints
     } else {
@@ -339,11 +336,11 @@ void tiles_cover_the_maps_and_fit_their_sums() {
       EXPECT(of_tile * tiles.height * bytes_of(p.kind) <= kWarpTileBytes);
       EXPECT(tiles.width <= kWarpTileSide && tiles.height <= kWarpTileSide);
     }
-    EXPECT(p.pred == memory && p.stride_b % vector == 0 && p.stride_y == row);
-    EXPECT(p.grad == nullptr || (p.grad_stride_b % vector == 0 && p.grad_stride_y == row));
-    EXPECT((side_by_side ? p.stride_k : p.stride_x) == 1);
+    EXPECT(p.pred == memory && p.pred_strides.b % vector == 0 && p.pred_strides.y == row);
+    EXPECT(p.grad == nullptr || (p.grad_strides.b % vector == 0 && p.grad_strides.y == row));
+    EXPECT((samples ? p.pred_strides.k : p.pred_strides.x) == 1);
   }
-  EXPECT(planar > 100 && interleaved > 100 && strided > 100);
+  EXPECT(planar > 100 && channels_last > 100 && strided > 100);
 }
 
 void maps_without_joints_have_no_tiles() {
@@ -351,7 +348,7 @@ void maps_without_joints_have_no_tiles() {
   HeatmapMseLossParams p{};
   alignas(16) static unsigned char memory[16];
   p.pred = memory;
-  p.stride_k = 1;
+  p.pred_strides.k = 1;
   p.kind = ScalarKind::kFloat32;
   p.batch = 2;
   p.spec = make_target_spec(1.0, Encoding::kMsra, 8, 7);

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the glue of every op shares: argument checks that name the argument, dtype dispatch, launch on the current
+// stream, registration. Only <op>.cpp includes this; torch is reached through its stable ABI alone.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#ifdef FASTPOSE_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+#include "maths/heatmap_target.h"
+#include "maths/host_device.h"
+#include "maths/joint_permutation.h"
+#include "maths/map_layout.h"
+
+namespace fastpose {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// ---- errors ---------------------------------------------------------------------------------------------------------
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string describe(const Tensor& t) {
+  std::ostringstream text;
+  text << torch::headeronly::toString(t.scalar_type()) << " [";
+  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
+  text << "]" << (t.is_cpu() ? " on cpu" : t.is_cuda() ? " on cuda:" : " on another device");
+  if (t.is_cuda()) text << t.get_device_index();
+  return text.str();
+}
+
+// One named argument of one op; each expectation throws with what was expected and what came.
+class Argument {
+ public:
+  Argument(const char* op, const char* name, const Tensor& tensor) : op_(op), name_(name), tensor_(tensor) {}
+
+  // -1 in the shape stands for any size.
+  const Argument& shape(std::initializer_list<int64_t> sizes, const char* spelled) const {
+    bool same = tensor_.dim() == static_cast<int64_t>(sizes.size());
+    int64_t d = 0;
+    for (const int64_t size : sizes) {
+      if (!same) break;
+      same = size == -1 || tensor_.size(d) == size;
+      ++d;
+    }
+    if (!same) {
+      std::ostringstream got;
+      d = 0;
+      for (const int64_t size : sizes) {
+        got << (d++ ? ", " : "");
+        size == -1 ? got << "any" : got << size;
+      }
+      fail(op_, ": ", name_, " must have shape ", spelled, " = [", got.str(), "], got ", describe(tensor_));
+    }
+    return *this;
+  }
+  const Argument& type(std::initializer_list<ScalarType> types) const {
+    std::ostringstream wanted;
+    for (const ScalarType type : types) {
+      if (tensor_.scalar_type() == type) return *this;
+      wanted << (wanted.tellp() > 0 ? " or " : "") << torch::headeronly::toString(type);
+    }
+    fail(op_, ": ", name_, " must be ", wanted.str(), ", got ", describe(tensor_));
+  }
+  const Argument& on_device_of(const Tensor& other, const char* other_name) const {
+    const bool same = tensor_.is_cpu() == other.is_cpu() && tensor_.get_device_index() == other.get_device_index();
+    if (!same) {
+      fail(op_, ": ", name_, " must be on the device of ", other_name, " (", describe(other), "), got ",
+           describe(tensor_));
+    }
+    return *this;
+  }
+
+ private:
+  const char* op_;
+  const char* name_;
+  const Tensor& tensor_;
+};
+
+// ---- dtypes ---------------------------------------------------------------------------------------------------------
+
+inline ScalarKind kind_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Half:
+      return ScalarKind::kFloat16;
+    case ScalarType::BFloat16:
+      return ScalarKind::kBFloat16;
+    case ScalarType::Double:
+      return ScalarKind::kFloat64;
+    case ScalarType::Byte:
+      return ScalarKind::kUInt8;
+    default:
+      return ScalarKind::kFloat32;  // the checks have let nothing else through
+  }
+}
+
+// Calls body with a value of the C++ type behind kind: body(auto zero) { using T = decltype(zero); ... }
+template <typename Body>
+void dispatch_floating(ScalarKind kind, const Body& body) {
+  switch (kind) {
+    case ScalarKind::kFloat16:
+      return body(c10::Half());
+    case ScalarKind::kBFloat16:
+      return body(c10::BFloat16());
+    case ScalarKind::kFloat64:
+      return body(double());
+    default:
+      return body(float());
+  }
+}
+
+// ---- tensors --------------------------------------------------------------------------------------------------------
+
+inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type,
+                       MapLayout layout = MapLayout::kPlanar) {
+  const std::vector<int64_t> shape(sizes);
+  const auto format = layout == MapLayout::kChannelsLast ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                         : torch::headeronly::MemoryFormat::Contiguous;
+  return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
+}
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <typename T>
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+inline MapStrides map_strides(const Tensor& maps) {
+  return {maps.stride(0), maps.stride(1), maps.stride(2), maps.stride(3)};
+}
+
+// mirrored[k] is the joint that k becomes in the mirrored image.
+inline JointPermutation joint_permutation(const char* op, const std::vector<int64_t>& mirrored, int64_t joints) {
+  if (joints > kMaxJoints) fail(op, ": at most ", kMaxJoints, " joints can be mirrored, got ", joints);
+  if (static_cast<int64_t>(mirrored.size()) != joints)
+    fail(op, ": mirrored must name ", joints, " joints, got ", mirrored.size());
+  JointPermutation permutation{};
+  for (int64_t k = 0; k < joints; ++k) {
+    if (mirrored[k] < 0 || mirrored[k] >= joints)
+      fail(op, ": mirrored must name joints in [0, ", joints, "), got ", mirrored[k]);
+    permutation.of[k] = static_cast<int16_t>(mirrored[k]);
+  }
+  return permutation;
+}
+
+// Beyond 2^24 float32 no longer tells one pixel's coordinate from the next.
+constexpr int64_t kMaxExtent = 1 << 24;
+
+inline void check_map_size(const char* op, int64_t height, int64_t width) {
+  if (height < 1 || width < 1 || height > kMaxExtent || width > kMaxExtent)
+    fail(op, ": the maps must be at least 1 x 1 pixels and at most ", kMaxExtent, " high or wide, got (h, w) = (",
+         height, ", ", width, ")");
+}
+
+inline TargetSpec target_spec(const char* op, int64_t height, int64_t width, double sigma, int64_t encoding) {
+  check_map_size(op, height, width);
+  // 1e-30: what is left of it in float32 must still be a number to divide by.
+  if (!(sigma >= 1e-30) || !is_finite(static_cast<float>(sigma)))
+    fail(op, ": sigma must be a positive number of map pixels, got ", sigma);
+  if (encoding < 0 || encoding > static_cast<int64_t>(Encoding::kUdp)) fail(op, ": unknown encoding ", encoding);
+  return make_target_spec(sigma, static_cast<Encoding>(encoding), static_cast<int>(height), static_cast<int>(width));
+}
+
+// ---- running --------------------------------------------------------------------------------------------------------
+
+#ifdef FASTPOSE_EMULATE_CUDA
+template <typename Params>
+void run_emulated(const char* op, const Params& params, cudaError_t (*run_kernels)(const Params&, cudaStream_t)) {
+  if (run_kernels(params, nullptr) != cudaSuccess) fail(op, ": the emulated launch failed");
+}
+// The kernels run instead of the CPU function: what tests say of the CPU, they then say of the kernels.
+#define FASTPOSE_RUN(op, on, params, cpu) (static_cast<void>(&cpu), run_emulated(#op, params, &launch_##op))
+#elif defined(FASTPOSE_WITH_CUDA)
+// torch's current stream. Looked up at run time: CPU builds of libtorch lack the symbol, and one library serves both.
+cudaStream_t current_cuda_stream(int32_t device_index);
+
+template <typename Params>
+void run_on_cuda(const char* op, const Tensor& on, const Params& params,
+                 cudaError_t (*launch)(const Params&, cudaStream_t)) {
+  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+  const cudaError_t error = launch(params, current_cuda_stream(on.get_device_index()));
+  if (error != cudaSuccess) fail(op, ": CUDA launch failed: ", cudaGetErrorString(error));
+}
+// Runs the op where `on` lies: the CPU function, or the launcher on the current stream of that device.
+#define FASTPOSE_RUN(op, on, params, cpu) ((on).is_cpu() ? cpu(params) : run_on_cuda(#op, on, params, &launch_##op))
+#else
+#define FASTPOSE_RUN(op, on, params, cpu) cpu(params)
+#endif
+
+#ifdef FASTPOSE_WITH_CUDA
+#define FASTPOSE_REGISTER_CUDA(op) \
+  STABLE_TORCH_LIBRARY_IMPL(fastpose, CUDA, m) { m.impl(#op, TORCH_BOX(&op)); }
+#else  // the op in plain torch serves GPUs, as it does every other device
+#define FASTPOSE_REGISTER_CUDA(op)
+#endif
+
+// The schema, and one function for both devices: it checks and allocates, then FASTPOSE_RUN decides.
+#define FASTPOSE_REGISTER(op, schema)                                          \
+  STABLE_TORCH_LIBRARY_FRAGMENT(fastpose, m) { m.def(#op schema); }            \
+  STABLE_TORCH_LIBRARY_IMPL(fastpose, CPU, m) { m.impl(#op, TORCH_BOX(&op)); } \
+  FASTPOSE_REGISTER_CUDA(op)                                                   \
+  static_assert(true, "a semicolon follows")
+
+}  // namespace fastpose
