@@ -3,7 +3,7 @@
 
 fastpose train --run runs/fcn
 fastpose train --run runs/deconv --head deconv
-python -m bench.heads runs/fcn runs/deconv          # a Markdown table; latencies are of this machine's CPU
+python -m studies.heads runs/fcn runs/deconv          # a Markdown table; latencies are of this machine's CPU
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastpose.models import count_flops, count_parameters
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns 0, or 1 where a folder is not that of a finished run."""
-    parser = argparse.ArgumentParser(prog="python -m bench.heads", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.heads", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", nargs="+", help="folder of a finished run")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch while latency is measured (1)")
     options = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The PCKh that a perfect network would reach: annotations encoded as heatmaps and decoded again.
 
-    python -m bench.representation_ceiling ANNOT/valid.json ANNOT/gt_valid.mat
+    python -m studies.representation_ceiling ANNOT/valid.json ANNOT/gt_valid.mat
 
 What is missing to 100 is the loss of the representation: rounding to heatmap pixels, and joints outside the crop. Boxes
 are the annotated ones, upright; under the encoding `udp` matrices are UDP's, too. `error` is the median distance of a
