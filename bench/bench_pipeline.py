@@ -21,8 +21,11 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastpose
-from bench.conftest import CROP, HEATMAP, REAL_MPII, THREADS, Work, in_turns, spread
-from bench.pipeline import Scale, write_pictures
+from bench.cases import CROP, HEATMAP
+from bench.cases.affine_crop import REAL_MPII
+from bench.cpu import THREADS, Work, in_turns, spread
+from bench.pipeline import write_pictures
+from bench.train_step import Scale
 from bench.user_loader import user_batches
 from fastpose.build import describe
 from fastpose.data.annotation_rows import mpii_box
@@ -55,7 +58,7 @@ class Dataset(NamedTuple):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Copies of MPII's pictures of that size where they are at hand (FASTPOSE_REAL_DATA), else drawn ones."""
+    """Copies of MPII's pictures of that size where they are available (FASTPOSE_REAL_DATA), else drawn ones."""
     folder = tmp_path_factory.mktemp("pictures")
     images = [path for path in sorted(REAL_MPII.glob("images/*.jpg")) if image_size(path) == REAL_SIZE]
     if not images:

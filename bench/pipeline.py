@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 
 from bench import train_step
-from bench.train_step import FixedBatch, Waits, wait_for
+from bench.report import Report
+from bench.train_step import FixedBatch, Scale, Waits, wait_for
 from bench.user_loader import fit_into, user_batches
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.images import read_image
@@ -32,9 +33,6 @@ from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages,
 from fastpose.data.synthetic import render_scene
 from fastpose.skeletons import MPII
 
-if TYPE_CHECKING:
-    from bench.gpu_report import Report
-
 USER = "cv2+DataLoader"
 # They need what may not be there: a package; shared memory for the batches of worker processes.
 PEERS = ("gpu jpeg", USER)
@@ -43,30 +41,6 @@ DECODED = ("files", "files, reduced", "pack, jpeg", USER)  # by the CPU
 USER_CORES = (2,)  # beside all: starting and ending its processes takes longer than measuring
 SHARED_MEMORY = Path("/dev/shm")  # where DataLoader's workers put their batches
 CORES = (16, 2, 8, 4, 1)  # the most interesting first
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is measured: pictures of (h, w) pixels, the network, and how long.
-
-    A source is measured for `seconds` alone and again while it feeds training; the step on a fixed batch in `repeats`
-    windows of `steps`.
-    """
-
-    pictures: int
-    picture: tuple[int, int]
-    batch: int
-    crop: tuple[int, int]
-    depth: int
-    seconds: float
-    steps: int
-    repeats: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> Scale:
-        if device.type == "cuda":
-            return cls(256, (720, 1280), 128, (256, 256), 50, seconds=0.6, steps=10, repeats=5)
-        return cls(8, (144, 256), 2, (32, 32), 18, seconds=0.05, steps=1, repeats=2)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,37 @@ from torch import nn
 from torch.nn import functional
 
 import fastpose
+from bench.report import Report
 from bench.user_loader import Sample
 from fastpose.data.loader import Batch
 from fastpose.models import pose_resnet
 from fastpose.skeletons import MPII
 
-if TYPE_CHECKING:
-    from bench.gpu_report import Report
-    from bench.pipeline import Scale
-
 now = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: pictures of (h, w) pixels, the network, and how long.
+
+    A source is measured for `seconds` alone and again while it feeds training; the step on a fixed batch in `repeats`
+    windows of `steps`.
+    """
+
+    pictures: int
+    picture: tuple[int, int]
+    batch: int
+    crop: tuple[int, int]
+    depth: int
+    seconds: float
+    steps: int
+    repeats: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> Scale:
+        if device.type == "cuda":
+            return cls(256, (720, 1280), 128, (256, 256), 50, seconds=0.6, steps=10, repeats=5)
+        return cls(8, (144, 256), 2, (32, 32), 18, seconds=0.05, steps=1, repeats=2)
 
 
 def mark(device: torch.device) -> Any:
