@@ -3,7 +3,7 @@
 # make test    the same set-up, then the whole test suite
 # make real    train on the five real MPII images in REAL_DATA until they are known by heart
 # make bench   each op and the pipeline against their peers on 1 and on 2 threads, into bench/results; then
-#              python -m bench.tables puts them into docs/benchmarks.md
+#              python -m bench.page puts them into docs/benchmarks.md
 # make bench-compare   the ops on 1 thread beside the last committed results
 # make gpu               all that a GPU is rented for, into OUT: docs/gpu.md; its parts are gpu-check, gpu-report, gpu-more
 # make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck, into OUT; needs a GPU

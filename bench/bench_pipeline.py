@@ -21,17 +21,19 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastpose
-from bench.conftest import CROP, HEATMAP, REAL_MPII, THREADS, Work, in_turns, spread
-from bench.pipeline import Scale, write_pictures
+from bench.cases import CROP, HEATMAP
+from bench.cases.affine_crop import REAL_MPII
+from bench.cpu import THREADS, Work, in_turns, spread
+from bench.pipeline import write_pictures
+from bench.train_step import Scale
 from bench.user_loader import user_batches
-from fastpose.build import describe
-from fastpose.data.annotation_rows import mpii_box
 from fastpose.data.augmentation import Augmentation
+from fastpose.data.boxes import mpii_box, reductions
 from fastpose.data.images import image_size
 from fastpose.data.loader import PoseLoader
-from fastpose.data.packed import Margins, PackedImages, Plan, read_packed_persons, write_pack
+from fastpose.data.pack import Margins, Plan, read_packed_persons, write_pack
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages, reductions
+from fastpose.data.pixels import ImageFiles, PackedImages, PixelSource, ResidentImages
 from fastpose.skeletons import MPII
 
 pytestmark = [
@@ -55,7 +57,7 @@ class Dataset(NamedTuple):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Copies of MPII's pictures of that size where they are at hand (FASTPOSE_REAL_DATA), else drawn ones."""
+    """Copies of MPII's pictures of that size where they are available (FASTPOSE_REAL_DATA), else drawn ones."""
     folder = tmp_path_factory.mktemp("pictures")
     images = [path for path in sorted(REAL_MPII.glob("images/*.jpg")) if image_size(path) == REAL_SIZE]
     if not images:
@@ -78,7 +80,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         scale=np.array([(scale, scale) for _, scale in boxes], np.float32),
         keypoints=np.array([row["joints"] for row in chosen], np.float32) - 1,
         visible=np.array([row["joints_vis"] for row in chosen], np.float32),
-        head_size=None,
         source_row=np.arange(FILES),
         skeleton=MPII,
     )
@@ -140,15 +141,15 @@ def test_files_at_full_resolution(compare: Compare, dataset: Dataset) -> None:
 def test_fastpose(compare: Compare, dataset: Dataset) -> None:
     """From files, as training reads them by default: no finer than the crops need."""
     persons = dataset.persons
-    source = ImageFiles(persons.image_paths, THREADS, reductions(persons, CROP, Augmentation().scale[0]))
+    source = ImageFiles(persons.image_paths, THREADS, reductions(persons, CROP, Augmentation().scale_min))
     compare(lambda: targets(persons, source))
 
 
 @pytest.mark.parametrize("pixels", ["jpeg", "raw"])
 def test_pack(compare: Compare, dataset: Dataset, pixels: str) -> None:
     augmentation, folder = Augmentation(), dataset.folder / pixels
-    margins = Margins(CROP, augmentation.rotation, *augmentation.scale, reduce=True)
-    plan = Plan(pixels, 90, 1 << 28, {"train": margins}, {"train": describe(dataset.persons)}, {})  # type: ignore[arg-type]
+    margins = Margins(CROP, augmentation.rotation, augmentation.scale_min, augmentation.scale_max, reduce=True)
+    plan = Plan(pixels, 90, 1 << 28, {"train": margins}, {"train": dataset.persons.fingerprint()}, {})  # type: ignore[arg-type]
     write_pack(folder, plan, {"train": dataset.persons})
     persons = read_packed_persons(folder, "train")
     source = PackedImages(persons.image_paths, THREADS)

@@ -89,8 +89,8 @@ def parts(out: Path, device: str) -> dict[str, list[Step]]:
         "check": [
             Step("kernels", 90, cuda_tests(*KERNEL_TESTS, "-k", "not compile", processes=PROCESSES)),
             Step("others", 120, cuda_tests("tests", *not_here, "-k", "not compile", processes=PROCESSES)),
-            Step("profile_crop", 30, profile("profile_crop", "--only", "crop_case"), log="profile.txt"),
-            Step("profile_maps", 60, profile("profile_maps", "--except", "crop_case"), log="profile.txt"),
+            Step("profile_crop", 30, profile("profile_crop", "--only", "affine_crop"), log="profile.txt"),
+            Step("profile_maps", 60, profile("profile_maps", "--except", "affine_crop"), log="profile.txt"),
             Step("memcheck", 75, sanitizer("memcheck", *PATHS), SANITIZED),
         ],
         "report": [Step("report", 460, report)],

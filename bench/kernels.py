@@ -22,13 +22,13 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench import launches
+from bench import cases, launches
 from bench.sass.machine import Machine
 from bench.sass.memory import Counts
 from bench.sass.program import Kernel, find_tool, read_kernels
@@ -183,7 +183,12 @@ def bound(row: dict[str, Any], gpu: Gpu) -> float:
     return float(busiest(row["pipes"], gpu.rates)[1] * row["batch_units"] / (sms * gpu.hertz))
 
 
-def count(kernels: dict[str, Kernel], launchers: launches.Launchers, work: launches.Work) -> dict[str, Any]:
+def hot_work() -> dict[str, Callable[[], launches.KernelWork]]:
+    """What every kernel that a goal is about is run on, made when its turn comes."""
+    return {name: make for op in cases.ops() for name, make in op.kernels.items()}
+
+
+def count(kernels: dict[str, Kernel], launchers: launches.Launchers, work: launches.KernelWork) -> dict[str, Any]:
     """Runs a kernel on its work and checks the result; per unit of work, what was counted.
 
     Raises:
@@ -272,12 +277,12 @@ def main(arguments: list[str] | None = None) -> int:
     library = options.library or next(iter(sorted((ROOT / "build/cuda/fastpose").glob("_C*.so"))), None)
     if library is None:
         parser.error("no library in build/cuda: run make cuda-compile, or pass --library")
-    wanted = {name: make for name, make in launches.hot_work().items() if options.only in name}
+    wanted = {name: make for name, make in hot_work().items() if options.only in name}
     stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}
     rows, errors = {}, []
     kernels = {launches.own_name(name): kernel for name, kernel in read_kernels(library, COUNTED, KERNELS).items()}
     with tempfile.TemporaryDirectory() as folder:
-        launchers = launches.Launchers(Path(folder))
+        launchers = launches.Launchers(Path(folder), [op.name for op in cases.ops() if op.kernels])
     for name, make in wanted.items():
         try:
             row = count(kernels, launchers, make())
@@ -293,11 +298,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.update and (change := changed(name, row, stored)):
             errors.append(change)
     if not options.update:
-        errors += [
-            f"{name}: a count is stored, but nothing is counted" for name in stored if name not in launches.hot_work()
-        ]
+        errors += [f"{name}: a count is stored, but nothing is counted" for name in stored if name not in hot_work()]
     if options.update and not errors:
-        rows = {name: rows.get(name) or stored[name] for name in launches.hot_work() if name in rows or name in stored}
+        rows = {name: rows.get(name) or stored[name] for name in hot_work() if name in rows or name in stored}
         lines = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
         STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")

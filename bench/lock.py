@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from fastpose.data.loader import prepare_ahead
-from fastpose.data.pixel_sources import ImageFiles
+from fastpose.data.pixels import ImageFiles
 
 BATCH = 128
 FILE_BYTES = 220_000  # a photograph of 1280 x 720 px

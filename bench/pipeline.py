@@ -14,26 +14,25 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 
 from bench import train_step
-from bench.train_step import FixedBatch, Waits, wait_for
+from bench.report import Report
+from bench.train_step import FixedBatch, Scale, Waits, wait_for
 from bench.user_loader import fit_into, user_batches
 from fastpose.data.augmentation import Augmentation
+from fastpose.data.boxes import reductions
 from fastpose.data.images import read_image
 from fastpose.data.loader import Batch, PoseLoader
-from fastpose.data.packed import Margins, PackedImages, Plan, read_packed_persons, write_pack
+from fastpose.data.pack import Margins, Plan, read_packed_persons, write_pack
 from fastpose.data.persons import Persons
-from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages, reductions
+from fastpose.data.pixels import ImageFiles, PackedImages, PixelSource, ResidentImages
 from fastpose.data.synthetic import render_scene
 from fastpose.skeletons import MPII
-
-if TYPE_CHECKING:
-    from bench.gpu_report import Report
 
 USER = "cv2+DataLoader"
 # They need what may not be there: a package; shared memory for the batches of worker processes.
@@ -43,30 +42,6 @@ DECODED = ("files", "files, reduced", "pack, jpeg", USER)  # by the CPU
 USER_CORES = (2,)  # beside all: starting and ending its processes takes longer than measuring
 SHARED_MEMORY = Path("/dev/shm")  # where DataLoader's workers put their batches
 CORES = (16, 2, 8, 4, 1)  # the most interesting first
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is measured: pictures of (h, w) pixels, the network, and how long.
-
-    A source is measured for `seconds` alone and again while it feeds training; the step on a fixed batch in `repeats`
-    windows of `steps`.
-    """
-
-    pictures: int
-    picture: tuple[int, int]
-    batch: int
-    crop: tuple[int, int]
-    depth: int
-    seconds: float
-    steps: int
-    repeats: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> Scale:
-        if device.type == "cuda":
-            return cls(256, (720, 1280), 128, (256, 256), 50, seconds=0.6, steps=10, repeats=5)
-        return cls(8, (144, 256), 2, (32, 32), 18, seconds=0.05, steps=1, repeats=2)
 
 
 @dataclass(frozen=True)
@@ -271,7 +246,7 @@ def on_images(persons: Persons, paths: tuple[Path, ...]) -> Persons:
 def pack(folder: Path, persons: Persons, kind: Literal["raw", "jpeg"], scale: Scale) -> Persons:
     """Packs persons as `fastpose pack` does by default for crops of that size."""
     augmentation = Augmentation()
-    margins = Margins(scale.crop, augmentation.rotation, *augmentation.scale, reduce=True)
+    margins = Margins(scale.crop, augmentation.rotation, augmentation.scale_min, augmentation.scale_max, reduce=True)
     plan = Plan(kind, 90, 1 << 30, {"train": margins}, {"train": "drawn"}, {})
     write_pack(folder, plan, {"train": persons}, threads=cores_here())
     return read_packed_persons(folder, "train")
@@ -352,7 +327,6 @@ def write_pictures(folder: Path, scale: Scale) -> Persons:
         scale=np.stack([column("scale", factor)] * 2, axis=1),
         keypoints=column("joints", factor[:, None, None]),
         visible=column("joints_vis"),
-        head_size=None,
         source_row=np.arange(scale.pictures * times),
         skeleton=MPII,
     )
@@ -376,7 +350,7 @@ def feed_makers(report: Report, data: Data, scale: Scale, cores: int) -> dict[st
     device, persons, paths = report.device, data.files, data.files.image_paths
 
     def gpu_jpeg() -> PixelSource:
-        from fastpose.data.gpu_jpeg import GpuJpegFiles  # needs a package that may not be there
+        from fastpose.data.pixels import GpuJpegFiles  # needs a package that may not be there
 
         return GpuJpegFiles(paths, device, cores)
 
@@ -393,7 +367,7 @@ def feed_makers(report: Report, data: Data, scale: Scale, cores: int) -> dict[st
         images = data.packs[kind]
         return loader(images, lambda: PackedImages(images.image_paths, cores))
 
-    reduction = reductions(persons, scale.crop, Augmentation().scale[0])
+    reduction = reductions(persons, scale.crop, Augmentation().scale_min)
     return {
         "resident": lambda: loader(data.resident, lambda: data.pixels),
         "pack, jpeg": lambda: packed("jpeg"),

@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 
-from bench import op_cases
-from bench.op_cases import Case
-from bench.timing import Timer
-from fastpose import ImageBatch
+from bench.gpu import Row, Timer, extra_rows, goal_rows
 
 
-def hot_cases(timer: Timer, images: ImageBatch, batch: int) -> Iterator[partial[Case]]:
+def hot_rows(batch: int) -> list[Row]:
     """The goals' cases in float32 and bfloat16, channels-last maps, and DARK's decoding."""
-    for make in op_cases.goal_cases(timer, images, batch):
-        if torch.float16 not in make.args:
-            yield make
-    for make in op_cases.extra_cases(timer, images, batch):
-        if make.keywords.get("layout") == "channels_last" or make.keywords.get("refine") == "dark":
-            yield make
+    rows = [row for row in goal_rows(batch) if row.options["dtype"] != torch.float16]
+    for row in extra_rows(batch):
+        if row.options.get("layout") == "channels_last" or row.options.get("refine") == "dark":
+            rows.append(row)
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,12 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     timer = Timer(device)
     batch = 256 if timer.cuda else 2
-    images = op_cases.random_images(max(batch, op_cases.images_beyond(timer.cache_bytes)), device)
-    for make in hot_cases(timer, images, batch):
-        description = op_cases.describe(make)
-        if options.only not in description or (options.without and options.without in description):
+    for row in hot_rows(batch):
+        if options.only not in str(row) or (options.without and options.without in str(row)):
             continue
-        case = make()
+        case = row.make(timer)
         for n in range(2):  # the first call also loads and allocates
             case.own(n)
         if timer.cuda:
@@ -56,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if timer.cuda:
             torch.cuda.synchronize()
             torch.cuda.profiler.stop()
-        print(description, flush=True)
+        print(row, flush=True)
     return 0
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,39 @@ from torch import nn
 from torch.nn import functional
 
 import fastpose
+from bench.report import Report
 from bench.user_loader import Sample
 from fastpose.data.loader import Batch
+from fastpose.device import ComputeOptions
+from fastpose.engine.step import TargetOptions, TrainStep
 from fastpose.models import pose_resnet
 from fastpose.skeletons import MPII
 
-if TYPE_CHECKING:
-    from bench.gpu_report import Report
-    from bench.pipeline import Scale
-
 now = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: pictures of (h, w) pixels, the network, and how long.
+
+    A source is measured for `seconds` alone and again while it feeds training; the step on a fixed batch in `repeats`
+    windows of `steps`.
+    """
+
+    pictures: int
+    picture: tuple[int, int]
+    batch: int
+    crop: tuple[int, int]
+    depth: int
+    seconds: float
+    steps: int
+    repeats: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> Scale:
+        if device.type == "cuda":
+            return cls(256, (720, 1280), 128, (256, 256), 50, seconds=0.6, steps=10, repeats=5)
+        return cls(8, (144, 256), 2, (32, 32), 18, seconds=0.05, steps=1, repeats=2)
 
 
 def mark(device: torch.device) -> Any:
@@ -70,9 +94,6 @@ class Step:
     """fastpose's training step on a Batch; a user's on a Sample, with its target in memory. Both train one network."""
 
     def __init__(self, scale: Scale, device: torch.device, **options: Any) -> None:
-        from fastpose.config import TrainOptions
-        from fastpose.engine import TrainStep
-
         torch.default_generator.manual_seed(0)  # the CPU's alone: CUDA's may be lost to a failed capture
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.device = device
@@ -83,9 +104,9 @@ class Step:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
         on_gpu = device.type == "cuda"
         # The rows say what is on, whatever the defaults are; cuDNN's autotuning is switched around the step.
-        fixed = {"amp": "bfloat16" if on_gpu else "off", "cuda_graph": False, "cudnn_benchmark": False}
-        options = {"batch_size": scale.batch, **fixed, **options}
-        self._train = TrainStep(self.model, self.optimizer, TrainOptions(**options), device)
+        fixed = {"amp": "bfloat16" if on_gpu else "off", "cuda_graph": "off", "cudnn_benchmark": "off"}
+        compute = ComputeOptions(**{**fixed, **options})
+        self._train = TrainStep(self.model, self.optimizer, TargetOptions(), compute, device, scale.batch)
 
     def __call__(self, batch: Batch | Sample) -> None:
         if isinstance(batch, Batch):

@@ -7,6 +7,6 @@ lanes of a warp diverge at branches and meet again at BSYNC as on the hardware, 
 issues are exact. All warps of a launch that stand at the same instruction are executed at once, as arrays
 [warps, 32].
 
-program.py reads kernels, machine.py runs them; integers.py, floats.py and instructions.py say what each opcode does. An
-opcode or modifier that is unknown there is an error.
+program.py reads kernels, machine.py runs them on what state.py has; integers.py, floats.py and instructions.py say what
+each opcode does. An opcode or modifier that is unknown there is an error.
 """

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +33,7 @@ from bench.sass.operands import (
     wide,
 )
 from bench.sass.program import Instruction
-
-if TYPE_CHECKING:
-    from bench.sass.machine import Machine
+from bench.sass.state import State
 
 
 def _float_compare(kind: str, x: Array, y: Array) -> Array:
@@ -55,7 +53,7 @@ _FLOAT_COMPARISONS = (*ORDERED, *(f"{kind}U" for kind in ORDERED), "NE", "NEU", 
 
 
 @opcode("FSETP")
-def _fsetp(machine: Machine, instruction: Instruction) -> Step:
+def _fsetp(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect(*_FLOAT_COMPARISONS, *BOOLEAN, "FTZ")
     kind, joined = instruction.modifiers[0], next(word for word in instruction.modifiers if word in BOOLEAN)
     flush = "FTZ" in modifiers
@@ -64,7 +62,7 @@ def _fsetp(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("DSETP")
-def _dsetp(machine: Machine, instruction: Instruction) -> Step:
+def _dsetp(machine: State, instruction: Instruction) -> Step:
     """MAX and MIN, in code for fmax and fmin, set P where the first number is the one, Q where the second is NaN."""
     modifiers = instruction.expect(*_FLOAT_COMPARISONS, *BOOLEAN, "MAX", "MIN")
     kind, joined = instruction.modifiers[0], next(word for word in instruction.modifiers if word in BOOLEAN)
@@ -151,10 +149,10 @@ def _float_modifiers(instruction: Instruction) -> tuple[bool, bool, str]:
     return "FTZ" in modifiers, "SAT" in modifiers, next(iter(modifiers & {"RM", "RP", "RZ"}), "")
 
 
-def _arithmetic(formula: Callable[..., Array]) -> Callable[[Machine, Instruction], Step]:
+def _arithmetic(formula: Callable[..., Array]) -> Callable[[State, Instruction], Step]:
     """FADD, FMUL, FFMA: `formula` of float32 numbers and of the rounding."""
 
-    def make(machine: Machine, instruction: Instruction) -> Step:
+    def make(machine: State, instruction: Instruction) -> Step:
         flush, saturate, rounding = _float_modifiers(instruction)
         write = put_single(machine, instruction.operands[0])
         gets = [single(machine, instruction, text, flush=flush) for text in instruction.operands[1:]]
@@ -186,8 +184,8 @@ OPCODES["FMUL"] = _arithmetic(_product)
 OPCODES["FFMA"] = _arithmetic(fused_single)
 
 
-def _double_arithmetic(formula: Callable[..., Array]) -> Callable[[Machine, Instruction], Step]:
-    def make(machine: Machine, instruction: Instruction) -> Step:
+def _double_arithmetic(formula: Callable[..., Array]) -> Callable[[State, Instruction], Step]:
+    def make(machine: State, instruction: Instruction) -> Step:
         rounding = next(iter(instruction.expect("RP", "RM")), "")
         write = put_double(machine, instruction.operands[0])
         gets = [double(machine, instruction, text) for text in instruction.operands[1:]]
@@ -224,7 +222,7 @@ def _least(a: Array, b: Array, least: Array, nan: bool) -> Array:
 
 
 @opcode("FMNMX")
-def _fmnmx(machine: Machine, instruction: Instruction) -> Step:
+def _fmnmx(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("NAN", "FTZ")
     flush = "FTZ" in modifiers
     write = put_single(machine, instruction.operands[0])
@@ -234,7 +232,7 @@ def _fmnmx(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("FSEL")
-def _fsel(machine: Machine, instruction: Instruction) -> Step:
+def _fsel(machine: State, instruction: Instruction) -> Step:
     instruction.expect()
     write = put(machine, instruction.operands[0])
     a, b = (single(machine, instruction, text) for text in instruction.operands[1:3])
@@ -247,7 +245,7 @@ def _fsel(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("MUFU")
-def _mufu(machine: Machine, instruction: Instruction) -> Step:
+def _mufu(machine: State, instruction: Instruction) -> Step:
     """Approximations on the hardware; here the correctly rounded functions (of RCP64H and RSQ64H the high word)."""
     instruction.expect("EX2", "RCP", "RSQ", "LG2", "SQRT", "RCP64H", "RSQ64H")
     kind = instruction.modifiers[0]
@@ -298,7 +296,7 @@ def _to_float(value: Array, rounding: str) -> Array:
 
 
 @opcode("I2F", "I2FP")
-def _i2f(machine: Machine, instruction: Instruction) -> Step:
+def _i2f(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("F32", "F64", "U64", "S64", *_INTEGERS, "RP", "RM", "RZ")
     rounding = next(iter(modifiers & {"RP", "RM", "RZ"}), "")
     to_double = "F64" in modifiers
@@ -329,7 +327,7 @@ def _i2f(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("F2I")
-def _f2i(machine: Machine, instruction: Instruction) -> Step:
+def _f2i(machine: State, instruction: Instruction) -> Step:
     """Saturates; NaN gives 0, of 64 bits the highest bit alone."""
     modifiers = instruction.expect("F32", "F64", "U32", "S32", "U64", "S64", "TRUNC", "FLOOR", "CEIL", "NTZ", "FTZ")
     rounding = next((word for word in instruction.modifiers if word in _WHOLE), "")
@@ -356,7 +354,7 @@ _WHOLE: dict[str, Callable[[Array], Array]] = {"": np.rint, "TRUNC": np.trunc, "
 
 
 @opcode("FRND")
-def _frnd(machine: Machine, instruction: Instruction) -> Step:
+def _frnd(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("F64", "TRUNC", "FLOOR", "CEIL")
     rounding = next((word for word in instruction.modifiers if word in _WHOLE), "")
     if "F64" in modifiers:
@@ -367,7 +365,7 @@ def _frnd(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("F2F")
-def _f2f(machine: Machine, instruction: Instruction) -> Step:
+def _f2f(machine: State, instruction: Instruction) -> Step:
     instruction.expect("F32", "F64")
     if instruction.modifiers == ("F64", "F32"):
         get, write = single(machine, instruction, instruction.operands[1]), put_double(machine, instruction.operands[0])
@@ -391,7 +389,7 @@ def half_bits(value: Array) -> Array:
 
 
 @opcode("F2FP")
-def _f2fp(machine: Machine, instruction: Instruction) -> Step:
+def _f2fp(machine: State, instruction: Instruction) -> Step:
     """Two float32 to half types: the first into the high half, the second into the low one."""
     modifiers = instruction.expect("BF16", "F16", "F32", "PACK_AB")
     to_bits = bfloat16_bits if "BF16" in modifiers else half_bits
@@ -401,7 +399,7 @@ def _f2fp(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("HFMA2")
-def _hfma2(machine: Machine, instruction: Instruction) -> Step:
+def _hfma2(machine: State, instruction: Instruction) -> Step:
     """Only as it loads constants: -RZ * RZ + (high, low)."""
     instruction.expect("MMA", "BF16_V2", "BF16")
     target, a, b, *halves = instruction.operands
@@ -412,7 +410,7 @@ def _hfma2(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("HADD2")
-def _hadd2(machine: Machine, instruction: Instruction) -> Step:
+def _hadd2(machine: State, instruction: Instruction) -> Step:
     """Only as it makes float32 of one half: -RZ + R1.H0_H0."""
     if instruction.modifiers != ("F32",) or instruction.operands[1] != "-RZ":
         raise instruction.unsupported()

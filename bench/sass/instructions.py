@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,12 +32,10 @@ from bench.sass.operands import (
     wide,
 )
 from bench.sass.program import WARP, Instruction
-
-if TYPE_CHECKING:
-    from bench.sass.machine import Machine
+from bench.sass.state import State
 
 
-def compile_step(machine: Machine, instruction: Instruction) -> Callable[[Array, Array], None]:
+def compile_step(machine: State, instruction: Instruction) -> Callable[[Array, Array], None]:
     """The instruction as a function of the active lanes [warps, 32] and of the warps [warps, 1] that they belong to."""
     make = OPCODES.get(instruction.opcode)
     uniform = False
@@ -62,7 +59,7 @@ def compile_step(machine: Machine, instruction: Instruction) -> Callable[[Array,
 
 
 @opcode("SHFL")
-def _shfl(machine: Machine, instruction: Instruction) -> Step:
+def _shfl(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("DOWN", "UP", "BFLY", "IDX")
     kind = next(iter(modifiers))
     put_inside, write = put_predicate(machine, instruction.operands[0]), put(machine, instruction.operands[1])
@@ -93,7 +90,7 @@ def _shfl(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("VOTE", "VOTEU")
-def _vote(machine: Machine, instruction: Instruction) -> Step:
+def _vote(machine: State, instruction: Instruction) -> Step:
     """`VOTE.ANY R0, PT, P1`: the lanes for which P1 holds, and whether it does in any (ALL: every) active one."""
     modifiers = instruction.expect("ANY", "ALL")
     operands = list(instruction.operands)
@@ -112,7 +109,7 @@ def _vote(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("MATCH")
-def _match(machine: Machine, instruction: Instruction) -> Step:
+def _match(machine: State, instruction: Instruction) -> Step:
     """The active lanes that have the same value as this one."""
     if instruction.modifiers != ("ANY",):
         raise instruction.unsupported()
@@ -127,7 +124,7 @@ def _match(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("REDUX")
-def _redux(machine: Machine, instruction: Instruction) -> Step:
+def _redux(machine: State, instruction: Instruction) -> Step:
     """One number out of those of the active lanes, into a uniform register."""
     modifiers = instruction.expect("SUM", "MIN", "MAX", "AND", "OR", "XOR", "S32")
     kind = next(iter(modifiers - {"S32"}), "AND")
@@ -150,7 +147,7 @@ def _redux(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("R2UR")
-def _r2ur(machine: Machine, instruction: Instruction) -> Step:
+def _r2ur(machine: State, instruction: Instruction) -> Step:
     instruction.expect()
     target, get = instruction.operands[0], integer(machine, instruction, instruction.operands[-1])
     write = put(machine, target)
@@ -167,7 +164,7 @@ def _r2ur(machine: Machine, instruction: Instruction) -> Step:
 
 # Order between blocks and launches: here one instruction is over before the next begins.
 @opcode("NOP", "ENDCOLLECTIVE", "YIELD", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "DEPBAR", "ACQBULK", "PREEXIT")
-def _nothing(machine: Machine, instruction: Instruction) -> Step:
+def _nothing(machine: State, instruction: Instruction) -> Step:
     return lambda mask: None
 
 
@@ -176,7 +173,7 @@ LINES_PER_LOOKUP = 4
 _HINTS = ("E", "CONSTANT", "STRONG", "GPU", "SYS", "WEAK", "EF", "EL", "EN", "LU", "NA")
 
 
-def _address(machine: Machine, instruction: Instruction, text: str) -> Get:
+def _address(machine: State, instruction: Instruction, text: str) -> Get:
     """uint64 of `[R2.64+0x10]`, `desc[UR4][R2.64]`, `[R3+UR4+0x8]`."""
     inside = text[text.rindex("[") + 1 : -1]
     parts: list[Get] = []
@@ -201,7 +198,7 @@ def _address(machine: Machine, instruction: Instruction, text: str) -> Get:
     return total
 
 
-def _places(machine: Machine, instruction: Instruction, address: Array, size: int, mask: Array) -> tuple[Array, Array]:
+def _places(machine: State, instruction: Instruction, address: Array, size: int, mask: Array) -> tuple[Array, Array]:
     """The memory, and where in it each lane's access begins (bytes); counts what the access takes."""
     address = np.broadcast_to(address, mask.shape)
     rows = mask.any(1)
@@ -224,7 +221,7 @@ def _places(machine: Machine, instruction: Instruction, address: Array, size: in
 
 
 @opcode("LDG", "LD", "LDS")
-def _load(machine: Machine, instruction: Instruction) -> Step:
+def _load(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect(*_SIZES, *_HINTS)
     kind = next(iter(modifiers & set(_SIZES)), "")
     size = _SIZES.get(kind, 4)
@@ -248,7 +245,7 @@ def _load(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("STG", "ST", "STS")
-def _store(machine: Machine, instruction: Instruction) -> Step:
+def _store(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect(*_SIZES, *_HINTS)
     kind = next(iter(modifiers & set(_SIZES)), "")
     size = _SIZES.get(kind, 4)
@@ -283,7 +280,7 @@ _ATOMIC: dict[str, Callable[[int, int], int]] = {
 
 
 @opcode("ATOMG", "ATOMS", "RED")
-def _atomic(machine: Machine, instruction: Instruction) -> Step:
+def _atomic(machine: State, instruction: Instruction) -> Step:
     """uint32 in memory, lane after lane: `ATOMG.E.ADD PT, R0, desc[UR4][R2.64], R5`; RED has no result."""
     modifiers = instruction.expect(*_ATOMIC, *_HINTS, "U32")
     combine = _ATOMIC[next(iter(modifiers & set(_ATOMIC)))]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,13 +30,11 @@ from bench.sass.operands import (
     wide,
 )
 from bench.sass.program import Instruction
-
-if TYPE_CHECKING:
-    from bench.sass.machine import Machine
+from bench.sass.state import State
 
 
-def _unary(value: Callable[[Array], Array]) -> Callable[[Machine, Instruction], Step]:
-    def make(machine: Machine, instruction: Instruction) -> Step:
+def _unary(value: Callable[[Array], Array]) -> Callable[[State, Instruction], Step]:
+    def make(machine: State, instruction: Instruction) -> Step:
         instruction.expect()
         write = put(machine, instruction.operands[0])
         get = integer(machine, instruction, instruction.operands[1])
@@ -51,7 +49,7 @@ OPCODES["BREV"] = _unary(lambda a: sum(((a >> U32(i) & U32(1)) << U32(31 - i) fo
 
 
 @opcode("FLO")
-def _flo(machine: Machine, instruction: Instruction) -> Step:
+def _flo(machine: State, instruction: Instruction) -> Step:
     """The highest set bit, or all ones where there is none; with SH the shift that brings it to the top."""
     modifiers = instruction.expect("U32", "SH")
     if "U32" not in modifiers:
@@ -69,14 +67,14 @@ def _flo(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("MOV", "MOV32I")
-def _mov(machine: Machine, instruction: Instruction) -> Step:
+def _mov(machine: State, instruction: Instruction) -> Step:
     instruction.expect("U32")
     write, get = put(machine, instruction.operands[0]), integer(machine, instruction, instruction.operands[1])
     return lambda mask: write(get(), mask)
 
 
 @opcode("S2R", "S2UR", "CS2R")
-def _special(machine: Machine, instruction: Instruction) -> Step:
+def _special(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("32")
     target, name = instruction.operands
     get = integer(machine, instruction, name)
@@ -88,7 +86,7 @@ def _special(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("LDC")
-def _ldc(machine: Machine, instruction: Instruction) -> Step:
+def _ldc(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("64", "S16", "U16", "U8", "S8")
     kind = next(iter(modifiers), "")
     dtype = {"": U32, "64": U64, "S16": np.int16, "U16": np.uint16, "U8": np.uint8, "S8": np.int8}[kind]
@@ -111,7 +109,7 @@ def _carries(instruction: Instruction) -> tuple[str, list[str], list[str]]:
     return target, written, rest
 
 
-def _addend(machine: Machine, instruction: Instruction, text: str) -> Get:
+def _addend(machine: State, instruction: Instruction, text: str) -> Get:
     """uint64 that the adder sees: of -x the complement plus 1, whose carry counts as 'no borrow'."""
     if text.startswith("-") and not text.startswith("-0x"):
         inner = integer(machine, instruction, text[1:])
@@ -121,7 +119,7 @@ def _addend(machine: Machine, instruction: Instruction, text: str) -> Get:
 
 
 @opcode("IADD3")
-def _iadd3(machine: Machine, instruction: Instruction) -> Step:
+def _iadd3(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("X")
     target, written, rest = _carries(instruction)
     write = put(machine, target)
@@ -149,7 +147,7 @@ def _iadd3(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("VIADD")
-def _viadd(machine: Machine, instruction: Instruction) -> Step:
+def _viadd(machine: State, instruction: Instruction) -> Step:
     instruction.expect()
     write = put(machine, instruction.operands[0])
     a, b = (integer(machine, instruction, text) for text in instruction.operands[1:])
@@ -157,7 +155,7 @@ def _viadd(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("IMAD")
-def _imad(machine: Machine, instruction: Instruction) -> Step:
+def _imad(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("MOV", "IADD", "SHL", "U32", "WIDE", "HI", "X")
     target, written, rest = _carries(instruction)
     a, b = (integer(machine, instruction, text) for text in rest[:2])
@@ -198,7 +196,7 @@ def _imad(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("LEA")
-def _lea(machine: Machine, instruction: Instruction) -> Step:
+def _lea(machine: State, instruction: Instruction) -> Step:
     """(a << s) + b; with HI the high word of ({c, a} << s), plus b."""
     modifiers = instruction.expect("HI", "X", "SX32")
     target, written, rest = _carries(instruction)
@@ -243,7 +241,7 @@ def _table(lut: int, a: Array, b: Array, c: Array, ones: Any) -> Array:
 
 
 @opcode("LOP3")
-def _lop3(machine: Machine, instruction: Instruction) -> Step:
+def _lop3(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("LUT", "PAND")
     operands = list(instruction.operands)
     written = operands.pop(0) if is_predicate(operands[0]) else "PT"
@@ -263,7 +261,7 @@ def _lop3(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("PLOP3")
-def _plop3(machine: Machine, instruction: Instruction) -> Step:
+def _plop3(machine: State, instruction: Instruction) -> Step:
     instruction.expect("LUT")
     first, second, *inputs, lut, other_lut = instruction.operands
     puts = [(put_predicate(machine, first), int(lut, 16)), (put_predicate(machine, second), int(other_lut, 16))]
@@ -278,7 +276,7 @@ def _plop3(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("P2R")
-def _p2r(machine: Machine, instruction: Instruction) -> Step:
+def _p2r(machine: State, instruction: Instruction) -> Step:
     """`P2R R0, PR, R1, 0x7`: R1 with P0 to P2 in the bits of the mask."""
     instruction.expect()
     target, _, text, chosen = instruction.operands
@@ -292,7 +290,7 @@ def _p2r(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("R2P")
-def _r2p(machine: Machine, instruction: Instruction) -> Step:
+def _r2p(machine: State, instruction: Instruction) -> Step:
     """`R2P PR, R1, 0x7`: P0 to P2 from the bits of R1."""
     instruction.expect()
     _, text, chosen = instruction.operands
@@ -308,7 +306,7 @@ def _r2p(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("SHF")
-def _shf(machine: Machine, instruction: Instruction) -> Step:
+def _shf(machine: State, instruction: Instruction) -> Step:
     """A word of {c, a} shifted by at most the size of the number; with W by the amount modulo that size."""
     modifiers = instruction.expect("L", "R", "U32", "S32", "U64", "S64", "HI", "W")
     write = put(machine, instruction.operands[0])
@@ -335,7 +333,7 @@ def _shf(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("PRMT")
-def _prmt(machine: Machine, instruction: Instruction) -> Step:
+def _prmt(machine: State, instruction: Instruction) -> Step:
     """Bytes of {b, a} by nibbles of the selector; a nibble's highest bit asks for eight copies of its byte's sign."""
     instruction.expect()
     write = put(machine, instruction.operands[0])
@@ -372,7 +370,7 @@ def _prmt(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("SEL")
-def _sel(machine: Machine, instruction: Instruction) -> Step:
+def _sel(machine: State, instruction: Instruction) -> Step:
     instruction.expect()
     write = put(machine, instruction.operands[0])
     a, b = (integer(machine, instruction, text) for text in instruction.operands[1:3])
@@ -388,7 +386,7 @@ def _lesser(modifiers: frozenset[str], a: Array, b: Array, least: Array) -> Arra
 
 
 @opcode("VIMNMX", "IMNMX")
-def _vimnmx(machine: Machine, instruction: Instruction) -> Step:
+def _vimnmx(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("U32")
     write = put(machine, instruction.operands[0])
     a, b = (integer(machine, instruction, text) for text in instruction.operands[1:3])
@@ -397,7 +395,7 @@ def _vimnmx(machine: Machine, instruction: Instruction) -> Step:
 
 
 @opcode("VIADDMNMX")
-def _viaddmnmx(machine: Machine, instruction: Instruction) -> Step:
+def _viaddmnmx(machine: State, instruction: Instruction) -> Step:
     modifiers = instruction.expect("U32")
     write = put(machine, instruction.operands[0])
     a, b, c = (integer(machine, instruction, text) for text in instruction.operands[1:4])
@@ -420,7 +418,7 @@ BOOLEAN: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def set_predicates(
-    machine: Machine, instruction: Instruction, compare: Callable[[], Array], other: str, joined: str
+    machine: State, instruction: Instruction, compare: Callable[[], Array], other: str, joined: str
 ) -> Step:
     """P, Q = compare op other, !compare op other."""
     first, second = (put_predicate(machine, text) for text in instruction.operands[:2])
@@ -436,7 +434,7 @@ def set_predicates(
 
 
 @opcode("ISETP")
-def _isetp(machine: Machine, instruction: Instruction) -> Step:
+def _isetp(machine: State, instruction: Instruction) -> Step:
     """With EX the high words of two 64-bit numbers; the last predicate is what came of the low ones."""
     modifiers = instruction.expect("LT", "EQ", "LE", "GT", "NE", "GE", "AND", "OR", "XOR", "U32", "EX")
     kind, joined = instruction.modifiers[0], next(word for word in instruction.modifiers if word in BOOLEAN)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bench.sass.memory import Array
 from bench.sass.program import Instruction
-
-if TYPE_CHECKING:
-    from bench.sass.machine import Machine
+from bench.sass.state import State
 
 Get = Callable[[], Array]
 Put = Callable[[Array, Array], None]
@@ -26,7 +24,7 @@ U32, U64, I32, I64, F32, F64 = np.uint32, np.uint64, np.int32, np.int64, np.floa
 LOW = np.uint64(0xFFFFFFFF)
 _ZERO, _TRUE, _FALSE = np.zeros((1, 1), U32), np.ones((1, 1), bool), np.zeros((1, 1), bool)
 _CONSTANT = re.compile(r"c\[0x([0-9a-f]+)\]\s*\[(?:(R\d+|RZ|UR\d+|URZ)\+?)?(?:(-?)0x([0-9a-f]+))?\]")
-OPCODES: dict[str, Callable[[Machine, Instruction], Step]] = {}
+OPCODES: dict[str, Callable[[State, Instruction], Step]] = {}
 
 
 def opcode(*names: str) -> Callable[[Any], Any]:
@@ -38,7 +36,7 @@ def opcode(*names: str) -> Callable[[Any], Any]:
     return register
 
 
-def predicate(machine: Machine, text: str) -> Get:
+def predicate(machine: State, text: str) -> Get:
     """P0, !P0, PT, UP0 …"""
     negated, name = text.startswith("!"), text.lstrip("!")
     if name in ("PT", "UPT"):
@@ -55,7 +53,7 @@ def is_predicate(text: str) -> bool:
     return re.fullmatch(r"!?U?P[\dT]", text) is not None
 
 
-def put_predicate(machine: Machine, text: str) -> Put:
+def put_predicate(machine: State, text: str) -> Put:
     if text in ("PT", "UPT"):
         return lambda value, mask: None
     found = re.fullmatch(r"(U?)P(\d)", text)
@@ -71,7 +69,7 @@ def _of_warps(mask: Array) -> Array:
     return mask if mask.shape[1] == 1 else mask.any(1, keepdims=True)
 
 
-def _register(machine: Machine, name: str, step: int = 0) -> Array | None:
+def _register(machine: State, name: str, step: int = 0) -> Array | None:
     """A register of either file, `step` behind the one named; None if `name` names none."""
     if name in ("RZ", "URZ"):
         return _ZERO
@@ -80,7 +78,7 @@ def _register(machine: Machine, name: str, step: int = 0) -> Array | None:
     return None
 
 
-def constant(machine: Machine, instruction: Instruction, text: str, dtype: Any) -> Get | None:
+def constant(machine: State, instruction: Instruction, text: str, dtype: Any) -> Get | None:
     found = _CONSTANT.fullmatch(text)
     if not found:
         return None
@@ -108,7 +106,7 @@ def _fixed(value: Array) -> Get:
     return lambda: value
 
 
-def integer(machine: Machine, instruction: Instruction, text: str) -> Get:
+def integer(machine: State, instruction: Instruction, text: str) -> Get:
     """uint32 of a register, constant or immediate; `-` is the two's complement, `~` the one's, `|x|` the magnitude.
 
     `.B2` and `.H1` (also `.H1_H1`) choose a byte or a half.
@@ -146,7 +144,7 @@ def _magnitude(get: Get) -> Get:
     return lambda: np.abs(get().view(I32)).view(U32)
 
 
-def put(machine: Machine, text: str) -> Put:
+def put(machine: State, text: str) -> Put:
     """Writes uint32 (or the low half of uint64) into a register."""
     if text in ("RZ", "URZ"):
         return lambda value, mask: None
@@ -164,7 +162,7 @@ def put(machine: Machine, text: str) -> Put:
     return lambda value, mask: np.copyto(register, value, where=mask, casting="same_kind")
 
 
-def wide(machine: Machine, instruction: Instruction, text: str) -> Get:
+def wide(machine: State, instruction: Instruction, text: str) -> Get:
     """uint64 of a pair of registers or of a constant; of an immediate, sign extended."""
     if re.fullmatch(r"-?0x[0-9a-f]+", text):
         return _fixed(np.full((1, 1), int(text, 16) & 0xFFFFFFFFFFFFFFFF, U64))
@@ -185,7 +183,7 @@ def _pair(low: Array, high: Array | None) -> Get:
     return lambda: high.astype(U64) << U64(32) | low
 
 
-def put_wide(machine: Machine, text: str) -> Put:
+def put_wide(machine: State, text: str) -> Put:
     """Writes uint64 into a pair of registers."""
     if text in ("RZ", "URZ"):
         return lambda value, mask: None
@@ -215,7 +213,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def single(machine: Machine, instruction: Instruction, text: str, *, flush: bool = False) -> Get:
+def single(machine: State, instruction: Instruction, text: str, *, flush: bool = False) -> Get:
     """float32 of a register, constant or immediate, after `|x|` and `-`."""
     negated, magnitude, name = _signs(text)
     if (number := _number(name)) is not None:
@@ -238,7 +236,7 @@ def single(machine: Machine, instruction: Instruction, text: str, *, flush: bool
     return get
 
 
-def double(machine: Machine, instruction: Instruction, text: str) -> Get:
+def double(machine: State, instruction: Instruction, text: str) -> Get:
     """float64 of a pair of registers, a constant or an immediate, after `|x|` and `-`."""
     negated, magnitude, name = _signs(text)
     if (number := _number(name)) is not None:
@@ -256,12 +254,12 @@ def double(machine: Machine, instruction: Instruction, text: str) -> Get:
     return get
 
 
-def put_single(machine: Machine, text: str) -> Put:
+def put_single(machine: State, text: str) -> Put:
     write = put(machine, text)
     return lambda value, mask: write(canonical(value, U32, 0x7FFFFFFF), mask)
 
 
-def put_double(machine: Machine, text: str) -> Put:
+def put_double(machine: State, text: str) -> Put:
     write = put_wide(machine, text)
     return lambda value, mask: write(canonical(value, U64, 0x7FF8000000000000), mask)
 

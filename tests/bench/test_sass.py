@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import kernels, launches
+from bench import cases, kernels, launches
 from bench.sass import floats
-from bench.sass.machine import DeadlockError, Launch, Machine
+from bench.sass.machine import DeadlockError, Machine
 from bench.sass.memory import Counts, Memory, MemoryFaultError, wavefronts_per_warp
 from bench.sass.program import Kernel, UnsupportedInstructionError, parse, read_kernels
+from bench.sass.state import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
 LANES = np.arange(32)
@@ -543,15 +544,15 @@ def test_a_count_may_change_by_a_twentieth() -> None:
 def test_the_page_has_the_table_of_the_stored_counts() -> None:
     rows = json.loads(kernels.STORED.read_text(encoding="utf-8"))
     page = kernels.PAGE.read_text(encoding="utf-8")
-    assert list(rows) == list(launches.hot_work())
+    assert list(rows) == list(kernels.hot_work())
     assert kernels.with_table(page, rows) == page
     with pytest.raises(ValueError, match="expected <!-- made by"):
         kernels.with_table("# a page", rows)
 
 
 def test_launchers_say_what_they_launch(tmp_path: Path) -> None:
-    launchers = launches.Launchers(tmp_path)
-    work = launches.hot_work()["heatmap_mse_loss total"]()
+    launchers = launches.Launchers(tmp_path, [op.name for op in cases.ops()])
+    work = kernels.hot_work()["heatmap_mse_loss total"]()
     tiles, total = launchers(work.launcher, work.parameters)
     assert (total.kernel[:18], total.blocks, total.threads) == ("total_loss_kernelI", 1, 256)
     assert tiles.kernel.startswith("loss_")
@@ -568,8 +569,8 @@ def test_a_compiled_kernel_gives_what_the_reference_gives(tmp_path: Path) -> Non
     except FileNotFoundError as error:
         pytest.skip(str(error))
     compiled = {launches.own_name(name): kernel for name, kernel in found.items()}
-    launchers = launches.Launchers(tmp_path)
-    work = launches.hot_work()["render_heatmaps, float32"]()
+    launchers = launches.Launchers(tmp_path, [op.name for op in cases.ops()])
+    work = kernels.hot_work()["render_heatmaps, float32"]()
     row = kernels.count(compiled, launchers, work)
     assert row["pipes"]["issue"] >= 32  # 16 KiB of stores, 512 bytes by one
     work.memory.arena[work.parameters.heatmaps - Memory.BASE + 3] ^= 0x40

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import fastpose
-from bench.representation_ceiling import ceilings
 from fastpose.data.annotation_rows import mpii_box
 from fastpose.data.mpii import read_ground_truth
 from fastpose.metrics import pckh_from_mat
 from fastpose.skeletons import MPII
+from studies.representation_ceiling import ceilings
 
 
 @pytest.fixture(scope="module")

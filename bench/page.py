@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/benchmarks.md and its chart from the newest committed results of `make bench`.
 
-python -m bench.tables          # after make bench; reads bench/results, writes docs/
+python -m bench.page          # after make bench; reads bench/results, writes docs/
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.cpu import COPY, ONE_THREAD, OWN
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, CHART = ROOT / "bench/results", ROOT / "docs/benchmarks.md", ROOT / "docs/images/benchmarks.png"
-OWN, ONE_THREAD, COPY = "fastpose", "fastpose_on_one_thread", "limit_copy"
 CROP, RENDER, DECODE = "affine_crop", "render_heatmaps", "decode_heatmaps"
 LOSS, PIPELINE = "heatmap_mse_loss forward + backward", "pipeline, per sample"
 NOISY = 0.25  # an interquartile range above this share of the median
 
 HEADER = """# Benchmarks
 
-Made by `python -m bench.tables` from `bench/results`, which `make bench` writes; not edited by hand. What is being
-timed stands at the top of each `bench/bench_*.py`.
+Made by `python -m bench.page` from `bench/results`, which `make bench` writes; not edited by hand. What is being
+timed stands at the top of each file of `bench/cases`, and of `bench/bench_pipeline.py`.
 
 * Every peer does the same work on the same inputs, which is checked before it is timed, and allocates its own results,
   as fastpose does. The last four results are kept, as by a loop that works on them, so nobody writes where its last

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The PCKh that a perfect network would reach: annotations encoded as heatmaps and decoded again.
 
-    python -m bench.representation_ceiling ANNOT/valid.json ANNOT/gt_valid.mat
+    python -m studies.representation_ceiling ANNOT/valid.json ANNOT/gt_valid.mat
 
 What is missing to 100 is the loss of the representation: rounding to heatmap pixels, and joints outside the crop. Boxes
 are the annotated ones, upright; under the encoding `udp` matrices are UDP's, too. `error` is the median distance of a
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import fastpose
-from fastpose.data.annotation_rows import mpii_box
+from fastpose.data.boxes import mpii_box
 from fastpose.data.mpii import read_ground_truth
 from fastpose.metrics import pckh
 from fastpose.ops.decode_heatmaps import REFINEMENTS

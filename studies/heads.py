@@ -3,7 +3,7 @@
 
 fastpose train --run runs/fcn
 fastpose train --run runs/deconv --head deconv
-python -m bench.heads runs/fcn runs/deconv          # a Markdown table; latencies are of this machine's CPU
+python -m studies.heads runs/fcn runs/deconv          # a Markdown table; latencies are of this machine's CPU
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastpose.build import load_model
-from fastpose.checkpoint import checkpoint_file
 from fastpose.models import count_flops, count_parameters
+from fastpose.trained import load_trained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns 0, or 1 where a folder is not that of a finished run."""
-    parser = argparse.ArgumentParser(prog="python -m bench.heads", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.heads", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", nargs="+", help="folder of a finished run")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch while latency is measured (1)")
     options = parser.parse_args(argv)
@@ -46,17 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def row_of(run: Path) -> dict[str, str]:
     """One run's columns: what it is, its score after all steps, its cost."""
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    model, options, _ = load_model(checkpoint_file(run), torch.device("cpu"))
-    model.eval()
-    images = torch.rand(1, 3, *options.size)
-    steps = options.epochs * -(-summary["train_persons"] // options.batch_size)
+    trained = load_trained(run, {}, torch.device("cpu"))
+    model, network, schedule = trained.model.eval(), trained.settings.network, trained.settings.schedule
+    images = torch.rand(1, 3, *network.size)
+    steps = schedule.epochs * -(-summary["train_persons"] // schedule.batch_size)
     return {
-        "network": f"ResNet-{options.depth} {options.head}, {options.size[0]}×{options.size[1]}",
-        "steps": f"{steps:,} of {options.batch_size}",
+        "network": f"ResNet-{network.depth} {network.head}, {network.size[0]}×{network.size[1]}",
+        "steps": f"{steps:,} of {schedule.batch_size}",
         "PCKh@0.5": f"{summary['pckh']['Mean']:.2f}",
         "PCKh@0.1": f"{summary['pckh']['Mean@0.1']:.2f}",
         "parameters": f"{count_parameters(model) / 1e6:.2f} M",
-        "GFLOPs": f"{count_flops(model, options.size) / 1e9:.2f}",
+        "GFLOPs": f"{count_flops(model, network.size) / 1e9:.2f}",
         "one image": f"{1e3 * latency(model, images):.1f} ms",
     }
 
