@@ -41,7 +41,7 @@ from bench.launches import (
 from fastpose import reference
 from fastpose.ops.decode_heatmaps import REFINEMENTS, plain_decode_heatmaps
 from fastpose.skeletons import MPII
-from tests import upstream
+from tests.helpers import upstream
 
 BLUR_KERNEL = 11
 

@@ -23,7 +23,7 @@ from bench.cases import DTYPES, HEATMAP, JOINTS, ON_CPU, Array, Bench, Case, Joi
 from bench.launches import BATCH, F64, I32, I64, KINDS, SAMPLES, KernelWork, Memory, P, bits, struct, values
 from fastpose import reference
 from fastpose.ops.render_heatmaps import ENCODINGS, plain_render_heatmaps
-from tests import upstream
+from tests.helpers import upstream
 
 
 @dataclass(frozen=True)
