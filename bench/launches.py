@@ -3,8 +3,8 @@
 
 Grids, tilings and what kernels take beside an op's own parameters come from the launchers themselves, compiled as C++
 (record_launches.h). Here the structs of csrc/ops/<op>.h are mirrored; results are compared with fastpose.reference, so
-the two cannot drift apart unseen. Inputs are those of the GPU report (op_cases.py), but fewer: what is counted stands for
-a batch of 256.
+the two cannot drift apart unseen. Inputs are those of the GPU report (op_cases.py), but fewer: what is counted stands
+for a batch of 256.
 """
 
 from __future__ import annotations
