@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NumPy definition of every op: obvious code, computed in float64, without a thought for speed.
+"""NumPy definition of every op: obvious code, computed in float64, without regard to speed.
 
 Each function takes the arguments of its namesake in `fastpose`, as arrays, lists or tensors of any device, and returns
 arrays in the same layout; the native ops are tested against these. Conventions (all ops): points are (x, y) with pixel
@@ -281,7 +281,7 @@ def decode_heatmaps(
     maps = maps.astype(np.promote_types(maps.dtype, np.float32))
     if flipped is not None:
         if flip_pairs is None:
-            raise ValueError("flip_pairs must be given with flipped: (left, right) joint pairs, got None")
+            raise ValueError("flip_pairs must be passed with flipped: (left, right) joint pairs, got None")
         mirrored = _un_mirror(_array(flipped).astype(maps.dtype), flip_pairs, flip_shift)
         maps = (maps + mirrored) * maps.dtype.type(0.5)
     batch, joints = maps.shape[:2]
@@ -339,7 +339,7 @@ def mirror_order(pairs: Sequence[Sequence[int]], joints: int, name: str = "flip_
     """The joint that each row becomes in the mirrored person: pairs swapped, the others themselves.
 
     Raises:
-        ValueError: `name` is no sequence of disjoint pairs of joints in [0, joints).
+        ValueError: `name` is not a sequence of disjoint pairs of joints in [0, joints).
     """
     wanted = f"{name} must be disjoint (left, right) pairs of joints in [0, {joints}), got {pairs!r}"
     try:

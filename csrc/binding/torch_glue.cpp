@@ -16,7 +16,7 @@ cudaStream_t current_cuda_stream(int32_t device_index) {
   }();
   void* stream = nullptr;
   if (getter == nullptr || getter(device_index, &stream) != 0)
-    fail("fastpose: torch did not tell its current CUDA stream (libtorch_cuda.so is not loaded, or too old)");
+    fail("fastpose: torch did not return its current CUDA stream (libtorch_cuda.so is not loaded, or too old)");
   return static_cast<cudaStream_t>(stream);
 }
 

@@ -51,7 +51,7 @@ inline std::string describe(const Tensor& t) {
   return text.str();
 }
 
-// One named argument of one op; each expectation throws with what was expected and what came.
+// One named argument of one op; each expectation throws with what was expected and what was passed.
 class Argument {
  public:
   Argument(const char* op, const char* name, const Tensor& tensor) : op_(op), name_(name), tensor_(tensor) {}
@@ -168,7 +168,7 @@ inline JointPermutation joint_permutation(const char* op, const std::vector<int6
   return permutation;
 }
 
-// Beyond 2^24 float32 no longer tells one pixel's coordinate from the next.
+// Beyond 2^24 the coordinates of neighbouring pixels are equal in float32.
 constexpr int64_t kMaxExtent = 1 << 24;
 
 inline void check_map_size(const char* op, int64_t height, int64_t width) {
@@ -179,7 +179,7 @@ inline void check_map_size(const char* op, int64_t height, int64_t width) {
 
 inline TargetSpec target_spec(const char* op, int64_t height, int64_t width, double sigma, int64_t encoding) {
   check_map_size(op, height, width);
-  // 1e-30: what is left of it in float32 must still be a number to divide by.
+  // 1e-30: in float32 it must still be a number to divide by.
   if (!(sigma >= 1e-30) || !is_finite(static_cast<float>(sigma)))
     fail(op, ": sigma must be a positive number of map pixels, got ", sigma);
   if (encoding < 0 || encoding > static_cast<int64_t>(Encoding::kUdp)) fail(op, ": unknown encoding ", encoding);

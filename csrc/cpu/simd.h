@@ -10,7 +10,7 @@ namespace fastpose {
 enum class SimdLevel : int { kPlain, kAvx2, kAvx512 };
 
 // What the ops run with: the best of this machine, or what the environment variable FASTPOSE_SIMD names. Read once;
-// a level that is unknown, or that this machine has not, is an error of every op.
+// a level that is unknown, or that this machine does not have, is an error in every op.
 SimdLevel simd_level();
 SimdLevel best_simd_level();
 const char* simd_name(SimdLevel level);

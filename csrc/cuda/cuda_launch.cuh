@@ -15,7 +15,7 @@ namespace fastpose {
 
 constexpr int kThreads = 256;
 constexpr unsigned kFullWarp = 0xffffffffu;
-// Every architecture gives a block 48 KiB without being asked; the kernels' own small arrays need some of it.
+// Every architecture allows a block 48 KiB by default; the kernels' own small arrays need some of it.
 constexpr size_t kSharedBytes = 47 * 1024;
 
 // Blocks for `items`, `per_block` at a time. Kernels walk on with a grid stride, so the cap (the hardware allows

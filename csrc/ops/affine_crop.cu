@@ -58,7 +58,7 @@ struct Strip {
   }
 
   // To the crop, of which the first `columns` pixels of the strip are part: one row per eight lanes, in vectors where
-  // the crop's rows are made of whole ones. `out` and `strip` begin at the lane's row.
+  // the crop's rows consist of whole ones. `out` and `strip` begin at the lane's row.
   static __device__ __forceinline__ void store(T* out, int64_t plane_stride, const T* strip, int lane_x, int columns,
                                                bool vectors) {
     const int elements = kRowElements / kStripWidth * columns;
@@ -85,7 +85,7 @@ struct TiledCrop {
   AffineCropParams op;
   int64_t first;            // crop of the launch's first block
   unsigned tiles_x, tiles;  // of a crop: in a row, in all
-  bool vectors;             // rows of the crop are made of whole ones
+  bool vectors;             // rows of the crop consist of whole ones
 };
 
 // kDiagonal: one colour map for all crops that mixes no channels, as normalisation does: its numbers need no registers.

@@ -18,7 +18,7 @@ struct AffineCropParams {
   int64_t image_stride, row_stride;  // dense: bytes
   int image_height, image_width;     // dense
 
-  const int64_t* image_index;  // [B], or null: crop b takes image b, or image 0 where there is one only
+  const int64_t* image_index;  // [B], or null: crop b takes image b, or image 0 if there is only one
   const float* crop_to_image;  // [B, 2, 3]
 
   const float* color;      // per crop [3, 4], or null: color_of_all
@@ -250,7 +250,7 @@ FASTPOSE_HOST_DEVICE uint8_t to_output<uint8_t>(float value) {
   return static_cast<uint8_t>(!(value > 0.0f) ? 0.0f : value >= 255.0f ? 255.0f : rintf(value));
 }
 
-// What a crop whose image_index names no image holds: NaN, or `fill` where the type has no NaN.
+// The value of a crop whose image_index names no image: NaN, or `fill` if the type has no NaN.
 template <typename T>
 FASTPOSE_HOST_DEVICE float no_image_value(float fill) {
   return sizeof(T) == 1 ? fill : NAN;

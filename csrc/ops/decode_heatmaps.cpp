@@ -25,7 +25,7 @@ void prefetch_ahead(const T* from, int count) {
 }
 
 // The maximum, lane by lane, which compilers vectorise without reordering anything. NaN compares false and is passed
-// over; -infinity where there is nothing else.
+// over; -infinity if there is nothing else.
 template <typename A>
 A highest_of(const A* values, int count) {
   A lanes[kLanes];
@@ -140,7 +140,7 @@ Peak<accumulate_t<T>> find_peak(const DecodedMap<T>& map, int height, int width)
   return best;
 }
 
-// The peaks of a sample of channels-last maps. Whole rows, all joints of all their pixels, are held against the
+// The peaks of a sample of channels-last maps. Whole rows, all joints of all their pixels, are compared with the
 // highest values so far of each joint in each column: vector code for any number of joints.
 template <typename T>
 class ChannelsLastPeaks {

@@ -110,7 +110,7 @@ __device__ __forceinline__ Offset warp_offset(const DecodeHeatmapsParams& p, con
   return offset_of<kReach>([&](int row, int column) { return __shfl_sync(kFullWarp, mine, row * kSide + column); });
 }
 
-// p.blur, copied to shared memory, where the kernel blurs.
+// p.blur, copied to shared memory if the kernel blurs.
 template <bool kBlurs>
 __device__ __forceinline__ const double* shared_blur(const DecodeHeatmapsParams& p) {
   if constexpr (kBlurs) {
@@ -143,7 +143,7 @@ __device__ __forceinline__ void write_refined_point(const DecodeHeatmapsParams& 
   write_decoded_point(p, index, b, peak, offset);
 }
 
-// The highest of V neighbouring values, NaN passed over; NaN where there is nothing else.
+// The highest of V neighbouring values, NaN passed over; NaN if there is nothing else.
 template <int V, typename A>
 __device__ __forceinline__ A highest_of(const A (&values)[V]) {
   A highest = values[0];

@@ -29,7 +29,7 @@ struct DecodeHeatmapsParams {
   double blur[kMaxBlurKernel / 2 + 1];  // the Gaussian's weights by distance from its middle, up to blur_radius
 };
 
-// One map as the decoder sees it: averaged, where there is one, with the un-mirrored map of the mirrored image.
+// One map as the decoder sees it: averaged with the un-mirrored map of the mirrored image, if there is one.
 template <typename T>
 struct DecodedMap {
   using A = accumulate_t<T>;
@@ -130,7 +130,8 @@ struct WindowAxis {
   }
 };
 
-// The pixels of one axis, first to last, that a window's blurred values are made of; beyond the map there is zero.
+// The pixels of one axis, first to last, that a window's blurred values are computed from; beyond the map there is
+// zero.
 struct BlurRange {
   int first, last;
 

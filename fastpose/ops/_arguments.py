@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of ops: what a user passes, made into what the ops take, and the checks of the plain-torch kernels."""
+"""Arguments of ops: converts what a user passes to what an op takes, and checks what the plain-torch kernels get."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_EXTENT = 1 << 24  # pixels; beyond, float32 does not tell one coordinate from the next
+MAX_EXTENT = 1 << 24  # pixels; beyond that, neighbouring coordinates are equal in float32
 NAMES = {
     torch.float32: "Float",
     torch.float16: "Half",
@@ -29,7 +29,7 @@ FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def tensor(name: str, value: Any) -> Tensor:
-    """The argument itself, or a TypeError that names it and says what came instead of a tensor."""
+    """The argument itself, or a TypeError that names it and says what was passed instead of a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     return value
@@ -49,7 +49,7 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> int:
 
 
 def size_of(size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) from any two whole numbers, or a ValueError that says what came."""
+    """(h, w) from any two whole numbers, or a ValueError that says what was passed."""
     try:
         height, width = size
         # A symbolic size stays symbolic under torch.compile; NumPy's integers become Python's.
@@ -95,8 +95,8 @@ def expect_map_size(op: str, height: int, width: int) -> None:
 
 
 def values_are_checked(device: torch.device) -> bool:
-    """Values, unlike shapes and dtypes, are checked on the CPU alone: elsewhere that would wait for the device, and a
-    bad value gives NaN, as on CUDA. What is compiled cannot look at values."""
+    """Values, unlike shapes and dtypes, are checked on the CPU only. Elsewhere that would wait for the device, so a bad
+    value gives NaN, as on CUDA. Compiled code cannot look at values at all."""
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -108,10 +108,11 @@ def accumulate_type(dtype: torch.dtype) -> torch.dtype:
 
 
 def exact_type(device: torch.device) -> torch.dtype:
-    """The type of matrices and points while they are computed: float64, or float32 where the device has no float64.
+    """The type in which matrices and points are computed: float64, or float32 if the device has no float64.
 
-    In float32, as on Apple's MPS, points of an image of 2,000 px are within 1e-3 px, what dark and dark_udp find inside
-    a heatmap within 1e-4 px of the heatmap. Exported graphs use float32 too, as many runtimes have nothing else.
+    In float32, as on Apple's MPS, points of an image of 2,000 px are exact to 1e-3 px, and the points that dark and
+    dark_udp find inside a heatmap to 1e-4 px of the heatmap. Exported graphs use float32 too: many runtimes have no
+    float64.
     """
     if torch.compiler.is_exporting():
         return torch.float32

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-# 1, for comparisons and tests: no native library, plain torch on every device. 0: where only that is left, an error.
+# 1, for comparisons and tests: plain torch on every device, without the native library. 0: plain torch is an error.
 fallback_wish = os.environ.get("FASTPOSE_FALLBACK", "")
 if fallback_wish not in ("", "0", "1"):
     raise ValueError(f"FASTPOSE_FALLBACK must be 0, 1 or unset, got {fallback_wish!r}")
@@ -30,7 +30,7 @@ _ops = torch.library.Library("fastpose", "FRAGMENT")
 _SLOWER = "the ops run in plain torch: the same results up to rounding, on a CPU in 2 to 15 times the time"
 _ADVICE = """fastpose's native library could not be loaded: {error}
 
-Until it can, {slower}. Likely causes, and what mends them:
+Until it can, {slower}. Likely causes, and what to do:
   * it was never built (fastpose was installed where there was no torch, or no C++ compiler):
       pip install -e .      (in fastpose's checkout)
   * it was built for another Python, or against a torch newer than the one that runs (this is torch {torch}):
@@ -39,17 +39,18 @@ Until it can, {slower}. Likely causes, and what mends them:
 
 
 def build_info() -> dict[str, str]:
-    """Versions that the native library was built from, and `simd`, what its CPU loops run with: plain, avx2 or avx512.
+    """The versions that the native library was built from, and `simd`, the instructions that its CPU loops use: plain,
+    avx2 or avx512.
 
-    `no_cuda_reason` is empty where CUDA kernels are in it. RuntimeError where the environment variable FASTPOSE_SIMD
-    names no such level, or one that this machine has not.
+    `no_cuda_reason` is empty if the library has CUDA kernels. RuntimeError if the environment variable FASTPOSE_SIMD
+    names an unknown level, or one that this machine does not have.
     """
     require_native()
     return _C.build_info()
 
 
 def require_native() -> None:
-    """Raises ImportError, with causes and mends, where the native library is not loaded."""
+    """Raises ImportError, with likely causes and what to do, if the native library is not loaded."""
     if load_error is not None:
         raise ImportError(_advice()) from load_error
 
@@ -59,7 +60,7 @@ def _advice() -> str:
 
 
 def why_fallback(device_type: str) -> str | None:
-    """Why tensors on devices of that type ("cpu", "cuda", "mps" …) run the fallback; None where native kernels do."""
+    """Why ops on that type of device ("cpu", "cuda", "mps" …) run in plain torch; None if they run native kernels."""
     if fallback_wish == "1":
         return f"FASTPOSE_FALLBACK=1: {_SLOWER}."
     if load_error is not None:
@@ -72,9 +73,9 @@ def why_fallback(device_type: str) -> str | None:
 
 
 def warn_of_fallback(device: torch.device) -> None:
-    """Warns, once in a process where the library is missing, else once for each type of device.
+    """Warns once per process if the library is missing, otherwise once per type of device.
 
-    RuntimeError where FASTPOSE_FALLBACK=0 forbids the fallback.
+    RuntimeError if FASTPOSE_FALLBACK=0 forbids plain torch.
     """
     if fallback_wish == "0":
         raise RuntimeError(f"FASTPOSE_FALLBACK=0, but otherwise: {why_fallback(device.type)}")
@@ -95,14 +96,14 @@ def register(
 ) -> None:
     """Registers what Python adds to fastpose::op, once per op.
 
-    Without the native library the annotations of `plain` define the op, too. So fake kernels, gradients and
-    torch.compile are the same either way.
+    Without the native library the annotations of `plain` define the op as well, so fake kernels, gradients and
+    torch.compile work the same with and without it.
 
     Args:
         op: its name.
-        plain: its kernel in plain torch, with the op's arguments, checks and errors: for devices without a native one.
+        plain: its kernel in plain torch, with the op's arguments, checks and errors, for devices without a native one.
         fake: see torch.library.register_fake.
-        backward, setup_context: its gradient, see torch.library.register_autograd; None: it has none.
+        backward, setup_context: its gradient, see torch.library.register_autograd; None if it has no gradient.
     """
     if not hasattr(torch.ops.fastpose, op):
         _ops.define(op + torch.library.infer_schema(plain, mutates_args=()))

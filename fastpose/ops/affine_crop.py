@@ -95,8 +95,8 @@ def plain_affine_crop(
 ) -> Tensor:
     """`affine_crop` in plain torch: of [N, H, W, 3] pixels, or of an ImageBatch's data, offsets and sizes.
 
-    Crops are made in parts of up to 2^21 pixels (2^16 on the CPU, for its caches), which take about 100 bytes per pixel
-    while they are made. Dense images with gaps between their pixels are copied.
+    Crops are computed in parts of up to 2^21 pixels (2^16 on the CPU, for its caches), which take about 100 bytes per
+    pixel meanwhile. Dense images with gaps between their pixels are copied.
     """
     count = _expect_crop_arguments(
         images, offsets, sizes, crop_to_image, image_index, color, height, width, fill, dtype
@@ -187,10 +187,10 @@ def _expect_crop_arguments(
 def _image_of_each_crop(
     images: Tensor, offsets: Tensor | None, sizes: Tensor | None, image_index: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of the image of each crop: first byte [B] and (h, w) [B, 2], int64, and whether there is such an image [B].
+    """For each crop: the first byte [B] and (h, w) [B, 2] of its image, int64, and whether that image exists [B].
 
-    Where there is none, the first pixel of the buffer is named; on the CPU that is an error, and there None is returned
-    in the third place.
+    An image that does not exist is replaced by the first pixel of the buffer. On the CPU it is an error instead, and
+    the third value is None.
     """
     named = (image_index >= 0) & (image_index < count)
     index = torch.where(named, image_index, 0)
@@ -229,7 +229,7 @@ def _source(crop_to_image: Tensor, first_row: int, rows: int, width: int) -> tup
 
 def _sample(pixels: Tensor, start: Tensor, extent: Tensor, x: Tensor, y: Tensor, fill: float) -> Tensor:
     """Bilinear samples [3, b, rows, w] at source points. Memory is the limit: channels are planes, so that every step
-    runs along long rows, and what lies outside is not asked for tap by tap, but weighed at the end."""
+    runs along long rows, and what lies outside is not tested tap by tap, but weighed at the end."""
     height, width = extent.view(-1, 2, 1, 1).unbind(1)
     first_x, weight_x, share_x = _taps(x, width)
     first_y, weight_y, share_y = _taps(y, height)

@@ -57,7 +57,7 @@ def jitter_color(
 
     Brightness: value → factor · value. Contrast: value → 127.5 + factor · (value − 127.5), about a grey that is the
     same for all pictures. Saturation: value → grey + factor · (value − grey), the pixel's own grey being
-    0.299 R + 0.587 G + 0.114 B. These are torchvision's `ColorJitter` in a fixed order, but for two things that no
+    0.299 R + 0.587 G + 0.114 B. These are torchvision's `ColorJitter` in a fixed order, except for two things that no
     affine map can do: torchvision's contrast is about the picture's own mean grey, and it clips values to the range of
     pixels after each step.
 
@@ -66,7 +66,7 @@ def jitter_color(
         brightness, contrast, saturation: factors, [B] or one number for all; 1 changes nothing.
 
     Returns:
-        float32 [B, 3, 4] on the device of the factors, or [3, 4] on that of `color` where all of them are numbers.
+        float32 [B, 3, 4] on the device of the factors, or [3, 4] on that of `color` if all of them are numbers.
         Nothing here waits for a GPU.
 
     Raises:
@@ -74,8 +74,8 @@ def jitter_color(
     """
     if color.shape != (3, 4):
         raise ValueError(f"color must be [3, 4], got {list(color.shape)}")
-    given = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-    tensors = {name: factor for name, factor in given.items() if isinstance(factor, Tensor)}
+    factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    tensors = {name: factor for name, factor in factors.items() if isinstance(factor, Tensor)}
     if len({factor.shape for factor in tensors.values()}) > 1 or any(factor.dim() != 1 for factor in tensors.values()):
         shapes = ", ".join(f"{name} {list(factor.shape)}" for name, factor in tensors.items())
         raise ValueError(f"factors must be numbers or tensors of one shape [B], got {shapes}")
@@ -83,7 +83,7 @@ def jitter_color(
     base = color.detach().to(device, torch.float32, non_blocking=True)
     b, c, s = (
         factor.to(torch.float32)[:, None, None] if isinstance(factor, Tensor) else float(factor)
-        for factor in given.values()
+        for factor in factors.values()
     )
     weights, grey = base[:, :3], base[:, :3].sum(dim=1, keepdim=True)
     luma = torch.cat([grey * share for share in _LUMA], dim=1)

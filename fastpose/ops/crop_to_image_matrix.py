@@ -22,8 +22,8 @@ def crop_to_image_matrix(
     """The matrix that carries crop pixels to image pixels, from MPII-style boxes.
 
     Convention: `[x_image, y_image] = M @ [x_crop, y_crop, 1]`, pixel centres at integers. With `udp=False` it is the
-    inverse of SimpleBaselines' `get_affine_transform`: `center` falls on (w/2, h/2), the box's width alone sets the
-    scale. With `udp=True`, `center` falls on ((w−1)/2, (h−1)/2) and each axis has its own scale: mmpose's
+    inverse of SimpleBaselines' `get_affine_transform`: `center` falls on (w/2, h/2), and only the box's width sets
+    the scale. With `udp=True`, `center` falls on ((w−1)/2, (h−1)/2) and each axis has its own scale: mmpose's
     `get_udp_warp_matrix` at −rotation (here both turn the same way). A flipped sample is mirrored about its centre
     after the rotation, x_image → 2 · center_x − x_image: what cropping SimpleBaselines' mirrored image gives.
 
@@ -60,8 +60,8 @@ def _per_sample(name: str, value: Tensor | float, center: Tensor) -> Tensor:
     """One number for all samples as one per sample; tensors as they are, so that the op can check them."""
     if isinstance(value, (int, float)):
         return center.new_full(center.shape[:1], float(value))
-    given = float32(name, value)
-    return given.expand(center.shape[:1]) if given.dim() == 0 else given
+    values = float32(name, value)
+    return values.expand(center.shape[:1]) if values.dim() == 0 else values
 
 
 def plain_crop_to_image_matrix(

@@ -37,7 +37,7 @@ def decode_heatmaps(
     flip_shift: bool = False,
     blur_kernel: int = 11,
 ) -> tuple[Tensor, Tensor]:
-    """Joint positions out of heatmaps: maximum, sub-pixel offset, mirror test and way back to the image in one pass.
+    """Joint positions from heatmaps: maximum, sub-pixel offset, mirror test and the way back to the image in one pass.
 
     Args:
         heatmaps: [B, K, h, w], float32, float16, bfloat16 or float64, any strides.
@@ -74,12 +74,12 @@ def decode_heatmaps(
     The blur is `cv2.getGaussianKernel(blur_kernel, 0)` in both directions with zeros beyond the map. It is computed at
     the 5 x 5 (dark) or 3 x 3 (dark_udp) pixels about the maximum only; these are scaled so that the highest of them
     equals the map's maximum, values below 1e-10 (dark) or 1e-3 (dark_udp) count as that much, and the logarithm is
-    taken. All of it is in float64. The step is as long as it comes out, as in mmpose; it is left out where it is not
-    finite, or where the Hessian is singular to rounding.
+    taken. All of it is in float64. The step may have any length, as in mmpose; it is left out if it is not finite,
+    or if the Hessian is singular to rounding.
 
     Differences from mmpose 1.x: it scales so that the highest blurred value of the whole map equals the maximum. A
     factor does not change the derivatives of a logarithm, so points are the same (to its float32 arithmetic) unless a
-    value that the step uses is below the floor; and even then where the blurred map is highest within the window. It
+    value that the step uses is below the floor; even then they are if the blurred map is highest within the window. It
     also cuts values above 50 in "dark_udp", which is not done here, and lets NaN through to the point. mmpose 0.x
     mirrors the map at its border in "dark_udp", and does not scale.
     """
@@ -88,7 +88,7 @@ def decode_heatmaps(
     mirrored: list[int] = []
     if flipped is not None:
         if flip_pairs is None:
-            raise ValueError("flip_pairs must be given with flipped: (left, right) joint pairs, got None")
+            raise ValueError("flip_pairs must be passed with flipped: (left, right) joint pairs, got None")
         joints = tensor("heatmaps", heatmaps).size(1) if heatmaps.dim() == 4 else 0
         mirrored = mirror_order(flip_pairs, joints) if joints else []
     return torch.ops.fastpose.decode_heatmaps(
@@ -151,7 +151,7 @@ def plain_decode_heatmaps(
 
 
 def _without_nan(maps: Tensor) -> Tensor:
-    """-infinity instead of NaN. The maps themselves where they can be seen to have none: that saves a copy."""
+    """-infinity instead of NaN. The maps themselves if they are seen to have no NaN: that saves a copy."""
     if values_are_checked(maps.device) and maps.numel() and not bool(maps.amax().isnan()):
         return maps
     return maps.nan_to_num(-torch.inf, torch.inf, -torch.inf)
@@ -164,7 +164,7 @@ def _un_mirrored(maps: Tensor, mirrored: Sequence[int], shift: bool) -> Tensor:
 
 
 def _quarter(maps: Tensor, x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
-    """Moves [B, K, 2] toward the higher neighbours; none between equal ones or NaN."""
+    """Moves [B, K, 2] toward the higher neighbours; no move between equal ones or beside NaN."""
     index = y * width + x
     around = torch.cat([index - 1, index - width, index + 1, index + width], 2)
     inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
@@ -195,7 +195,7 @@ def _dark(
         dxy = 0.25 * (f[3][3] - f[1][3] - f[3][1] + f[1][1])
         moves = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2)
     determinant = dxx * dyy - dxy * dxy
-    # What is singular to rounding, in the type that there is.
+    # What is singular to rounding in this type.
     ratio, least = (1e-12, 1e-20) if blurred.dtype == torch.float64 else (4e-6, 1e-12)
     regular = determinant.abs() > ratio * (dxx * dxx + 2 * dxy * dxy + dyy * dyy) + least
     step = torch.stack([dxy * dy - dyy * dx, dxy * dx - dxx * dy], 2) / determinant[..., None]
@@ -214,7 +214,7 @@ def blur_weights(side: int) -> list[float]:
 
 
 def _blurred(maps: Tensor, x: Tensor, y: Tensor, height: int, width: int, blur_kernel: int, reach: int) -> Tensor:
-    """Blurred values [B, K, 2 reach + 1, 2 reach + 1] about the pixels (x, y), beyond the edge those of the edge."""
+    """Blurred values [B, K, 2 reach + 1, 2 reach + 1] around the pixels (x, y); beyond the edge, those at the edge."""
     exact = exact_type(maps.device)
     weights = blur_weights(blur_kernel)
     side, apart = 2 * reach + 1, reach + blur_kernel // 2

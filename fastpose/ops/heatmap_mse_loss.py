@@ -32,7 +32,7 @@ def heatmap_mse_loss(
         visible: [B, K], 1 where the joint is annotated. With ``missing="ignore"`` it is the joint's weight: clamp
             COCO's flags 0, 1 and 2 at 1.
         sigma, encoding: as in `render_heatmaps`.
-        missing: "zeros": every joint weighs 1 and one without annotation is taught an all-zero map (the paper).
+        missing: "zeros": every joint weighs 1 and one without annotation has an all-zero target (the paper).
             "ignore": the weight is `render_heatmaps`', 0 for such a joint (SimpleBaselines' `JointsMSELoss`).
         joint_weights: [K] or [B, K], multiplied once. SimpleBaselines weighs prediction and target each, and so
             squares its weights: pass squares for parity.
@@ -63,7 +63,7 @@ def plain_heatmap_mse_loss(
     encoding: int,
     ignore_missing: bool,
 ) -> Tensor:
-    """`heatmap_mse_loss` in plain torch. Called directly, autograd differentiates it and keeps a map per map."""
+    """`heatmap_mse_loss` in plain torch. Called directly, autograd differentiates it and stores a map per map."""
     difference, weight = _difference_and_weight(
         "heatmap_mse_loss", pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing
     )
@@ -81,7 +81,7 @@ def plain_heatmap_mse_loss_backward(
     encoding: int,
     ignore_missing: bool,
 ) -> Tensor:
-    """Its gradient in `pred`: renders the target again instead of keeping it."""
+    """Its gradient in `pred`: renders the target again instead of storing it."""
     op = "heatmap_mse_loss_backward"
     difference, weight = _difference_and_weight(
         op, pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing

@@ -79,11 +79,11 @@ class ImageBatch:
         """Copies images [h, w, 3], uint8 RGB, NumPy arrays or CPU tensors, any strides, into one buffer.
 
         Args:
-            images: the images; none at all gives an empty batch.
+            images: the images; an empty list gives an empty batch.
             pin_memory: put the batch into page-locked memory, from where copies to a GPU run beside everything else;
                 of a batch on the CPU.
             executor: threads that copy, 16 MiB at a time; None: the caller's.
-            device: where the batch is wanted. To a GPU it goes through page-locked memory, piece by piece, each as soon
+            device: of the batch. To a GPU it goes through page-locked memory, piece by piece, each as soon
                 as it is full, in the current stream; the host does not wait for the copies.
 
         Raises:

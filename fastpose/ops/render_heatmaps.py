@@ -34,9 +34,9 @@ def render_heatmaps(
         dtype: float32, float16, bfloat16 or float64.
 
     Returns:
-        heatmaps [B, K, h, w] of `dtype`, and weights [B, K] float32: `visible`, or 0 with an all-zero map where the
-        window misses the map (`c − r ≥ size` or `c + r + 1 < 0` in x or y, SimpleBaselines' test) or a keypoint is not
-        finite.
+        heatmaps [B, K, h, w] of `dtype`, and weights [B, K] float32: `visible`, or 0 with an all-zero map if the
+        window misses the map (`c − r ≥ size` or `c + r + 1 < 0` in x or y, SimpleBaselines' test) or the keypoint is
+        not finite.
 
     Raises:
         ValueError: unknown encoding. RuntimeError: wrong shape, dtype, device or sigma.

@@ -14,8 +14,8 @@ def soft_argmax(
     """Joint positions as expectations: each map a probability, softmax(beta · map), each joint its mean.
 
     That of Sun et al., "Integral Human Pose Regression", 2018: for networks whose maps are trained through it. Maps
-    that were taught Gaussians have a background, which pulls the mean to the middle of the map; where the peak is 1 it
-    takes a beta of 20 or so to still that, and `decode_heatmaps` does it without.
+    that were trained on Gaussian targets have a background, which pulls the mean to the middle of the map. With a peak
+    of 1 a beta of about 20 suppresses that; `decode_heatmaps` does not have this problem.
 
     Args:
         heatmaps: [B, K, h, w], float32, float16, bfloat16 or float64, any device and strides. Differentiable.
