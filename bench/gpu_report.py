@@ -196,7 +196,7 @@ def build_library() -> None:
 
 
 def build_and_begin_again(arguments: Sequence[str]) -> int:
-    """Builds the missing native library and puts a new process in the place of this one; returns 1 where it cannot."""
+    """Builds the missing native library and begins again in a new process; returns 1 where it cannot."""
     if BUILD_SECONDS in os.environ:
         print(f"error: the native library was built, but does not load: {_native.load_error}", file=sys.stderr)
         return 1

@@ -47,7 +47,7 @@ _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
 def kernel_rows(library: Path, architecture: str) -> list[dict[str, str | int]]:
-    """One row per kernel of `library` built for `architecture` ("sm_90"); of another where there is none of it.
+    """One row per kernel of `library` built for `architecture` ("sm_90"); of another if it was built for that alone.
 
     Raises:
         FileNotFoundError: there is no cuobjdump. subprocess.SubprocessError: it failed.

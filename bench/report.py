@@ -29,7 +29,7 @@ UNFINISHED = "unfinished: the report was stopped, or still runs"
 
 
 class Report:
-    """The figures so far, what failed, and what a reader must know about them; also in a file, if given a folder."""
+    """The figures so far, what failed, and what a reader must know; also in a file, if a folder is passed."""
 
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
         self.device = device
@@ -118,7 +118,7 @@ class Report:
 
 
 def nulls_for_nan(value: Any, place: str = "figures") -> Iterator[str]:
-    """Puts None for NaN and infinities inside dicts and lists, and tells where they were."""
+    """Puts None for NaN and infinities inside dicts and lists, and yields where they were."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         at = f"{place}.{key}"
         if isinstance(inner, dict | list):

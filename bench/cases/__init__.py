@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fastpose
-from bench.launches import KernelWork
+from bench.launches import BATCH, SAMPLES, KernelWork, Launch, Memory
 from fastpose.ops.render_heatmaps import plain_render_heatmaps
 
 try:
@@ -41,6 +41,7 @@ CPU_BATCH = 32
 CROP, HEATMAP = (256, 256), (64, 64)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+IN_NAMES = {"contiguous": "", "channels_last": " channels-last"}  # of kernels
 CPU = torch.device("cpu")
 # Relative rounding of a stored result.
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.uint8: 0.0}
@@ -165,6 +166,22 @@ def compare(what: str, got: Any, expected: Any, atol: float, rtol: float = 0.0) 
             f"{what}: expected at most {atol:g} + {rtol:g} of the value beside fastpose.reference, "
             f"got {np.nanmax(difference):g} in {int(bad.sum())} of {bad.size} values"
         )
+
+
+def work_on_maps(
+    case: Case, launcher: str, parameters: Any, memory: Memory, outputs: Callable[[list[Launch]], Any]
+) -> KernelWork:
+    """A kernel's work on the SAMPLES of a case. `outputs` reads from memory what the case's check takes."""
+    return KernelWork(
+        launcher,
+        parameters,
+        memory,
+        unit="map",
+        units=SAMPLES * JOINTS,
+        batch_units=BATCH * JOINTS,
+        bytes=case.bytes * BATCH // SAMPLES,
+        check=lambda launches, ran: case.check(outputs(launches)),
+    )
 
 
 # ---- inputs ----------------------------------------------------------------------------------------------------------

@@ -263,7 +263,9 @@ def sampled(sample: Callable[..., Tensor], work: Work) -> Run:
         torch.linalg.inv(torch.cat([m, m.new_tensor([[[0, 0, 1]]]).expand(len(m), 1, 3)], 1)) for m in work.matrix
     ]
     index = [chosen.tolist() for chosen in work.index]
-    rows = [[(chosen == i).nonzero()[:, 0] for i in range(len(every))] for chosen in work.index]
+    rows = []
+    if device.type == "cpu":
+        rows = [[(chosen == i).nonzero()[:, 0] for i in range(len(every))] for chosen in work.index]
 
     def run(n: int) -> Tensor:
         if device.type == "cuda":

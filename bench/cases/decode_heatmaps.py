@@ -21,23 +21,8 @@ from torch import Tensor
 
 import fastpose
 from bench import cases
-from bench.cases import DTYPES, HEATMAP, JOINTS, LAYOUTS, ON_CPU, Array, Bench, Case, Joints, Op, Peer, Run, prange
-from bench.launches import (
-    BATCH,
-    BOOL,
-    F64,
-    I32,
-    I64,
-    KINDS,
-    SAMPLES,
-    KernelWork,
-    MapStrides,
-    Memory,
-    P,
-    bits,
-    struct,
-    values,
-)
+from bench.cases import DTYPES, HEATMAP, JOINTS, ON_CPU, Array, Bench, Case, Joints, Op, Peer, Run, prange
+from bench.launches import BOOL, F64, I32, I64, KINDS, SAMPLES, KernelWork, MapStrides, Memory, P, bits, struct, values
 from fastpose import reference
 from fastpose.ops.decode_heatmaps import REFINEMENTS, plain_decode_heatmaps
 from fastpose.skeletons import MPII
@@ -311,30 +296,23 @@ def kernel(**options: Any) -> KernelWork:
     p.batch, p.joints, (p.height, p.width) = SAMPLES, JOINTS, HEATMAP
     p.refine, p.blur_radius = REFINEMENTS.index(one.work.refine), BLUR_KERNEL // 2
     p.blur[: BLUR_KERNEL // 2 + 1] = reference.gaussian_kernel(BLUR_KERNEL)[BLUR_KERNEL // 2 :].tolist()
-    return KernelWork(
+    return cases.work_on_maps(
+        one,
         "launch_decode_heatmaps",
         p,
         memory,
-        "map",
-        SAMPLES * JOINTS,
-        BATCH * JOINTS,
-        one.bytes * BATCH // SAMPLES,
-        lambda launches, ran: one.check((values(memory, p.keypoints, points), values(memory, p.scores, scores))),
+        lambda launches: (values(memory, p.keypoints, points), values(memory, p.scores, scores)),
     )
 
 
-def kernels() -> dict[str, Callable[[], KernelWork]]:
-    found = {}
-    for dtype in DTYPES:
-        for flipped in (False, True):
-            for layout in LAYOUTS:
-                words = [cases.dtype_name(dtype)]
-                words += ["channels-last"] * (layout == "channels_last") + ["flip test"] * flipped
-                found[f"decode_heatmaps, {' '.join(words)}"] = partial(
-                    kernel, dtype=dtype, layout=layout, flipped=flipped
-                )
-    return found | {"decode_heatmaps, float32 dark": partial(kernel, dtype=torch.float32, refine="dark")}
-
+KERNELS = {
+    f"decode_heatmaps, {cases.dtype_name(dtype)}{suffix}{' flip test' if flipped else ''}": partial(
+        kernel, dtype=dtype, layout=layout, flipped=flipped
+    )
+    for dtype in DTYPES
+    for flipped in (False, True)
+    for layout, suffix in cases.IN_NAMES.items()
+}
 
 OP = Op(
     "decode_heatmaps",
@@ -354,5 +332,5 @@ OP = Op(
         {"dtype": torch.float32, "refine": "dark", "detail": "refined as DARK does"},
         {"dtype": torch.float32, "size": (96, 72), "detail": "96 x 72 maps"},
     ],
-    kernels=kernels(),
+    kernels=KERNELS | {"decode_heatmaps, float32 dark": partial(kernel, dtype=torch.float32, refine="dark")},
 )

@@ -21,22 +21,7 @@ from torch.nn import functional
 
 import fastpose
 from bench import cases
-from bench.cases import (
-    DTYPES,
-    HEATMAP,
-    JOINTS,
-    LAYOUTS,
-    ON_CPU,
-    ON_CUDA,
-    Array,
-    Bench,
-    Case,
-    Joints,
-    Op,
-    Peer,
-    Run,
-    prange,
-)
+from bench.cases import DTYPES, HEATMAP, JOINTS, ON_CPU, Array, Bench, Case, Joints, Op, Peer, Run, prange
 from bench.cases.render_heatmaps import TargetSpec, msra, pasted
 from bench.launches import (
     BATCH,
@@ -259,7 +244,7 @@ PEERS = {
     "plain_torch[mse_loss]": differentiated(pasted_and_mse_loss),
     "torch_compile[squares]": differentiated(plain, compiled=True, devices=EVERYWHERE),
     "torch_compile[mse_loss]": differentiated(pasted_and_mse_loss, compiled=True),
-    f"torch_compile[{RENDERED}]": differentiated(render_and_mse_loss, compiled=True, devices=ON_CUDA),
+    f"torch_compile[{RENDERED}]": differentiated(render_and_mse_loss, compiled=True, devices=cases.ON_CUDA),
     "numba": differentiated(lambda *inputs, **options: NumbaLoss.apply(*inputs)),
     "limit_numba_without_autograd": Peer(numba_without_autograd, 1e-10, ON_CPU),
     "numpy_reference_forward_only": Peer(numpy_reference, 1e-7, ON_CPU),
@@ -299,23 +284,13 @@ def kernel(dtype: torch.dtype, layout: str, half: str) -> KernelWork:
         p.grad_output, p.grad = memory.add(work.scale.view(1).numpy()), memory.add(bits(pred) * 0)
         p.grad_strides = MapStrides(*pred.stride())
 
-    def check(launches: list[Launch], ran: int) -> None:
+    def outputs(launches: list[Launch]) -> tuple[Any, Any]:
         if half == "backward":
-            one.check((None, values(memory, p.grad, pred)))
-        else:
-            sums = memory.read(p.partial_sums, np.float64, (launches[0].blocks,))
-            one.check((sums.sum() * 0.5 / pred.numel(), None))
+            return None, values(memory, p.grad, pred)
+        return memory.read(p.partial_sums, np.float64, (launches[0].blocks,)).sum() * 0.5 / pred.numel(), None
 
-    return KernelWork(
-        "launch_heatmap_mse_loss" + ("_backward" if half == "backward" else ""),
-        p,
-        memory,
-        "map",
-        SAMPLES * JOINTS,
-        BATCH * JOINTS,
-        one.bytes * BATCH // SAMPLES,
-        check,
-    )
+    launcher = "launch_heatmap_mse_loss" + ("_backward" if half == "backward" else "")
+    return cases.work_on_maps(one, launcher, p, memory, outputs)
 
 
 def total() -> KernelWork:
@@ -335,16 +310,12 @@ def total() -> KernelWork:
     return KernelWork("launch_heatmap_mse_loss", p, memory, "batch", 1, 1, 8 * BATCH * JOINTS, check, number=1)
 
 
-def kernels() -> dict[str, Callable[[], KernelWork]]:
-    found: dict[str, Callable[[], KernelWork]] = {}
-    for dtype in DTYPES:
-        for layout in LAYOUTS:
-            for half in ("forward", "backward"):
-                suffix = " channels-last" if layout == "channels_last" else ""
-                name = f"heatmap_mse_loss {half}, {cases.dtype_name(dtype)}{suffix}"
-                found[name] = partial(kernel, dtype, layout, half)
-    return found | {"heatmap_mse_loss total": total}
-
+KERNELS = {
+    f"heatmap_mse_loss {half}, {cases.dtype_name(dtype)}{suffix}": partial(kernel, dtype, layout, half)
+    for dtype in DTYPES
+    for layout, suffix in cases.IN_NAMES.items()
+    for half in ("forward", "backward")
+}
 
 OP = Op(
     "heatmap_mse_loss",
@@ -364,5 +335,5 @@ OP = Op(
         {"dtype": torch.float32, "sigma": 2.0, "detail": "sigma 2"},
         {"dtype": torch.float32, "size": (96, 72), "sigma": 3.0, "detail": "96 x 72 maps, sigma 3"},
     ],
-    kernels=kernels(),
+    kernels={**KERNELS, "heatmap_mse_loss total": total},
 )

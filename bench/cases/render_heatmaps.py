@@ -20,7 +20,7 @@ from torch import Tensor
 import fastpose
 from bench import cases
 from bench.cases import DTYPES, HEATMAP, JOINTS, ON_CPU, Array, Bench, Case, Joints, Op, Peer, Run, compare, prange
-from bench.launches import BATCH, F64, I32, I64, KINDS, SAMPLES, KernelWork, Memory, P, bits, struct, values
+from bench.launches import F64, I32, I64, KINDS, SAMPLES, KernelWork, Memory, P, bits, struct, values
 from fastpose import reference
 from fastpose.ops.render_heatmaps import ENCODINGS, plain_render_heatmaps
 from tests.helpers import upstream
@@ -72,6 +72,10 @@ def case(
     sets = cases.input_sets(batch * JOINTS * size[0] * size[1] * dtype.itemsize, cache_bytes)
     joints = [Joints.random(device, batch, size, n) for n in range(sets)]
     return make(Work(joints, size, dtype, sigma, encoding), detail=detail)
+
+
+def cpu_case() -> Case:
+    return make(Work([Joints.all_on_the_map()], HEATMAP, torch.float32), inputs="joints anywhere on the map")
 
 
 # ---- peers -----------------------------------------------------------------------------------------------------------
@@ -180,28 +184,18 @@ def kernel(dtype: torch.dtype) -> KernelWork:
     weights = torch.full((SAMPLES, JOINTS), float("nan"))
     p.heatmaps, p.weights = memory.add(bits(maps)), memory.add(weights.numpy())
     p.kind, p.maps, p.spec = KINDS[dtype], SAMPLES * JOINTS, msra()
-    return KernelWork(
+    return cases.work_on_maps(
+        one,
         "launch_render_heatmaps",
         p,
         memory,
-        "map",
-        SAMPLES * JOINTS,
-        BATCH * JOINTS,
-        one.bytes * BATCH // SAMPLES,
-        lambda launches, ran: one.check((values(memory, p.heatmaps, maps), values(memory, p.weights, weights))),
+        lambda launches: (values(memory, p.heatmaps, maps), values(memory, p.weights, weights)),
     )
 
 
 OP = Op(
     "render_heatmaps",
-    benches=(
-        Bench(
-            "render_heatmaps",
-            "render_heatmaps",
-            lambda: make(Work([Joints.all_on_the_map()], HEATMAP, torch.float32), inputs="joints anywhere on the map"),
-            PEERS,
-        ),
-    ),
+    benches=(Bench("render_heatmaps", "render_heatmaps", cpu_case, PEERS),),
     case=case,
     peers=PEERS,
     goals=[{"dtype": dtype} for dtype in DTYPES],

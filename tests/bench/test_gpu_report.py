@@ -269,7 +269,7 @@ def test_a_wrong_result_is_refused(
 
 
 @pytest.mark.usefixtures("only_small_cases")
-def test_a_section_that_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_section_that_fails_is_reported_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fails(report: Report, scale: train_step.Scale) -> None:
         raise OSError("no space left on device")
 
@@ -316,7 +316,7 @@ def test_what_is_not_finite_is_null_and_an_error(monkeypatch: pytest.MonkeyPatch
     assert [row["median_s"] for row in figures["ops"]] == [None] * 3
     assert figures["ops"][0]["peers"]["limit_torch_amax"] is None
     assert "figures.ops.1.iqr_s is inf, written as null" in figures["errors"]
-    assert len(figures["errors"]) == len(set(figures["errors"]))  # told once, however often the file was written
+    assert len(figures["errors"]) == len(set(figures["errors"]))  # once, however often the file was written
     assert "NaN" not in next(tmp_path.iterdir()).read_text()
     assert gpu_report.tables(figures).count("? (?)") == 3
 
