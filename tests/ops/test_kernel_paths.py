@@ -178,7 +178,7 @@ def test_tiles_that_just_fit_an_image_and_just_do_not(device: torch.device, colu
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_matrices_that_lead_nowhere(device: torch.device, memory_format: torch.memory_format) -> None:
+def test_huge_and_non_finite_matrices(device: torch.device, memory_format: torch.memory_format) -> None:
     """Entries that are huge or no numbers in any place, and terms of 10^7 that cancel, beside a crop that is inside."""
     size, rows = (33, 40), []
     middle = placed((400.0, 300.0), 1.0, 0.0, False, size)
@@ -464,7 +464,7 @@ def test_ties_between_elements_vectors_warps_and_rounds(
 
 @each_layout
 def test_maps_with_nothing_to_find(device: torch.device, layout: Any) -> None:
-    """All equal, all NaN, all -inf, NaN but for the last pixel, a row of NaN, zeros of both signs, +inf twice."""
+    """All equal, all NaN, all -inf, NaN except the last pixel, a row of NaN, zeros of both signs, +inf twice."""
     maps = torch.zeros(2, 9, 16, 24)
     maps[:, 0] = 0.5
     maps[:, 1] = NAN
@@ -648,9 +648,7 @@ def test_a_gradient_has_the_same_bits_in_every_layout(device: torch.device, enco
 
 
 @each("layout, dtype", *pairs(THREE_LAYOUTS, FLOATS))
-def test_a_value_that_is_no_number_counts_outside_every_window(
-    device: torch.device, layout: Any, dtype: torch.dtype
-) -> None:
+def test_nan_and_infinity_count_outside_every_window(device: torch.device, layout: Any, dtype: torch.dtype) -> None:
     points, visible = torch.full((2, 16, 2), 5.0, device=device), torch.ones(2, 16, device=device)
     for value in (NAN, INF, -INF):
         for row, column in ((40, 50), (63, 63), (5, 60), (60, 5), (0, 0)):
@@ -667,7 +665,7 @@ def test_a_value_that_is_no_number_counts_outside_every_window(
 
 
 @each("layout, dtype, size", *pairs(THREE_LAYOUTS, FLOATS, [(2, 8), (3, 16), (40, 24)]))
-def test_weights_that_are_no_numbers(
+def test_nan_and_infinite_weights_reach_the_loss(
     device: torch.device, layout: Any, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
     """They reach the loss as they are, also where maps are so small that most of a block has nothing to do."""
@@ -688,7 +686,7 @@ def test_loss_weights_find_their_joints(device: torch.device, layout: Any, missi
 
 
 @each_layout
-def test_values_that_are_no_numbers_stay_where_they_are(device: torch.device, layout: Any) -> None:
+def test_nan_and_infinity_stay_where_they_are(device: torch.device, layout: Any) -> None:
     """NaN and infinity in some maps: the loss is NaN, their gradients too, every other element has its own.
 
     With weight 0 as well, for 0 · NaN is NaN: a prediction that is no number is never made to look like one.
@@ -715,7 +713,7 @@ def test_values_that_are_no_numbers_stay_where_they_are(device: torch.device, la
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (2, 0, 8, 7), (0, 0, 1, 1)], ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_nothing_at_all_in_either_layout(
+def test_empty_maps_in_either_layout(
     device: torch.device, shape: tuple[int, ...], memory_format: torch.memory_format
 ) -> None:
     pred = torch.empty(shape, device=device).contiguous(memory_format=memory_format).requires_grad_()
