@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make train   a trained network from nothing: environment, kernels, synthetic persons, training, evaluation
-# make test    the same set-up, then the whole test suite
+# make test    the same set-up, then the test suite without what takes minutes
+# make test-slow | fallback  what takes minutes; the op tests on the ops in plain torch
 # make real    train on the five real MPII images in REAL_DATA until they are known by heart
 # make bench   each op and the pipeline against their peers on 1 and on 2 threads, into bench/results; then
 #              python -m bench.page puts them into docs/benchmarks.md
@@ -20,14 +21,24 @@ BIN := $(abspath $(VENV))/bin
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test real bench bench-compare gpu gpu-check gpu-report gpu-more gpu-rehearsal compute-sanitizer integrations \
+.PHONY: train test test-slow fallback real bench bench-compare gpu gpu-check gpu-report gpu-more gpu-rehearsal compute-sanitizer integrations \
   lint cpp-test sanitize emulate cuda-compile kernel-counts clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
 
+# Several processes, each with one thread: most tests keep no more than one core busy. tests/conftest.py says of a test
+# that hangs why this is the safer way, too.
+PARALLEL := -n auto --maxprocesses=8 --dist=worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow and (cuda or not tiles)"
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow
+
+fallback: $(VENV)/.installed-test
+	FASTPOSE_FALLBACK=1 $(PYTEST) $(filter-out %kernel_paths.py,$(OP_TESTS)) tests/ops/test_compile.py
 
 real: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train --recipe mpii_real5_resnet18_fcn_128 --data_root $(REAL_DATA)/mpii
@@ -104,24 +115,24 @@ cpp-test: $(VENV)/.installed-dev
 
 # A second copy of the package, built with AddressSanitizer and UndefinedBehaviorSanitizer, under tests.
 # Leaks are not looked for: Python keeps what it has allocated.
-# $(call under_sanitizers,folder,CMake options,pytest's choice)
+# $(call under_sanitizers,folder,CMake options,pytest's choice of tests)
 define under_sanitizers
 	rm -rf build/$(1) && mkdir -p build/$(1)
 	PATH=$(BIN):$$PATH FASTPOSE_CUDA=0 CMAKE_ARGS="-DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON $(2)" \
 	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/$(1) .
 	cp -r tests pyproject.toml build/$(1)/
 	cd build/$(1) && FASTPOSE_FALLBACK=0 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  $(BIN)/python -m pytest -p no:cacheprovider -q -k "not compile $(3)" $(OP_TESTS)
+	  $(BIN)/python -m pytest $(PARALLEL) -p no:cacheprovider -q $(3) $(OP_TESTS)
 endef
 OP_TESTS := $(addprefix tests/ops/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py kernel_paths.py)
 
 sanitize: $(VENV)/.installed-dev
-	$(call under_sanitizers,sanitize)
+	$(call under_sanitizers,sanitize,,-m "not tiles" -k "not compile")
 
 # The CUDA kernels on the CPU (tests/cuda_emulation): out are the errors that only the CPU loops can raise, and batches
 # whose size is their point.
 emulate: $(VENV)/.installed-dev
-	$(call under_sanitizers,emulate,-DFASTPOSE_EMULATE_CUDA=ON,and not on_the_cpu and not large and not grid_dimension and not gradcheck)
+	$(call under_sanitizers,emulate,-DFASTPOSE_EMULATE_CUDA=ON,-k "not compile and not on_the_cpu and not large and not grid_dimension and not gradcheck")
 
 # Every architecture with every warning an error, against whatever torch is installed; the result must import and run.
 ARCHITECTURES := 7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX

@@ -119,9 +119,12 @@ def test_says_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
         assert on_cpu[1].startswith("native kernels")
         assert other == (f"ops on {accelerator}", "plain torch")
     environment = os.environ | {"FASTPOSE_FALLBACK": "1"}
-    command = [sys.executable, "-m", "fastpose.doctor"]
+    program = "import torch, fastpose\nfor _ in range(2):\n    fastpose.decode_heatmaps(torch.zeros(1, 1, 4, 4))\n"
+    program += "from fastpose import doctor\nraise SystemExit(doctor.main([]))"
+    command = [sys.executable, "-c", program]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
+    assert result.stderr.count("RuntimeWarning: FASTPOSE_FALLBACK=1") == 1
     assert "ops on cpu  plain torch" in result.stdout
     assert "FASTPOSE_FALLBACK=1: unset it" in result.stdout
 

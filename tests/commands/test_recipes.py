@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes in train/, and the dry run that tries each of them."""
+"""The recipes in train/: each is read and its network built, and the dry run steps one of each kind."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from fastpose.config import TrainOptions, find_recipe, from_plain, recipes
 
 from fastpose import train
+from fastpose.models import pose_resnet
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -32,8 +34,19 @@ def options_of(name: str) -> TrainOptions:
     return from_plain(TrainOptions, yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")))
 
 
-def is_heavy(options: TrainOptions) -> bool:
-    return options.depth > 50 or options.size[0] > 256
+def cost_of(name: str) -> tuple[int, int]:
+    options = options_of(name)
+    return options.depth, options.size[0] * options.size[1]
+
+
+def stepped() -> list[Any]:
+    """The cheapest recipe of each data and head, and, as a slow one, the dearest of all."""
+    chosen = {}
+    for name in sorted(recipes(), key=cost_of, reverse=True):
+        options = options_of(name)
+        data = f"synthetic {options.dataset}" if options.synthetic_persons else options.dataset
+        chosen[data, options.head] = name
+    return [*chosen.values(), pytest.param(max(recipes(), key=cost_of), marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +73,23 @@ def test_each_published_setting_has_its_recipe() -> None:
         assert (options.missing, options.color_order, options.encoding) == ("ignore", "bgr", "msra"), name
 
 
-def test_the_recipe_of_coco_with_the_fcn_head_differs_in_its_head_alone() -> None:
+def test_the_two_coco_recipes_of_resnet_50_differ_in_their_head_only() -> None:
     deconv = options_of("coco_resnet50_deconv_256x192")
     assert options_of("coco_resnet50_fcn_256x192") == dataclasses.replace(deconv, head="fcn")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if is_heavy(options_of(name)) else []) for name in recipes()]
-)
-def test_a_dry_run_of_each_recipe_builds_steps_and_decodes(name, data, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", recipes())
+def test_each_recipe_has_options_and_a_network_for_its_size(name: str) -> None:
+    options = options_of(name)
+    joints = {"coco": 17, "mpii": 16}[options.dataset]
+    with torch.device("meta"):
+        model = pose_resnet(options.depth, options.head, joints, channels=options.channels)
+        heatmaps = model(torch.empty(1, 3, *options.size))
+    assert heatmaps.shape == (1, joints, options.size[0] // 4, options.size[1] // 4)
+
+
+@pytest.mark.parametrize("name", stepped())
+def test_a_dry_run_builds_steps_and_decodes(name, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = options_of(name)
     joints = {"coco": 17, "mpii": 16}[options.dataset]
@@ -79,15 +100,15 @@ def test_a_dry_run_of_each_recipe_builds_steps_and_decodes(name, data, tmp_path,
     arguments += ["--flip_test", "false"]
     arguments += ["--synthetic_persons", "10"] if options.synthetic_persons else []
     assert train.main(arguments) == 0
-    told, (height, width) = capsys.readouterr().out, options.size
-    assert f"ResNet-{options.depth} with {options.head} head" in told
-    assert f"optimiser: {options.optimizer}" in told
-    assert f"[1, 3, {height}, {width}] float32, joints [1, {joints}, 2]" in told
-    assert f"heatmaps [1, {joints}, {height // 4}, {width // 4}] float32, points [1, {joints}, 2]" in told
-    assert re.search(r"first step in [\d.]+ s: [\d.]+ samples/s", told)
-    assert int(re.search(r"at most (\d+) MiB", told)[1]) > 50
+    out, (height, width) = capsys.readouterr().out, options.size
+    assert f"ResNet-{options.depth} with {options.head} head" in out
+    assert f"optimiser: {options.optimizer}" in out
+    assert f"[1, 3, {height}, {width}] float32, joints [1, {joints}, 2]" in out
+    assert f"heatmaps [1, {joints}, {height // 4}, {width // 4}] float32, points [1, {joints}, 2]" in out
+    assert re.search(r"first step in [\d.]+ s: [\d.]+ samples/s", out)
+    assert int(re.search(r"at most (\d+) MiB", out)[1]) > 50
     if name == "mpii_resnet50_deconv_256":
-        assert "33,999,440 parameters" in told  # SimpleBaselines' own count
+        assert "33,999,440 parameters" in out  # SimpleBaselines' own count
     assert not list(tmp_path.iterdir())
 
 

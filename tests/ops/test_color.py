@@ -33,7 +33,7 @@ def jittered(pixels: np.ndarray, brightness: float, contrast: float, saturation:
 
 
 @pytest.mark.parametrize("color", [NORMALIZE, BGR], ids=["rgb", "bgr"])
-def test_a_crop_is_that_of_the_picture_with_other_colours(device: torch.device, color: torch.Tensor) -> None:
+def test_a_jittered_crop_is_the_crop_of_the_jittered_picture(device: torch.device, color: torch.Tensor) -> None:
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
     maps = fastpose.jitter_color(color, *(factor.to(device) for factor in FACTORS))
@@ -58,7 +58,7 @@ def test_normalisation_is_the_definition_s_to_the_bit(seed: int) -> None:
     np.testing.assert_array_equal(got, fastpose.normalize_color(torch.from_numpy(mean), std))
 
 
-def test_the_map_is_the_definition_s(device: torch.device) -> None:
+def test_the_map_matches_the_reference(device: torch.device) -> None:
     got = fastpose.jitter_color(NORMALIZE, *(factor.to(device) for factor in FACTORS))
     np.testing.assert_allclose(got.cpu(), reference.jitter_color(NORMALIZE, *FACTORS), rtol=1e-5, atol=1e-6)
     mixed = fastpose.jitter_color(NORMALIZE.to(device), 0.5, FACTORS[1].to(device))
@@ -96,7 +96,7 @@ def test_wrong_shapes_are_refused(f) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("color", [NORMALIZE, NORMALIZE.cuda], ids=["cpu", "cuda"])
-def test_a_map_is_made_without_waiting_for_the_gpu(color) -> None:
+def test_a_map_is_computed_without_waiting_for_the_gpu(color) -> None:
     given = color if isinstance(color, torch.Tensor) else color()
     factors = [factor.cuda() for factor in FACTORS]
     torch.cuda.set_sync_debug_mode("error")

@@ -147,7 +147,7 @@ def on_cuda(call: Call, seed: int = 0) -> list[Tensor]:
 
 
 def blank_inputs(call: Call, arguments: list[Tensor]) -> list[Tensor]:
-    """Zeros in the place of the inputs, but for the tables of a crop, which must name images from the start."""
+    """Zeros instead of the inputs, except the tables of a crop, which must name images from the start."""
     blank = [torch.zeros_like(t) for t in arguments]
     if call is crop:
         blank[1:3] = [t.clone() for t in arguments[1:3]]

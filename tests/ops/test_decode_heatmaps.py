@@ -208,7 +208,7 @@ def test_the_blur_is_opencvs(device: torch.device, side: int) -> None:
 @pytest.mark.parametrize("refine", ["dark", "dark_udp"])
 def test_where_there_is_no_extremum_to_step_to(device: torch.device, refine: str) -> None:
     """The point stays on its pixel: surroundings below the floor, an infinity, NaN nearby; and for dark a Hessian that
-    is singular but for rounding (dark_udp's epsilon makes it regular).
+    is singular except for rounding (dark_udp's epsilon makes it regular).
     """
     maps = torch.zeros(5, 15, 15, dtype=torch.float64)
     maps[0] = -1.0

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops in plain torch: they pass the ops' own tests, take over where no kernel is, and need no float64."""
+"""The ops in plain torch: they take over where no kernel is, and need no float64. `make fallback` runs the ops' own
+tests on them, with the same tolerances."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,18 +40,6 @@ PLAIN = {
     "swap_pairs": swap_pairs.plain_swap_pairs,
     "transform_points": transform_points.plain_transform_points,
 }
-
-
-@pytest.mark.native
-def test_the_ops_own_tests_pass_in_plain_torch() -> None:
-    """All of them, with the same tolerances, opcheck, equal bits for any number of threads, and inductor."""
-    files = ["affine_crop", "compile", "decode_heatmaps", "geometry", "heatmap_mse_loss", "render_heatmaps"]
-    paths = [Path(__file__).parent / f"test_{name}.py" for name in files]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, paths)]
-    environment = os.environ | {"FASTPOSE_FALLBACK": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert result.stdout.count("RuntimeWarning: FASTPOSE_FALLBACK=1") == 1
 
 
 @pytest.mark.native

@@ -211,7 +211,7 @@ def test_two_runs_give_the_same_bits_on_cuda() -> None:
 
 
 @pytest.mark.cuda
-def test_losses_on_many_streams_and_in_a_graph_do_not_meet() -> None:
+def test_losses_on_many_streams_and_in_a_graph_do_not_interfere() -> None:
     """The kernel that adds up sums gets ready while another makes them; it has to see all of them, and no others."""
     batches = [batch_of(torch.device("cuda"), (64, 64), 16, seed) for seed in range(4)]
     expected = torch.stack([fastpose.heatmap_mse_loss(*batch) for batch in batches])

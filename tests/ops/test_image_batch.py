@@ -87,7 +87,7 @@ def test_few_pieces_wait_for_their_copy_however_large_the_batch(monkeypatch: pyt
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("piece", [7, 1 << 20])
-def test_a_batch_made_for_the_gpu_is_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+def test_a_batch_built_for_the_gpu_equals_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (n + 1, 9 - n, 3), dtype=np.uint8)[:, ::-1] for n in range(7)]
     expected = ImageBatch.from_list(images)
@@ -114,7 +114,7 @@ def test_from_list_takes_tensors_and_nothing_at_all() -> None:
         np.zeros((0, 4, 3), np.uint8),
     ],
 )
-def test_from_list_names_the_image_that_is_none(image: np.ndarray) -> None:
+def test_from_list_names_what_is_not_an_image(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"images\[1\] must be uint8 \[h, w, 3\], got"):
         ImageBatch.from_list([np.zeros((2, 2, 3), np.uint8), image])
 
@@ -170,7 +170,7 @@ def test_normalize_color_by_hand() -> None:
         (0.5, (1, 1, 1), "mean must be three numbers"),
     ],
 )
-def test_normalize_color_refuses_what_is_no_colour(
+def test_normalize_color_refuses_what_is_not_a_colour(
     mean: tuple[float, ...], std: tuple[float, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -19,11 +19,18 @@ from torch import Tensor
 import fastpose
 from fastpose import ImageBatch, reference
 from tests.helpers.ops import RENDER_TOLERANCE, assert_decoded, random_maps, random_points
+from tests.helpers.pairs import pairs
 
 INF, NAN = float("inf"), float("nan")
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 HALF_STEP = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # relative; a float32 result is rounded to half of it
 FORMATS = [torch.contiguous_format, torch.channels_last]
+ENCODINGS = ["msra", "unbiased", "udp"]
+
+
+def each(names: str, *cases: tuple[Any, ...]) -> pytest.MarkDecorator:
+    """parametrize, with functions named in the tests' names."""
+    return pytest.mark.parametrize(names, cases, ids=lambda v: v.__name__ if callable(v) else str(v))
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +105,7 @@ def assert_crop(out: Tensor, expected: NDArray[Any], gain: float = 1.0) -> None:
         np.testing.assert_allclose(got, expected, rtol=HALF_STEP.get(out.dtype, 1e-6), atol=slope)
 
 
-@pytest.mark.parametrize("size", CROP_SIZES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8], ids=str)
-@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@each("size, dtype, memory_format", *pairs(CROP_SIZES, [*FLOATS[:3], torch.uint8], FORMATS))
 def test_crops_inside_and_across_every_border(
     device: torch.device, size: tuple[int, int], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -153,6 +158,7 @@ def test_views_of_images_with_odd_strides(device: torch.device, memory_format: t
     assert_crop(out, reference.affine_crop(repeated, matrix, size, dtype=np.float64))
 
 
+@pytest.mark.tiles
 @pytest.mark.parametrize("columns", [68, 69, 70, 71])
 def test_tiles_that_just_fit_an_image_and_just_do_not(device: torch.device, columns: int) -> None:
     """One tile of 64 x 16, moved by whole pixels over an image a little larger: the image's bytes, or the fill.
@@ -172,7 +178,7 @@ def test_tiles_that_just_fit_an_image_and_just_do_not(device: torch.device, colu
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_matrices_that_lead_nowhere(device: torch.device, memory_format: torch.memory_format) -> None:
+def test_huge_and_non_finite_matrices(device: torch.device, memory_format: torch.memory_format) -> None:
     """Entries that are huge or no numbers in any place, and terms of 10^7 that cancel, beside a crop that is inside."""
     size, rows = (33, 40), []
     middle = placed((400.0, 300.0), 1.0, 0.0, False, size)
@@ -210,9 +216,10 @@ def test_colour_maps_reach_tiles_of_both_kinds(device: torch.device, memory_form
 # ---- render_heatmaps -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["msra", "unbiased", "udp"])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [(16, 24), (13, 18), (7, 9), (1, 1), (200, 96), (96, 200)], ids=str)
+@each(
+    "encoding, dtype, size",
+    *pairs(ENCODINGS, FLOATS, [(16, 24), (13, 18), (7, 9), (1, 1), (200, 96), (96, 200)]),
+)
 def test_maps_of_whole_vectors_and_others(
     device: torch.device, encoding: str, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
@@ -228,6 +235,7 @@ def test_maps_of_whole_vectors_and_others(
 
 
 # A warp's tile is 8 KiB of a map, and at most 2,048 pixels high or wide: just below, at and above that, and far above.
+@pytest.mark.tiles
 @pytest.mark.parametrize("encoding", ["msra", "unbiased"])
 @pytest.mark.parametrize(
     "size",
@@ -267,7 +275,7 @@ def points_at_borders(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return points, visible.view(9, 16)
 
 
-@pytest.mark.parametrize("encoding", ["msra", "unbiased", "udp"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 3.0, 40.0])
 def test_draws_windows_across_every_border(device: torch.device, encoding: str, sigma: float) -> None:
     size = (64, 64)
@@ -354,6 +362,7 @@ LAYOUTS = [
     columns_of_a_wider_map,
     transposed,
 ]
+THREE_LAYOUTS = [planar, channels_last, transposed]
 each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 
 
@@ -365,9 +374,7 @@ def pairs_among(joints: int) -> list[tuple[int, int]]:
     return [(k, k + 1) for k in range(0, joints - 1, 2)]
 
 
-@each_layout
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [(24, 32), (17, 23), (9, 8)], ids=str)
+@each("layout, dtype, size", *pairs(LAYOUTS, FLOATS, [(24, 32), (17, 23), (9, 8)]))
 def test_decodes_every_layout_with_and_without_the_mirror_test(
     device: torch.device, layout: Any, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
@@ -415,9 +422,7 @@ def many_levels(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randint(-64, 192, shape, generator=torch.Generator().manual_seed(seed)).float() / 256
 
 
-@each_layout
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+@each("layout, dtype, refine", *pairs(LAYOUTS, FLOATS, ["dark", "dark_udp"]))
 def test_refines_by_blurring_in_every_layout(
     device: torch.device, layout: Any, dtype: torch.dtype, refine: str
 ) -> None:
@@ -439,9 +444,7 @@ def test_refines_any_number_of_joints_side_by_side(device: torch.device, joints:
     assert_decoded(out, plain, refine="dark", blur_kernel=5)
 
 
-@pytest.mark.parametrize("layout", [planar, channels_last, transposed], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [(24, 32), (200, 96)], ids=str)
+@each("layout, dtype, size", *pairs(THREE_LAYOUTS, FLOATS, [(24, 32), (200, 96)]))
 def test_ties_between_elements_vectors_warps_and_rounds(
     device: torch.device, layout: Any, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
@@ -461,7 +464,7 @@ def test_ties_between_elements_vectors_warps_and_rounds(
 
 @each_layout
 def test_maps_with_nothing_to_find(device: torch.device, layout: Any) -> None:
-    """All equal, all NaN, all -inf, NaN but for the last pixel, a row of NaN, zeros of both signs, +inf twice."""
+    """All equal, all NaN, all -inf, NaN except the last pixel, a row of NaN, zeros of both signs, +inf twice."""
     maps = torch.zeros(2, 9, 16, 24)
     maps[:, 0] = 0.5
     maps[:, 1] = NAN
@@ -557,18 +560,14 @@ def prediction(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed:
     return (0.4 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
-@each_layout
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [(16, 24), (13, 17)], ids=str)
+@each("layout, dtype, size", *pairs(LAYOUTS, FLOATS, [(16, 24), (13, 17)]))
 def test_loss_and_gradient_over_layouts(
     device: torch.device, layout: Any, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
     assert_loss(device, prediction((3, 5, *size), dtype), layout)
 
 
-@pytest.mark.parametrize("joints", [1, 2, 3, 7, 16, 17, 133])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [(9, 24), (5, 7)], ids=str)
+@each("joints, dtype, size", *pairs([1, 2, 3, 7, 16, 17, 133], FLOATS, [(9, 24), (5, 7)]))
 def test_loss_of_any_number_of_joints_side_by_side(
     device: torch.device, joints: int, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
@@ -577,6 +576,7 @@ def test_loss_of_any_number_of_joints_side_by_side(
     assert_loss(device, prediction((2, joints, *size), dtype), channels_last, weights)
 
 
+@pytest.mark.tiles
 @pytest.mark.parametrize("layout", [planar, channels_last, some_samples_channels_last], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
     "shape",
@@ -600,9 +600,8 @@ BARELY_TILED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("layout", "shape"), BARELY_TILED, ids=lambda value: value.__name__ if callable(value) else str(value)
-)
+@pytest.mark.tiles
+@each("layout, shape", *BARELY_TILED)
 @pytest.mark.parametrize("encoding", ["msra", "unbiased"])
 def test_loss_of_maps_that_hardly_fit_tiles(
     device: torch.device, layout: Any, shape: tuple[int, ...], encoding: str
@@ -611,9 +610,7 @@ def test_loss_of_maps_that_hardly_fit_tiles(
         assert_loss(device, prediction(shape, dtype), layout, encoding=encoding)
 
 
-@pytest.mark.parametrize("layout", [planar, channels_last, transposed], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("encoding", ["msra", "unbiased", "udp"])
-@pytest.mark.parametrize("sigma", [0.3, 1.0, 3.0, 40.0])
+@each("layout, encoding, sigma", *pairs(THREE_LAYOUTS, ENCODINGS, [0.3, 1.0, 3.0, 40.0]))
 def test_loss_of_windows_across_every_border(device: torch.device, layout: Any, encoding: str, sigma: float) -> None:
     size = (64, 64)
     for dtype in (torch.float32, torch.bfloat16):
@@ -621,6 +618,7 @@ def test_loss_of_windows_across_every_border(device: torch.device, layout: Any, 
         assert_loss(device, plain, layout, at=points_at_borders(size), sigma=sigma, encoding=encoding)
 
 
+@pytest.mark.tiles
 @pytest.mark.parametrize("joints", [2, 5, 16, 17, 32, 33, 64, 65, 70, 133, 308])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_loss_of_joints_on_the_same_pixels(device: torch.device, joints: int, dtype: torch.dtype) -> None:
@@ -633,7 +631,7 @@ def test_loss_of_joints_on_the_same_pixels(device: torch.device, joints: int, dt
     assert_loss(device, prediction((2, joints, *size), dtype), channels_last, at=(points, visible))
 
 
-@pytest.mark.parametrize("encoding", ["msra", "unbiased", "udp"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_gradient_has_the_same_bits_in_every_layout(device: torch.device, encoding: str, dtype: torch.dtype) -> None:
     points, visible = (tensor.to(device) for tensor in random_points(3, 17, (40, 24)))
@@ -649,11 +647,8 @@ def test_a_gradient_has_the_same_bits_in_every_layout(device: torch.device, enco
     assert torch.equal(gradients[2], gradients[0])
 
 
-@pytest.mark.parametrize("layout", [planar, channels_last, transposed], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_a_value_that_is_no_number_counts_outside_every_window(
-    device: torch.device, layout: Any, dtype: torch.dtype
-) -> None:
+@each("layout, dtype", *pairs(THREE_LAYOUTS, FLOATS))
+def test_nan_and_infinity_count_outside_every_window(device: torch.device, layout: Any, dtype: torch.dtype) -> None:
     points, visible = torch.full((2, 16, 2), 5.0, device=device), torch.ones(2, 16, device=device)
     for value in (NAN, INF, -INF):
         for row, column in ((40, 50), (63, 63), (5, 60), (60, 5), (0, 0)):
@@ -669,10 +664,8 @@ def test_a_value_that_is_no_number_counts_outside_every_window(
             assert odd[1, 9, row, column]
 
 
-@pytest.mark.parametrize("layout", [planar, channels_last, transposed], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [(2, 8), (3, 16), (40, 24)], ids=str)
-def test_weights_that_are_no_numbers(
+@each("layout, dtype, size", *pairs(THREE_LAYOUTS, FLOATS, [(2, 8), (3, 16), (40, 24)]))
+def test_nan_and_infinite_weights_reach_the_loss(
     device: torch.device, layout: Any, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
     """They reach the loss as they are, also where maps are so small that most of a block has nothing to do."""
@@ -684,9 +677,7 @@ def test_weights_that_are_no_numbers(
         assert loss.isnan() if value != value else loss.item() == INF
 
 
-@each_layout
-@pytest.mark.parametrize("missing", ["zeros", "ignore"])
-@pytest.mark.parametrize("per_sample", [False, True])
+@each("layout, missing, per_sample", *pairs(LAYOUTS, ["zeros", "ignore"], [False, True]))
 def test_loss_weights_find_their_joints(device: torch.device, layout: Any, missing: str, per_sample: bool) -> None:
     generator = torch.Generator().manual_seed(2)
     weights = torch.rand((4, 7) if per_sample else (7,), generator=generator) * 3
@@ -695,7 +686,7 @@ def test_loss_weights_find_their_joints(device: torch.device, layout: Any, missi
 
 
 @each_layout
-def test_values_that_are_no_numbers_stay_where_they_are(device: torch.device, layout: Any) -> None:
+def test_nan_and_infinity_stay_where_they_are(device: torch.device, layout: Any) -> None:
     """NaN and infinity in some maps: the loss is NaN, their gradients too, every other element has its own.
 
     With weight 0 as well, for 0 · NaN is NaN: a prediction that is no number is never made to look like one.
@@ -722,7 +713,7 @@ def test_values_that_are_no_numbers_stay_where_they_are(device: torch.device, la
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (2, 0, 8, 7), (0, 0, 1, 1)], ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_nothing_at_all_in_either_layout(
+def test_empty_maps_in_either_layout(
     device: torch.device, shape: tuple[int, ...], memory_format: torch.memory_format
 ) -> None:
     pred = torch.empty(shape, device=device).contiguous(memory_format=memory_format).requires_grad_()

@@ -68,7 +68,7 @@ REFUSED: list[Callable[[Any], Any]] = [
 
 
 @pytest.mark.parametrize("call", REFUSED)
-def test_what_the_ops_refuse_the_reference_refuses(call: Callable[[Any], Any]) -> None:
+def test_the_reference_refuses_what_the_ops_refuse(call: Callable[[Any], Any]) -> None:
     for module in (fastpose, reference):
         with pytest.raises((ValueError, RuntimeError, IndexError)):
             call(module)
@@ -88,18 +88,18 @@ def test_what_the_ops_refuse_the_reference_refuses(call: Callable[[Any], Any]) -
         (lambda: fastpose.transform_points(POINTS, None), "matrix must be a torch.Tensor, got NoneType"),
     ],
 )
-def test_what_is_no_tensor_is_named(call: Callable[[], Any], message: str) -> None:
+def test_an_argument_that_is_not_a_tensor_is_named(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         call()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-def test_an_image_index_that_is_no_whole_number_is_refused(dtype: torch.dtype) -> None:
+def test_a_fractional_image_index_is_refused(dtype: torch.dtype) -> None:
     with pytest.raises(RuntimeError, match="image_index must be Long"):
         fastpose.affine_crop(IMAGES, MATRIX, (4, 4), image_index=torch.tensor([0.9, 0.0]).to(dtype))
 
 
-def test_a_size_of_fractions_is_refused() -> None:
+def test_a_fractional_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"size must be \(h, w\), two whole numbers"):
         fastpose.affine_crop(IMAGES, MATRIX, (8.5, 8))  # type: ignore[arg-type]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The instruction sets that the CPU loops choose from: same bits from each, the level told, a wrong one refused.
+"""The instruction sets that the CPU loops choose from: same bits from each, the level reported, a wrong one refused.
 
 The level is read once per process. So one process per level runs the same fixed cases, writes down what came out, and
 the files are compared bit for bit.
@@ -159,7 +159,7 @@ def test_every_level_gives_the_same_bits(tmp_path: Path) -> None:
             assert torch.equal(expected, actual), f"{level}, {name}: {int((expected != actual).sum())} bytes differ"
 
 
-def test_the_level_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_level_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert fastpose.build_info()["simd"] in LEVELS
     assert doctor.main([]) == 0
     assert f"SIMD  {fastpose.build_info()['simd']}" in capsys.readouterr().out

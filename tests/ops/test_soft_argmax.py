@@ -72,7 +72,7 @@ def test_finds_the_centre_of_logits_that_are_a_parabola(device: torch.device) ->
     assert float(scores.max()) == pytest.approx(1 / (8 * np.pi), rel=0.05)
 
 
-def test_large_values_and_constants_do_no_harm(device: torch.device) -> None:
+def test_large_values_and_constants_are_handled(device: torch.device) -> None:
     maps = random_maps((2, 3, 8, 8)).to(device)
     for one, other in zip(fastpose.soft_argmax(maps), fastpose.soft_argmax(maps + 1000.0), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=3e-3)
