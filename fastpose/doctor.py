@@ -44,7 +44,7 @@ def _nvimgcodec() -> str:
     except ModuleNotFoundError:  # no package of NVIDIA's at all
         found = None
     if found is None or found.origin is None:
-        return 'not there; --decoder gpu needs it: pip install "fastpose[gpu]"'
+        return "not there; --decoder gpu needs it: pip install 'nvidia-nvimgcodec-cu13[nvjpeg]'"
     return str(Path(found.origin).parent)
 
 
