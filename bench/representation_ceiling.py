@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import fastpose
-from fastpose.data.annotation_rows import mpii_box
+from fastpose.data.boxes import mpii_box
 from fastpose.data.mpii import read_ground_truth
 from fastpose.metrics import pckh
 from fastpose.ops.decode_heatmaps import REFINEMENTS

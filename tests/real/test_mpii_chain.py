@@ -14,9 +14,8 @@ from torch import Tensor
 
 import fastpose
 from bench.representation_ceiling import ceilings
-from fastpose.data.annotation_rows import mpii_box
-from fastpose.data.mpii import read_ground_truth
-from fastpose.metrics import pckh_from_mat
+from fastpose.data.boxes import mpii_box
+from fastpose.data.mpii import pckh_from_mat, read_ground_truth
 from fastpose.skeletons import MPII
 
 
