@@ -264,12 +264,9 @@ def test_results_of_images_that_are_not_evaluated_are_refused(real_persons):
 
 def test_without_pycocotools_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    truth = CocoTruth(box_source="annotations", category=1, image_ids=[1], annotations=[])
     with pytest.raises(ValueError, match=r"pycocotools, .*: pip install pycocotools"):
-        keypoint_ap(
-            CocoTruth(box_source="annotations", category=1, image_ids=[1], annotations=[]),
-            [{"image_id": 1}],
-            COCO.sigmas,
-        )
+        keypoint_ap(truth, [{"image_id": 1}], COCO.sigmas)
 
 
 def test_the_table_says_where_the_boxes_came_from():

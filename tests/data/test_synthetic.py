@@ -15,6 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from scipy.io import loadmat
+
+from fastpose.data.synthetic import SyntheticDataError, generate, render_scene
 from fastpose.data.synthetic.figure import (
     HEAD,
     L_HIP,
@@ -26,9 +29,6 @@ from fastpose.data.synthetic.figure import (
     sample_outfit,
     sample_pose,
 )
-from scipy.io import loadmat
-
-from fastpose.data.synthetic import SyntheticDataError, generate, render_scene
 from fastpose.data.synthetic.generate import MAT_JOINT_NAMES
 from fastpose.synthetic import main
 
@@ -190,9 +190,7 @@ def test_the_same_data_set_is_left_alone(tmp_path: Path) -> None:
 
 def test_another_data_set_is_replaced_only_on_request(tmp_path: Path) -> None:
     generate(tmp_path / "set", persons=4, seed=1)
-    message = (
-        r"another synthetic data set \(4 persons, 1 of them .*, seed 1, .*\) than the one asked for \(4 .*, seed 2, "
-    )
+    message = r"another synthetic data set \(4 persons, 1 .*, seed 1, .*\) than the one asked for \(4 .*, seed 2, "
     with pytest.raises(SyntheticDataError, match=message):
         generate(tmp_path / "set", persons=4, seed=2)
     assert generate(tmp_path / "set", persons=4, seed=2, overwrite=True).created
