@@ -55,5 +55,4 @@ class Coco:
     def scorer(self, persons: Persons) -> Scorer:
         if self.data.score == "pck":
             return PckScorer(persons, self.data)
-        assert persons.truth is not None  # `read` of the validation persons keeps it
-        return ApScorer(persons, cast("CocoTruth", persons.truth))
+        return ApScorer(persons, cast("CocoTruth | None", persons.truth))
