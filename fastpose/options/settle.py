@@ -44,8 +44,8 @@ def settle(
     5. the defaults, which are the paper's settings.
 
     Then the data root becomes absolute; files that nobody named get the names of the data set's layout; the colour
-    order is that of the weights to begin with. A pack brings the names of its data: naming others is an error, having
-    inherited them is not, and is printed.
+    order is that of the weights to begin with. A pack brings the names of its data, which is printed: naming others is
+    an error, and so is having inherited them, except the usual names, which runs have that named none.
 
     Args:
         asked, recipe, run, weights, instead: see above; values by their flat names.
@@ -85,7 +85,7 @@ def settle(
     if settings.network.color_order == "auto":
         values["color_order"] = color_order_of_weights(settings.network)
     if reads_data and is_pack(Path(values["data_root"])):
-        values |= _packed(values, wanted, called or {})
+        values |= _packed(values, wanted, inherited, called or {})
     return Settings.of(values)
 
 
@@ -128,7 +128,9 @@ def _named_files(values: Mapping[str, Any], layout: Mapping[str, str]) -> dict[s
     return {name: values[name] or layout[name] for name in LAYOUT}
 
 
-def _packed(values: Mapping[str, Any], wanted: Mapping[str, Any], called: Mapping[str, str]) -> dict[str, Any]:
+def _packed(
+    values: Mapping[str, Any], wanted: Mapping[str, Any], inherited: Mapping[str, Any], called: Mapping[str, str]
+) -> dict[str, Any]:
     """The data options of the pack in the data root; it also decides whether pixels are reduced.
 
     Empty head boxes stay empty: no PCKh is wanted.
@@ -138,13 +140,16 @@ def _packed(values: Mapping[str, Any], wanted: Mapping[str, Any], called: Mappin
     packed = {name: read_index(root)["options"].get(name, usual[name]) for name in DATA_FILES}
     if not values["head_boxes"]:
         packed["head_boxes"] = ""
+    unusual = {name: value for name, value in inherited.items() if name in packed and value != usual[name]}
+    named = {**unusual, **wanted}
     for name, stored in packed.items():
-        named = name in wanted and (wanted[name] or name not in LAYOUT)  # there, empty stands for the layout's name
-        if named and wanted[name] != stored:
+        value = named.get(name, stored)
+        if name in LAYOUT and not value:  # which stands for the layout's name
+            continue
+        if value != stored and called.get(name) != "":
             raise OptionError(
                 called.get(name) or name,
-                f"the pack {root} holds the data of {stored!r}, got {wanted[name]!r}: name what it holds, or pack the "
-                "other",
+                f"the pack {root} holds the data of {stored!r}, got {value!r}: name what it holds, or pack the other",
             )
     other = [f"{n} {stored!r}" for n, stored in packed.items() if stored != values[n] and called.get(n) != ""]
     if other:

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastpose.data.augmentation import Augmentation, body_boxes
+from fastpose.data.augmentation import Augmentation
+from fastpose.data.boxes import body_boxes
+from fastpose.option import OptionError
 from fastpose.skeletons import COCO, MPII, Skeleton
 from tests.helpers import upstream
 from tests.helpers.persons import persons_of
@@ -40,7 +42,7 @@ def test_one_seed_gives_one_draw():
 
 
 def test_what_is_switched_off_does_not_happen():
-    draws = Augmentation(rotation=0, scale=(1, 1), flip=0).draw(100, generator(0))
+    draws = Augmentation(rotation=0, scale_min=1, scale_max=1, flip=0).draw(100, generator(0))
     assert (draws.rotation == 0).all()
     assert (draws.scale == 1).all()
     assert not draws.flip.any()
@@ -55,25 +57,27 @@ def test_an_empty_batch_draws_nothing():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "values"),
     [
-        ("rotation", -1),
-        ("rotation", float("nan")),
-        ("scale", (1.25, 0.75)),
-        ("scale", (0, 1)),
-        ("scale", (1, float("nan"))),
-        ("flip", 1.5),
-        ("flip", -0.1),
-        ("half_body", 1.1),
-        ("half_body", float("nan")),
-        ("brightness", -0.1),
-        ("contrast", 1.5),
-        ("saturation", float("nan")),
+        ("rotation", {"rotation": -1}),
+        ("rotation", {"rotation": float("nan")}),
+        ("scale_max", {"scale_min": 1.25, "scale_max": 0.75}),
+        ("scale_min", {"scale_min": 0, "scale_max": 1}),
+        ("scale_max", {"scale_min": 1, "scale_max": float("nan")}),
+        ("scale_max", {"scale_max": float("inf")}),
+        ("flip", {"flip": 1.5}),
+        ("flip", {"flip": -0.1}),
+        ("half_body", {"half_body": 1.1}),
+        ("half_body", {"half_body": float("nan")}),
+        ("brightness", {"brightness": -0.1}),
+        ("contrast", {"contrast": 1.5}),
+        ("saturation", {"saturation": float("nan")}),
     ],
 )
-def test_impossible_settings_are_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name):
-        Augmentation(**{name: value})
+def test_impossible_values_are_refused_by_name(name, values):
+    with pytest.raises(OptionError, match=f"^{name}: expected .*, got ") as error:
+        Augmentation(**values)
+    assert error.value.option == name
 
 
 def test_the_order_of_draws_is_the_documented_one():
@@ -130,7 +134,7 @@ def test_half_bodies_are_refused_where_no_person_has_enough_joints():
 
 @pytest.mark.parametrize("skeleton", [MPII, COCO], ids=lambda skeleton: skeleton.name)
 @pytest.mark.parametrize("size", [(256, 192), (64, 64), (64, 96)])
-def test_half_body_boxes_are_upstream_s(skeleton, size):
+def test_half_body_boxes_are_those_of_upstream(skeleton, size):
     rng = np.random.default_rng(0)
     joints = skeleton.num_joints
     visible = rng.random((200, joints)) < rng.uniform(0.3, 1, (200, 1))
@@ -179,7 +183,7 @@ def test_eight_visible_joints_are_too_few_for_a_half():
     assert (enough[1:] != enough[0]).any(axis=1).all()
 
 
-def test_without_half_bodies_there_is_the_person_s_box_alone_as_high_as_the_crop_wants():
+def test_without_half_bodies_there_is_only_the_box_of_the_person_as_high_as_the_crop():
     persons = persons_of(np.zeros((2, 16, 2)), np.ones((2, 16)))
     np.testing.assert_array_equal(
         body_boxes(persons, (64, 32), half_body=False), np.float32([[[50, 60, 1.5, 3]], [[50, 60, 1.5, 3]]])

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fastpose.config import TrainOptions, from_plain
-from fastpose.data.pixel_sources import ImageFiles
 
 import fastpose
 from fastpose import build, drawing, evaluate, pack, predict, train

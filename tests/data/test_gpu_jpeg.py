@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """JPEGs through nvImageCodec: on a GPU, and with its own CPU decoder where the package is there without one."""
 
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fastpose.config import TrainOptions
-from fastpose.data.gpu_jpeg import GpuJpegFiles
-from fastpose.data.pixel_sources import ResidentImages
 from PIL import Image
 
-from fastpose import build, doctor
+from fastpose import doctor
 from fastpose.data.images import read_image
+from fastpose.data.pixels import GpuJpegFiles, PixelOptions, ResidentImages, open_pixels
+from fastpose.option import OptionError
+from tests.helpers.persons import persons_of
+
+INSTALL = 'pip install "nvidia-nvimgcodec-cu13[nvjpeg]"'
 
 
 @pytest.fixture
@@ -59,12 +62,12 @@ def test_pixels_are_those_of_opencv_to_a_few_grey_levels(paths, device):
 def test_without_the_package_it_says_how_to_install_it(monkeypatch, capsys):
     for name in ("nvidia", "nvidia.nvimgcodec"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=r'needs nvImageCodec .*: pip install "nvidia-nvimgcodec-cu13\[nvjpeg\]"'):
+    with pytest.raises(OptionError, match=rf"decoder: gpu needs nvImageCodec .*: {re.escape(INSTALL)}$"):
         GpuJpegFiles([], "cpu")
     doctor.main([])
-    assert 'pip install "nvidia-nvimgcodec-cu13[nvjpeg]"' in capsys.readouterr().out
+    assert INSTALL in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_option_is_refused():
-    with pytest.raises(ValueError, match="decoder gpu: expected a CUDA device, got cpu"):
-        build.make_source([], TrainOptions(decoder="gpu"), torch.device("cpu"))
+    with pytest.raises(OptionError, match="decoder gpu: expected a CUDA device, got cpu"):
+        open_pixels(persons_of(np.zeros((1, 16, 2))), (64, 64), PixelOptions(decoder="gpu"), torch.device("cpu"))

@@ -89,7 +89,7 @@ def jpeg_with_thumbnail(folder: Path) -> tuple[bytes, int]:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "jpeg with thumbnail", "jpeg with restarts", "png"])
-def test_every_truncation_is_told(tmp_path, kind):
+def test_every_truncation_is_reported(tmp_path, kind):
     if kind == "jpeg with thumbnail":
         data, _ = jpeg_with_thumbnail(tmp_path)
     elif kind == "png":
@@ -107,7 +107,7 @@ def test_every_truncation_is_told(tmp_path, kind):
 
 
 @pytest.mark.parametrize("cut", ["in the pixels", "after the thumbnail's own end"])
-def test_a_jpeg_whose_tail_is_zeros_is_told(tmp_path, cut):
+def test_a_jpeg_whose_tail_is_zeros_is_reported(tmp_path, cut):
     # An interrupted copy into a preallocated file.
     data, thumbnail_end = jpeg_with_thumbnail(tmp_path)
     length = len(data) - 300 if cut == "in the pixels" else thumbnail_end
@@ -197,7 +197,7 @@ def test_bytes_after_the_end_of_the_image_do_no_harm(tmp_path, suffix):
     np.testing.assert_array_equal(read_image(tmp_path / f"b.{suffix}"), expected)
 
 
-def test_a_file_that_is_no_image_is_told_with_its_name_and_why(tmp_path):
+def test_a_file_that_is_not_an_image_is_reported_with_its_name_and_why(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("<html>404 not found</html>")
     (tmp_path / "folder.jpg").mkdir()
@@ -206,7 +206,7 @@ def test_a_file_that_is_no_image_is_told_with_its_name_and_why(tmp_path):
             read_image(tmp_path / f"{name}.jpg")
 
 
-def test_a_path_with_a_null_byte_is_told():
+def test_a_path_with_a_null_byte_is_reported():
     with pytest.raises(BadImageError, match="null"):
         read_image("a\0b.jpg")
 

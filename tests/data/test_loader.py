@@ -11,15 +11,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from fastpose.data.pixel_sources import ImageFiles, Pixels, ResidentImages, reductions
 
 import fastpose
-from fastpose.data.augmentation import Augmentation, body_boxes
+from fastpose.data.ahead import DeviceWait, prepare_ahead
+from fastpose.data.augmentation import Augmentation
+from fastpose.data.boxes import body_boxes, reductions
 from fastpose.data.images import BadImageError
-from fastpose.data.loader import DeviceWait, PoseLoader, prepare_ahead, seeded_generator
+from fastpose.data.loader import PoseLoader, seeded_generator
 from fastpose.data.mpii import read_mpii
 from fastpose.data.persons import Persons
+from fastpose.data.pixels import ImageFiles, Pixels, ResidentImages
 from fastpose.skeletons import MPII
+from tests.helpers.persons import persons_of
 from tests.helpers.shift import shift_between
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -44,17 +47,7 @@ class ArraySource:
 
 def one_person(keypoints: np.ndarray, side: int) -> Persons:
     """A person whose box is the whole picture: with a crop of the picture's size, crop pixel = picture pixel."""
-    return Persons(
-        image_paths=("memory",),
-        image_index=np.zeros(1, np.int64),
-        center=np.full((1, 2), side / 2, np.float32),
-        scale=np.full((1, 2), side / 200, np.float32),
-        keypoints=keypoints[None].astype(np.float32),
-        visible=np.ones((1, 16), np.float32),
-        head_size=np.ones(1, np.float32),
-        source_row=np.zeros(1, np.int64),
-        skeleton=MPII,
-    )
+    return persons_of(keypoints[None], center=[[side / 2] * 2], scale=[[side / 200] * 2])
 
 
 def loader(persons: Persons, **options) -> PoseLoader:
@@ -107,7 +100,7 @@ def test_with_udp_a_box_from_first_to_last_pixel_centre_is_the_picture_itself():
     # From crop to map by 63 / 15, not by 4.
     assert torch.allclose(batch.keypoints[0], torch.tensor(keypoints * 15 / 63).float(), atol=1e-5)
     # A mirrored crop is the crop with its columns in reverse, to the pixel.
-    mirror = Augmentation(rotation=0, scale=(1, 1), flip=1)
+    mirror = Augmentation(rotation=0, scale_min=1, scale_max=1, flip=1)
     (mirrored,) = PoseLoader(person, source, (64, 64), 1, udp=True, augmentation=mirror).epoch()
     assert torch.allclose(mirrored.images, batch.images.flip(3), atol=1e-4)
     mirror_of = dict(MPII.mirror_pairs) | {b: a for a, b in MPII.mirror_pairs}
@@ -116,7 +109,7 @@ def test_with_udp_a_box_from_first_to_last_pixel_centre_is_the_picture_itself():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 64)])
-def test_with_udp_the_crop_s_corners_are_the_box_s_and_its_height_follows_the_crop(size):
+def test_with_udp_the_crop_has_the_corners_of_its_box_and_the_height_follows_the_crop(size):
     person = one_person(np.zeros((16, 2)), 80)
     for height in (0.1, 9.0):
         person = dataclasses.replace(person, scale=np.float32([[0.4, height]]))
@@ -149,7 +142,7 @@ def test_a_crop_of_fewer_pixels_is_that_of_all_of_them(frame, size, udp):
     picture = np.stack([x, y, 250 - x], axis=2).astype(np.uint8)
     person = dataclasses.replace(one_person(np.full((16, 2), 99.0), 230), scale=np.float32([[0.35, 3.0]]))
     many = person.select([0] * 8)
-    options = {"augmentation": Augmentation(rotation=30, scale=(0.9, 1.1), flip=0.5), "udp": udp}
+    options = {"augmentation": Augmentation(rotation=30, scale_min=0.9, scale_max=1.1, flip=0.5), "udp": udp}
     reduced = FramedSource(picture[top::step, left::step], (step, left, top))
     whole, fewer = (
         next(PoseLoader(many, source, size, 8, **options).epoch())
@@ -164,7 +157,7 @@ def test_a_crop_of_fewer_pixels_is_that_of_all_of_them(frame, size, udp):
 
 def test_a_mirrored_person_has_its_joints_mirrored_and_left_and_right_exchanged():
     keypoints = np.stack([np.arange(16) * 4.0, np.full(16, 8.0)], 1)
-    always = Augmentation(rotation=0, scale=(1, 1), flip=1)
+    always = Augmentation(rotation=0, scale_min=1, scale_max=1, flip=1)
     source = ArraySource(np.zeros((64, 64, 3), np.uint8))
     (batch,) = PoseLoader(one_person(keypoints, 64), source, (64, 64), 1, augmentation=always).epoch()
     # x_src = 2 * 32 - x_dst, so x = 4 j lands on 64 - 4 j, in heatmap pixels 16 - j.
@@ -208,7 +201,7 @@ def test_an_epoch_shows_every_person_once_in_a_new_order(persons):
     assert torch.cat(first).tolist() != torch.cat(second).tolist()
 
 
-def test_without_augmentation_the_order_is_the_annotations(persons):
+def test_without_augmentation_the_order_is_that_of_the_annotations(persons):
     rows = torch.cat([batch.rows for batch in loader(persons, augmentation=None).epoch()])
     assert rows.tolist() == list(range(10))
 
@@ -225,6 +218,32 @@ def test_a_batch_depends_on_seed_epoch_and_step_alone(persons, everything):
         assert_equal(first, second)
     for other in (next(loader(persons, seed=6).epoch(3)), next(loader(persons).epoch(4))):
         assert not torch.equal(whole[0].heatmap_to_image, other.heatmap_to_image)
+
+
+@pytest.mark.parametrize("rows", [[7], [9, 0, 3, 0], []])
+def test_one_batch_of_rows_has_the_crops_that_an_epoch_has_of_them(persons, device, rows):
+    feed = loader(persons, augmentation=None, device=device, udp=True)
+    whole = list(feed.epoch())
+    batch = feed.batch(torch.tensor(rows, dtype=torch.int64))
+    assert batch.rows.tolist() == rows
+    for name in ("images", "keypoints", "visible", "heatmap_to_image"):
+        assert torch.equal(getattr(batch, name), torch.cat([getattr(one, name) for one in whole])[rows]), name
+
+
+def test_one_batch_is_drawn_as_the_first_of_an_epoch(persons):
+    feed = loader(persons)
+    first = next(feed.epoch())
+    assert_equal(first, feed.batch(first.rows))
+
+
+def test_one_batch_skips_bad_images_or_ends_with_their_name(persons):
+    persons.image_paths[2].write_bytes(b"no picture")
+    rows = torch.tensor([2, 1, 6])  # persons 2 and 6 are on image 2
+    with pytest.raises(BadImageError, match=r"002\.jpg"):
+        loader(persons, augmentation=None).batch(rows)
+    feed = loader(persons, augmentation=None, on_bad_image="skip")
+    assert feed.batch(rows).rows.tolist() == [1]
+    assert list(feed.bad_images) == [2]
 
 
 def test_the_order_and_every_step_have_randomness_of_their_own():
@@ -273,7 +292,7 @@ def test_crops_of_reduced_images_lie_where_those_of_whole_images_do(tmp_path, st
     persons = dataclasses.replace(
         one_person(np.zeros((16, 2)), side), image_paths=(path,), scale=np.full((1, 2), step * 64 / 200, np.float32)
     )
-    options = {"augmentation": Augmentation(rotation=30, scale=(0.75, 1.25), flip=0.5), "udp": udp}
+    options = {"augmentation": Augmentation(rotation=30, scale_min=0.75, scale_max=1.25, flip=0.5), "udp": udp}
     assert reductions(persons, (64, 64), 0.75).tolist() == [reduction]
     sources = ImageFiles((path,)), ImageFiles((path,), reduction=np.array([reduction]))
     mirrored = []
@@ -293,10 +312,10 @@ def test_crops_of_reduced_images_lie_where_those_of_whole_images_do(tmp_path, st
 
 
 EVERYTHING = Augmentation(half_body=0.5, brightness=0.4, contrast=0.3, saturation=0.8)
-HALVES = Augmentation(rotation=30, scale=(0.75, 1.25), flip=0.5, half_body=0.5)
+HALVES = Augmentation(rotation=30, scale_min=0.75, scale_max=1.25, flip=0.5, half_body=0.5)
 
 
-def test_half_of_a_person_is_cropped_about_the_half_s_centre(persons):
+def test_a_half_body_crop_is_centred_on_the_half(persons):
     """Draws are the loader's own; what they do to a box is worked out anew."""
     few = np.arange(10) % 2 == 0  # persons with too few joints for a half
     visible = np.where(few[:, None] & (np.arange(16) > 7), 0, persons.visible).astype(np.float32)
@@ -354,14 +373,14 @@ def test_colours_are_changed_in_the_pass_that_samples(persons, device):
     assert (plain.images != changed.images).any()
 
 
-def test_a_colour_map_of_one_s_own_is_taken(persons):
+def test_a_loader_applies_the_colour_map_it_gets(persons):
     twice = 2 * fastpose.normalize_color((0, 0, 0), (1, 1, 1))
-    given, plain = (next(loader(persons, color=c).epoch()) for c in (twice, None))
+    own, plain = (next(loader(persons, color=c).epoch()) for c in (twice, None))
     mean, std = (torch.tensor(values)[:, None, None] for values in (fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD))
-    torch.testing.assert_close(given.images, 2 * (plain.images * std + mean), rtol=0, atol=1e-5)
+    torch.testing.assert_close(own.images, 2 * (plain.images * std + mean), rtol=0, atol=1e-5)
 
 
-def test_a_person_s_crop_does_not_depend_on_who_else_is_in_the_batch(persons):
+def test_a_crop_does_not_depend_on_who_else_is_in_the_batch(persons):
     reduction = reductions(dataclasses.replace(persons, scale=persons.scale * 8), (64, 64), 1.0)
     assert reduction.tolist() == [8] * 4
     source = ImageFiles(persons.image_paths, 2, reduction)
@@ -412,7 +431,7 @@ def test_a_bad_image_ends_the_epoch_with_its_name(persons):
     assert background_threads() == []
 
 
-def test_skipping_leaves_out_the_image_s_persons_and_remembers_it(persons):
+def test_skipping_leaves_out_the_persons_of_a_bad_image_and_remembers_it(persons):
     persons.image_paths[2].write_bytes(b"no picture")
     feed = loader(persons, on_bad_image="skip")
     rows = torch.cat([batch.rows for batch in feed.epoch()])
@@ -572,7 +591,7 @@ def test_a_batch_that_is_late_is_complete_when_it_is_used(persons):
 
 
 @on_cuda
-def test_waiting_is_the_gpu_s_and_not_the_host_s(persons):
+def test_the_waiting_counted_is_that_of_the_gpu_not_of_the_host(persons):
     images = ResidentImages.from_files(persons.image_paths, "cuda").images
 
     def wait(slow_input: int, slow_step: int) -> float:
@@ -602,7 +621,7 @@ def test_the_host_is_never_further_ahead_of_the_gpu_than_asked(persons):
 
 
 @on_cuda
-def test_an_epoch_that_is_closed_early_leaves_nothing_in_the_gpu_s_memory(persons):
+def test_an_epoch_that_is_closed_early_leaves_nothing_in_gpu_memory(persons):
     feed = loader(persons, device="cuda")
     list(feed.epoch())
     torch.cuda.synchronize()
@@ -637,7 +656,7 @@ def test_several_threads_keep_the_order():
     assert background_threads() == []
 
 
-def test_a_job_s_error_arrives_in_its_place():
+def test_the_error_of_a_job_is_raised_in_its_place():
     results = prepare_ahead(iter([lambda: 1, lambda: 1 // 0, lambda: 3]), 2)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
@@ -645,7 +664,7 @@ def test_a_job_s_error_arrives_in_its_place():
     assert background_threads() == []
 
 
-def test_preparing_ahead_leaves_torch_s_threads_alone(persons):
+def test_preparing_ahead_leaves_the_threads_of_torch_alone(persons):
     before = torch.get_num_threads()
     list(loader(persons).epoch())
     assert torch.get_num_threads() == before
@@ -681,7 +700,7 @@ def test_a_consumer_that_has_not_used_torch_before_keeps_all_threads(three_threa
 
 
 @pytest.mark.parametrize(("name", "value"), [("size", (64, 66)), ("size", (0, 64)), ("batch_size", 0), ("prefetch", 0)])
-def test_impossible_settings_are_refused_by_name(persons, name, value):
+def test_impossible_values_are_refused_by_name(persons, name, value):
     settings = {"size": (64, 64), "batch_size": 2} | {name: value}
     with pytest.raises(ValueError, match=name):
         PoseLoader(persons, ImageFiles(persons.image_paths), **settings)
@@ -692,5 +711,5 @@ def test_impossible_settings_are_refused_by_name(persons, name, value):
 
 
 @on_cuda
-def test_batches_are_made_in_a_stream_that_comes_before_the_consumer_s(persons):
+def test_batches_are_made_in_a_stream_of_higher_priority_than_the_consumer(persons):
     assert loader(persons, device="cuda")._stream.priority < torch.cuda.current_stream().priority

@@ -15,10 +15,11 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from fastpose.config import TrainOptions
 
 import fastpose
-from fastpose import build, pack
+from fastpose import pack
+from fastpose.options.settle import settle
+from tests.helpers.reading import loader_of, read_split
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 SOURCES = ("files", "resident", "raw", "jpeg")
@@ -49,12 +50,15 @@ def measure(source: str, folder: Path) -> dict[int, float]:
     if source in ("raw", "jpeg"):
         assert pack.main([str(root), str(folder / "pack"), *size, "--format", source]) == 0
         root = folder / "pack"
-    options = TrainOptions(
-        data_root=str(root), size=(32, 32), batch_size=2, resident=source == "resident", device="cpu", amp="off"
+    settings = settle(
+        {
+            **{"data_root": str(root), "size": (32, 32), "batch_size": 2, "resident": source == "resident"},
+            **{"device": "cpu", "amp": "off"},
+        }
     )
-    persons = build.read_split(options, "train")
-    rows = torch.arange(LAST // 10 * options.batch_size) % len(persons)
-    loader = build.make_loader(persons.select(rows.numpy()), options, torch.device("cpu"), training=True)
+    persons = read_split(settings, "train")
+    rows = torch.arange(LAST // 10 * settings.schedule.batch_size) % len(persons)
+    loader = loader_of(settings, "train", persons=persons.select(rows.numpy()))
     made, memory = 0, {}
     for epoch in range(10):
         for batch in loader.epoch(epoch):

@@ -54,7 +54,7 @@ def test_json_becomes_zero_based_with_the_box_of_simple_baselines(tmp_path, imag
     assert persons.image_paths == ((images / "b.jpg").resolve(), (images / "sub/d.jpg").resolve())
     np.testing.assert_array_equal(persons.image_index, [0, 1, 0])
     np.testing.assert_array_equal(persons.source_row, [0, 1, 2])
-    assert persons.head_size is None
+    assert "head_size" not in persons.extras
 
 
 def test_an_unknown_position_is_not_adjusted(tmp_path, images):
@@ -179,7 +179,7 @@ def test_head_size_is_six_tenths_of_the_diagonal(tmp_path, images, count):
     records = [record() for _ in range(count)]
     scipy.io.savemat(tmp_path / "gt.mat", ground_truth(records))
     persons = read_mpii(write(tmp_path, records), images, head_boxes=tmp_path / "gt.mat")
-    np.testing.assert_allclose(persons.head_size, [30] * count)
+    np.testing.assert_allclose(persons.extras["head_size"], [30] * count)
     truth = read_ground_truth(tmp_path / "gt.mat")
     np.testing.assert_array_equal(truth.keypoints, persons.keypoints)
     np.testing.assert_array_equal(truth.visible, persons.visible)
@@ -267,8 +267,8 @@ def test_release_one_person_with_one_point(tmp_path, images):
     np.testing.assert_array_equal(np.flatnonzero(persons.visible[0]), [9])
     np.testing.assert_array_equal(persons.center, [[99, 229]])
     np.testing.assert_array_equal(persons.scale, [[2.5, 2.5]])
-    assert persons.head_size is not None
-    np.testing.assert_allclose(persons.head_size, [30])  # 0.6 · |(30, 40)|
+    assert "head_size" in persons.extras
+    np.testing.assert_allclose(persons.extras["head_size"], [30])  # 0.6 · |(30, 40)|
 
 
 def test_release_counts_a_joint_as_annotated_whatever_is_visible_says(tmp_path, images):

@@ -8,12 +8,11 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from fastpose.metrics.coco import NAMES, rescore
 
-from fastpose.data.coco import read_coco
-from fastpose.data.persons import CocoTruth
-from fastpose.metrics import format_ap, keypoint_ap, keypoint_results, oks, oks_nms
+from fastpose.data.coco import ApScorer, CocoTruth, keypoint_ap, keypoint_results, oks, oks_nms, read_coco, rescore
+from fastpose.data.coco.ap import NAMES
 from fastpose.skeletons import COCO, Skeleton
+from tests.helpers.persons import persons_of
 from tests.helpers.tiny_coco import annotation, contents
 
 # Without it the rest runs all the same: a machine that is rented for its GPU may lack it.
@@ -61,7 +60,7 @@ def test_the_similarity_of_one_joint_is_a_gaussian_of_its_distance():
     np.testing.assert_allclose(oks(pair, others, [[25]], [0.25, 1], [[1, 0]]), [[math.exp(-2)]])
 
 
-def test_nobody_s_joints_have_no_similarity():
+def test_poses_without_visible_joints_have_no_similarity():
     assert np.isnan(oks(np.zeros((1, 2, 2)), np.zeros((3, 2, 2)), [1], [1, 1], np.zeros((1, 2)))).all()
     assert oks(np.zeros((0, 2, 2)), np.zeros((3, 2, 2)), np.zeros(0), [1, 1]).shape == (0, 3)
 
@@ -97,14 +96,14 @@ def test_similarity_is_that_of_pycocotools(real_data, real_persons):
             "keypoints": np.column_stack([pose, np.ones(17)]).ravel().tolist(),
             "score": 1 - row / 100,  # it orders by score
         }
-        for row, (image, pose) in enumerate(zip(persons.image_id, predictions, strict=True))
+        for row, (image, pose) in enumerate(zip(persons.extras["image_id"], predictions, strict=True))
     ]
     evaluation = pycocotools_evaluation(real_data / "coco/person_keypoints.json", results)
-    areas = {record["id"]: record["area"] for record in truth.annotations}
+    areas = {record["id"]: record["area"] for record in truth["annotations"]}
     records = json.loads((real_data / "coco/person_keypoints.json").read_text())["annotations"]
     compared = 0
-    for image in np.unique(persons.image_id):
-        rows = np.flatnonzero(persons.image_id == image)
+    for image in np.unique(persons.extras["image_id"]):
+        rows = np.flatnonzero(persons.extras["image_id"] == image)
         area = [areas[records[row]["id"]] for row in persons.source_row[rows]]
         got = oks(persons.keypoints[rows], predictions[rows], area, SIGMAS, persons.visible[rows])
         # Theirs is [predictions, annotations], with the annotations that have no joints among the latter.
@@ -154,7 +153,7 @@ def test_of_equal_poses_with_equal_scores_the_last_stays_as_upstream():
     assert oks_nms(np.zeros((0, 17, 2)), np.zeros(0), np.zeros(0), SIGMAS).tolist() == []
 
 
-def test_a_pose_s_score_is_its_box_s_times_the_mean_of_its_good_joints():
+def test_the_score_of_a_pose_is_that_of_its_box_times_the_mean_of_its_good_joints():
     scores = rescore(np.array([0.5, 0.5, 2.0]), np.array([[0.2, 0.4, 0.8], [0.1, 0.2, 0.0], [0.3, 0.0, -1.0]]))
     np.testing.assert_allclose(scores, [0.5 * 0.6, 0, 0.6])
 
@@ -165,11 +164,11 @@ def test_a_pose_s_score_is_its_box_s_times_the_mean_of_its_good_joints():
 @needs_pycocotools
 def test_ground_truth_in_gives_ap_100(real_persons):
     persons = real_persons
-    results = keypoint_results(persons, persons.keypoints, np.ones((12, 17), np.float32))
+    results = keypoint_results(persons, 1, persons.keypoints, np.ones((12, 17), np.float32))
     assert len(results) == 12
     scores = keypoint_ap(persons.truth, results, COCO.sigmas)
     assert scores == dict.fromkeys(NAMES, 100.0)
-    assert persons.truth.box_source == "annotations"
+    assert persons.truth["box_source"] == "annotations"
 
 
 @needs_pycocotools
@@ -177,11 +176,11 @@ def test_ap_is_that_of_pycocotools_on_the_file(real_data, real_persons):
     persons = real_persons
     rng = np.random.default_rng(3)
     values = rng.uniform(0, 1, (12, 17)).astype(np.float32)
-    before = json.dumps(persons.truth.annotations)
-    results = keypoint_results(persons, moved(persons, 5), values)
+    before = json.dumps(persons.truth["annotations"])
+    results = keypoint_results(persons, 1, moved(persons, 5), values)
     given = json.dumps(results)
     scores = keypoint_ap(persons.truth, results, COCO.sigmas)
-    assert (json.dumps(persons.truth.annotations), json.dumps(results)) == (before, given)
+    assert (json.dumps(persons.truth["annotations"]), json.dumps(results)) == (before, given)
     expected = pycocotools_evaluation(real_data / "coco/person_keypoints.json", json.loads(given)).stats
     np.testing.assert_array_equal(list(scores.values()), 100 * expected)
     assert list(scores) == list(NAMES)
@@ -193,7 +192,7 @@ def test_results_are_in_coco_s_format_with_the_best_first(real_persons):
     poses = persons.keypoints.copy()
     poses[2] += 0.01  # the same person again, found with less confidence
     values = np.tile(np.array([0.5, 0.9, 0.4, 0.7], np.float32)[:, None], (1, 17))
-    results = keypoint_results(persons, poses, values)
+    results = keypoint_results(persons, 1, poses, values)
     assert [result["image_id"] for result in results] == [196141, 196141, 197388]
     assert [result["score"] for result in results] == pytest.approx([0.9, 0.5, 0.7])
     assert all(list(result) == ["image_id", "category_id", "keypoints", "score"] for result in results)
@@ -210,14 +209,14 @@ def test_the_area_that_poses_are_compared_by_is_that_of_the_crop(real_persons):
     alike, by_box = (oks(pair.keypoints[:1], right, [a], SIGMAS)[0, 0] for a in (area, area / 1.25**2))
     assert by_box < 0.89 < 0.91 < alike
     poses = np.concatenate([pair.keypoints[:1], right]).astype(np.float32)
-    assert len(keypoint_results(pair, poses, np.ones((2, 17), np.float32))) == 1
+    assert len(keypoint_results(pair, 1, poses, np.ones((2, 17), np.float32))) == 1
 
 
 @needs_pycocotools
 def test_persons_without_a_score_are_in_no_result(real_persons):
     poses, values = real_persons.keypoints.copy(), np.ones((12, 17), np.float32)
     poses[0] = values[0] = np.nan
-    results = keypoint_results(real_persons, poses, values)
+    results = keypoint_results(real_persons, 1, poses, values)
     assert len(results) == 11
     # Its image has nobody else: with it one of twelve is missing, without it nobody.
     missed = keypoint_ap(real_persons.truth, results, COCO.sigmas)
@@ -241,7 +240,7 @@ def test_other_joints_are_compared_by_their_own_sigmas(tmp_path):
     file = tmp_path / "three.json"
     file.write_text(json.dumps(contents(records, names)))
     persons = read_coco(file, tmp_path, (64, 64), skeleton=THREE, for_evaluation=True)
-    results = keypoint_results(persons, moved(persons, 3), np.full((6, 3), 0.9))
+    results = keypoint_results(persons, 1, moved(persons, 3), np.full((6, 3), 0.9))
     scores = keypoint_ap(persons.truth, results, THREE.sigmas)
     expected = 100 * pycocotools_evaluation(file, results, THREE.sigmas).stats
     np.testing.assert_array_equal(list(scores.values()), np.where(expected < 0, np.nan, expected))
@@ -252,12 +251,12 @@ def test_other_joints_are_compared_by_their_own_sigmas(tmp_path):
     bare = Skeleton("bare", THREE.joints, THREE.mirror_pairs, THREE.limbs)
     persons = read_coco(file, tmp_path, (64, 64), skeleton=bare, for_evaluation=True)
     with pytest.raises(ValueError, match="skeleton: AP needs the sigmas of the joints, and 'bare' has none"):
-        keypoint_results(persons, persons.keypoints, np.ones((6, 3)))
+        keypoint_results(persons, 1, persons.keypoints, np.ones((6, 3)))
 
 
 @needs_pycocotools
 def test_results_of_images_that_are_not_evaluated_are_refused(real_persons):
-    results = keypoint_results(real_persons, real_persons.keypoints, np.ones((12, 17)))
+    results = keypoint_results(real_persons, 1, real_persons.keypoints, np.ones((12, 17)))
     for wrong in ([], [results[0] | {"image_id": 3}]):
         with pytest.raises(ValueError, match="results: expected at least one pose, and all on the 4 images"):
             keypoint_ap(real_persons.truth, wrong, COCO.sigmas)
@@ -265,12 +264,15 @@ def test_results_of_images_that_are_not_evaluated_are_refused(real_persons):
 
 def test_without_pycocotools_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    truth = CocoTruth(box_source="annotations", category=1, image_ids=[1], annotations=[])
     with pytest.raises(ValueError, match=r"pycocotools, .*: pip install pycocotools"):
-        keypoint_ap(CocoTruth("annotations", 1, [1], []), [{"image_id": 1}], COCO.sigmas)
+        keypoint_ap(truth, [{"image_id": 1}], COCO.sigmas)
 
 
-def test_the_table_tells_where_the_boxes_came_from():
-    assert format_ap({"AP": 70.4, "APM": math.nan}, "found.json").splitlines() == [
+def test_the_table_says_where_the_boxes_came_from():
+    truth = CocoTruth(box_source="found.json", category=1, image_ids=[1], annotations=[])
+    scorer = ApScorer(persons_of(np.zeros((1, 17, 2)), skeleton=COCO), truth)
+    assert scorer.table({"AP": 70.4, "APM": math.nan}).splitlines() == [
         "    AP     APM",
         " 70.40       -",
         "boxes: found.json",

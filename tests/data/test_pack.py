@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -9,36 +8,37 @@ import sys
 import zlib
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from fastpose.checkpoint import save_checkpoint
-from fastpose.config import TrainOptions
-from fastpose.data.packed import (
-    Margins,
-    PackedImages,
-    PackError,
-    Plan,
-    cut_region,
-    read_packed_persons,
-    with_checksum,
-    write_pack,
-)
-from fastpose.data.pixel_sources import ImageFiles, PixelSource, ResidentImages
 
 import fastpose
-from fastpose import build, cli, evaluate, pack
-from fastpose.data import packed
-from fastpose.data.augmentation import Augmentation, body_boxes
+from fastpose import cli, evaluate, pack
+from fastpose.data.augmentation import Augmentation
+from fastpose.data.boxes import body_boxes
+from fastpose.data.datasets import open_dataset
 from fastpose.data.images import BadImageError, average, read_image
 from fastpose.data.loader import Batch, PoseLoader
+from fastpose.data.pack import Margins, PackError, Plan, read_packed_persons, write, write_pack
+from fastpose.data.pack.format import with_checksum
+from fastpose.data.pack.write import cut_region
 from fastpose.data.persons import Persons
+from fastpose.data.pixels import ImageFiles, PackedImages, Pixels, PixelSource, ResidentImages, packed
+from fastpose.models import network
+from fastpose.models.checkpoint import save_checkpoint
+from fastpose.option import OptionError
+from fastpose.options.settings import Settings
+from fastpose.options.settle import settle
+from fastpose.skeletons import MPII
+from tests.helpers.persons import persons_of
+from tests.helpers.reading import CPU, batches_of, loader_of, read_split
 from tests.helpers.shift import shift_between
+from tests.helpers.terminal import Terminal
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
-CPU = torch.device("cpu")
 SIZE = (64, 64)
 # Small shards: several of them, each with several records.
 SMALL = ["--size", "64", "64", "--shard_bytes", "60000"]
@@ -63,16 +63,16 @@ def copy(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
-def options_for(root: Path, **changes) -> TrainOptions:
-    return dataclasses.replace(
-        TrainOptions(data_root=str(root), size=SIZE, batch_size=4, device="cpu", amp="off"), **changes
-    )
+def asked_for(root: Path, **changes) -> dict[str, Any]:
+    return {"data_root": str(root), "size": SIZE, "batch_size": 4, "device": "cpu", "amp": "off", **changes}
 
 
-def batches(options: TrainOptions, split: str = "train", device: torch.device = CPU) -> list[Batch]:
-    persons = build.read_split(options, split)
-    loader = build.make_loader(persons, options, device, training=split == "train")
-    return [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
+def settings_for(root: Path, **changes) -> Settings:
+    return settle(asked_for(root, **changes))
+
+
+def batches(root: Path, split: str = "train", device: torch.device = CPU, **changes) -> list[Batch]:
+    return batches_of(settings_for(root, **changes), split, device)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -94,7 +94,7 @@ def forge(root: Path, change) -> None:
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_raw_pack_in_full_resolution_gives_the_batches_of_the_files(data, whole, device, split, resident):
     changes = {"reduced_decode": False, "resident": resident}
-    first, second = (batches(options_for(root, **changes), split, device) for root in (data, whole))
+    first, second = (batches(root, split, device, **changes) for root in (data, whole))
     assert len(list(whole.glob("train-*.shard"))) > 2
     assert len(first) == len(second) == (6 if split == "train" else 2)
     for one, other in zip(first, second, strict=True):
@@ -107,11 +107,11 @@ def test_a_raw_pack_in_full_resolution_gives_the_batches_of_the_files(data, whol
 
 def test_a_pack_holds_the_annotations(data, whole):
     for split in ("train", "valid"):
-        expected = build.read_split(options_for(data), split)
-        got = build.read_split(options_for(whole), split)
+        expected = read_split(settings_for(data), split)
+        got = read_split(settings_for(whole), split)
         for name in ("center", "scale", "keypoints", "visible", "source_row"):
             np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
-        assert (got.head_size is None) == (expected.head_size is None) == (split == "train")
+        assert ("head_size" in got.extras) == ("head_size" in expected.extras) == (split == "valid")
         names = [expected.image_paths[image].name for image in expected.image_index]
         assert [path.name for path in got.image_paths] == names
         chosen = got.select([7, 2])
@@ -131,29 +131,20 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 def person_at(path: Path, center: tuple[float, float], step: float) -> Persons:
     """A person whose box, at its annotated scale, is `step` image pixels for each of SIZE."""
-    return Persons(
-        image_paths=(path,),
-        image_index=np.zeros(1, np.int64),
-        center=np.array([center], np.float32),
-        scale=np.full((1, 2), step * SIZE[1] / 200, np.float32),
-        keypoints=np.zeros((1, 16, 2), np.float32),
-        visible=np.ones((1, 16), np.float32),
-        head_size=None,
-        source_row=np.zeros(1, np.int64),
-        skeleton=fastpose.skeletons.MPII,
-    )
+    side = step * SIZE[1] / 200
+    return persons_of(np.zeros((1, 16, 2)), image_paths=(path,), center=[center], scale=[[side, side]])
 
 
 class Region(PixelSource):
     """One region, in black: in a picture without black, whatever is sampled outside it would be seen."""
 
-    def __init__(self, region: packed.Region) -> None:
+    def __init__(self, region: write.Region) -> None:
         self.region = region
 
     def load(self, images, device):
         frame = torch.tensor([[self.region.step, self.region.x, self.region.y]])
         batch = fastpose.ImageBatch.from_list([self.region.pixels])
-        return packed.Pixels(batch, torch.zeros(len(images), dtype=torch.int64), {}, frame)
+        return Pixels(batch, torch.zeros(len(images), dtype=torch.int64), {}, frame)
 
 
 @pytest.mark.parametrize("center", [(150.0, 130.0), (12.0, 249.5), (299.0, -20.0), (150.0, 2000.0)])
@@ -169,7 +160,7 @@ def test_a_region_is_all_that_the_allowed_crops_sample(tmp_path, center, rotatio
     for scale in (0.75, 1.25):
         for turn in (rotation, rotation / 2, 0.0):
             # Draws all of -turn to turn: the ends are among them to 0.1 degrees.
-            augmentation = Augmentation(turn, (scale, scale), 0.5)
+            augmentation = Augmentation(turn, scale, scale, 0.5)
             many = persons.select([0] * 64)
             crops = [
                 torch.cat([batch.images for batch in PoseLoader(many, s, size, 64, augmentation=augmentation).epoch()])
@@ -200,7 +191,7 @@ def test_a_region_is_all_that_crops_of_half_a_body_sample_and_fine_enough(tmp_pa
     assert region.step == 1.0  # as the person's own box is 57.6 px wide
     many = persons.select([0] * 64)
     for scale in (0.75, 1.25):
-        augmentation = Augmentation(30.0, (scale, scale), 0.5, half_body=0.7)
+        augmentation = Augmentation(30.0, scale, scale, 0.5, half_body=0.7)
         crops = [
             torch.cat([b.images for b in PoseLoader(many, s, size, 64, augmentation=augmentation, udp=udp).epoch()])
             for s in (ImageFiles((path,)), Region(region))
@@ -220,7 +211,7 @@ def test_with_udp_a_region_is_all_that_the_allowed_crops_sample(tmp_path):
     persons = person_at(path, (150.0, 130.0), 0.7)
     for rotation, size in ((0.0, (64, 64)), (30.0, (96, 64)), (180.0, (32, 64))):
         region = cut_region(path, persons.center[0], persons.scale[0], Margins(size, rotation, 0.75, 1.25, False))
-        augmentation = Augmentation(rotation, (1.25, 1.25), 0.5)
+        augmentation = Augmentation(rotation, 1.25, 1.25, 0.5)
         crops = [
             next(PoseLoader(persons.select([0] * 64), s, size, 64, augmentation=augmentation, udp=True).epoch()).images
             for s in (ImageFiles((path,)), Region(region))
@@ -248,7 +239,7 @@ def test_a_region_has_the_resolution_that_training_needs_and_lies_where_it_shoul
     region = cut_region(path, persons.center[0], persons.scale[0], Margins(SIZE, 30.0, 0.75, 1.25, True))
     assert region.step == expected
     assert expected <= 0.75 * step or expected == 1
-    options = {"augmentation": Augmentation(30.0, (0.75, 1.25), 0.5)}
+    options = {"augmentation": Augmentation(30.0, 0.75, 1.25, 0.5)}
     many = persons.select([0] * 6)
     files, regions = (
         next(PoseLoader(many, source, SIZE, 6, **options).epoch()).images.permute(0, 2, 3, 1).numpy()
@@ -279,12 +270,8 @@ def test_a_reduced_pack_gives_nearly_the_crops_of_the_files(real_data, tmp_path,
     assert pack.main([str(source), str(tmp_path / "out"), *options]) == 0
     loaded = []
     for root in (source, tmp_path / "out"):
-        training = TrainOptions(
-            data_root=str(root), train_annotations="annot/valid.json", missing_images="drop", device="cpu"
-        )
-        loaded.append(
-            next(build.make_loader(build.read_split(training, "train"), training, CPU, training=True).epoch())
-        )
+        names = {"train_annotations": "annot/valid.json", "missing_images": "drop"}
+        loaded.append(next(loader_of(settle({"data_root": str(root), "device": "cpu", **names}), "train").epoch()))
     first, second = loaded
     assert torch.equal(first.keypoints, second.keypoints)
     grey_levels = (first.images - second.images).abs() * 255 * torch.tensor(fastpose.IMAGENET_STD)[:, None, None]
@@ -313,20 +300,20 @@ def test_a_stopped_pack_goes_on_where_it_was(data, whole, tmp_path, monkeypatch,
     out, count = tmp_path / "out", 0
     arguments = [str(data), str(out), *SMALL, "--reduced_decode", "false"]
 
-    def stop_at_the_seventh(*given):
+    def stop_at_the_seventh(*arguments):
         nonlocal count
         count += 1
         if count == 7:
             raise KeyboardInterrupt
-        return cut_region(*given)
+        return cut_region(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packed, "cut_region", stop_at_the_seventh)
+        patch.setattr(write, "cut_region", stop_at_the_seventh)
         assert pack.main([*arguments, "--threads", "1"]) == 130
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.npy")}
     assert kept
     with pytest.raises(PackError, match="the pack is unfinished"):
-        build.read_split(options_for(out), "train")
+        read_split(settings_for(out), "train")
     assert pack.main([*arguments, "--size", "32", "32"]) == 1
     assert "unfinished pack of other data or made with other options" in capsys.readouterr().err
     (out / "train-00001.shard").unlink(missing_ok=True)  # of a table whose shard is gone the shard is made again
@@ -360,7 +347,7 @@ def test_a_damaged_file_is_an_error_that_names_it(copy, name, damage):
             before[:-1000] + bytes([before[-1000] ^ 1]) + before[-999:] if len(before) > 1000 else before[::-1]
         )
     with pytest.raises(PackError, match=name.replace(".", r"\.")):
-        batches(options_for(copy))
+        batches(copy)
 
 
 def test_an_altered_record_is_an_error_even_where_bad_images_are_skipped(copy, device):
@@ -372,14 +359,14 @@ def test_an_altered_record_is_an_error_even_where_bad_images_are_skipped(copy, d
     with pytest.raises(PackError, match=r"train-00000\.shard: altered: the record of 000\.jpg"):
         source.load(torch.tensor([1, 0]), device)
     with pytest.raises(PackError, match="altered"):
-        batches(options_for(copy, on_bad_image="skip"))
+        batches(copy, on_bad_image="skip")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": "fastpose-pack-9"}'])
-def test_an_index_that_is_none_is_named(copy, text):
+def test_an_index_that_cannot_be_read_is_named(copy, text):
     (copy / "pack.json").write_text(text)
     with pytest.raises(PackError, match=r"pack\.json: (damaged|expected)"):
-        build.read_split(options_for(copy), "train")
+        read_split(settings_for(copy), "train")
 
 
 def test_an_unreadable_image_stops_the_packing_or_is_left_to_the_training(tmp_path, device, capsys):
@@ -393,9 +380,9 @@ def test_an_unreadable_image_stops_the_packing_or_is_left_to_the_training(tmp_pa
     assert sorted(pixels.errors) == [2, 6]
     assert pixels.images[int(pixels.index[1])].tolist() == [[[0, 0, 0]]]
     with pytest.raises(BadImageError, match=r"002\.jpg: could not be read when it was packed"):
-        batches(options_for(out), device=device)
+        batches(out, device=device)
     for resident in (False, True):
-        rows = [batch.rows for batch in batches(options_for(out, on_bad_image="skip", resident=resident))]
+        rows = [batch.rows for batch in batches(out, on_bad_image="skip", resident=resident)]
         assert sorted(set(torch.cat(rows).tolist())) == [0, 1, 3, 4, 5, 7, 8, 9]
 
 
@@ -419,28 +406,28 @@ def test_options_that_need_more_than_the_pack_holds_are_refused_by_name(data, tm
     out = tmp_path / "out"
     assert pack.main([str(data), str(out), "--size", "64", "64"]) == 0
     for fine in ({}, {"rotation": 0.0}, {"size": (32, 32)}, {"size": (32, 64)}, {"scale_min": 1.0, "scale_max": 1.0}):
-        batches(options_for(out, **fine))
+        batches(out, **fine)
     with pytest.raises(ValueError, match=message):
-        batches(options_for(out, **changes))
+        batches(out, **changes)
 
 
 def test_a_pack_made_for_half_bodies_gives_them_as_the_files_do(data, tmp_path):
     out = tmp_path / "out"
     assert pack.main([str(data), str(out), *SMALL, "--half_body", "0.3", "--reduced_decode", "false"]) == 0
     changes = {"half_body": 0.8, "reduced_decode": False, "udp": True}
-    for one, other in zip(*(batches(options_for(root, **changes)) for root in (data, out)), strict=True):
+    for one, other in zip(*(batches(root, **changes) for root in (data, out)), strict=True):
         assert torch.equal(one.keypoints, other.keypoints)
         torch.testing.assert_close(one.images, other.images, rtol=0, atol=1e-3)
     for root in (data, out):  # evaluation has no half bodies
-        assert batches(options_for(root, **changes), "valid")[0].images.isfinite().all()
+        assert batches(root, "valid", **changes)[0].images.isfinite().all()
     with pytest.raises(ValueError, match=r"size: .* half-body boxes have another aspect ratio than crops of 32 x 64"):
-        batches(options_for(out, **changes, size=(32, 64)))
-    assert len(batches(options_for(out, reduced_decode=False, size=(32, 64)))) == 6  # without them it does
+        batches(out, **changes, size=(32, 64))
+    assert len(batches(out, reduced_decode=False, size=(32, 64))) == 6  # without them it does
     assert pack.main([str(data), str(tmp_path / "other"), *SMALL, "--half_body", "1.2"]) == 1
 
 
 def test_a_pack_in_full_resolution_serves_larger_crops(whole):
-    assert batches(options_for(whole, size=(96, 96), scale_min=0.7))[0].images.shape == (4, 3, 96, 96)
+    assert batches(whole, size=(96, 96), scale_min=0.7)[0].images.shape == (4, 3, 96, 96)
 
 
 def test_a_recipe_says_what_to_pack_for(data, tmp_path):
@@ -454,8 +441,13 @@ def test_a_recipe_says_what_to_pack_for(data, tmp_path):
     assert index["options"]["valid_annotations"] == "annot/train.json"
     # Training may name the annotations as the recipe does, or not at all; annot/valid.json stands in configs of runs
     # that did not.
+    asked = asked_for(tmp_path / "out", size=(32, 64))
+    for name in ("annot/train.json", ""):
+        assert len(read_split(settle({**asked, "valid_annotations": name}), "valid")) == 10
     for name in ("annot/train.json", "annot/valid.json", ""):
-        assert len(build.read_split(options_for(tmp_path / "out", valid_annotations=name), "valid")) == 10
+        assert len(read_split(settle(asked, run={"valid_annotations": name}), "valid")) == 10
+    with pytest.raises(OptionError, match=r"valid_annotations: the pack .* 'annot/train\.json', got 'other\.json'"):
+        settle(asked, run={"valid_annotations": "other.json"})
 
 
 @pytest.mark.parametrize(
@@ -479,18 +471,17 @@ def test_what_cannot_be_packed_is_named(whole, tmp_path, capsys):
     assert "train_annotations: no file" in capsys.readouterr().err
 
 
-def test_the_command_tells_its_progress(data, tmp_path):
+def test_the_command_prints_its_progress(data, tmp_path):
     command = [sys.executable, "-m", "fastpose.pack", str(data), str(tmp_path / "out"), *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     lines = done.stdout.splitlines()
-    assert any(line.startswith("train: 10/10 persons packed") for line in lines)
+    assert any(line.startswith("packing train  10/10 persons  ") for line in lines)
     assert lines[-1].startswith(f"wrote {tmp_path / 'out'}: 10 train and 10 valid persons, ")
     assert "pack" in cli.VERBS
 
 
-def test_an_epoch_of_a_pack_that_is_closed_early_lets_go_of_it(whole):
-    options = options_for(whole)
-    loader = build.make_loader(build.read_split(options, "train"), options, CPU, training=True)
+def test_a_batch_outlives_an_epoch_that_is_closed_early(whole):
+    loader = loader_of(settings_for(whole), "train")
     with closing(loader.epoch()) as stream:
         kept = next(stream).images.clone()
     del loader
@@ -541,8 +532,8 @@ def test_the_average_of_a_region_is_that_of_the_image(tmp_path):
 def test_reduced_pixels_are_not_given_to_a_run_that_wants_full_resolution(data, tmp_path):
     assert pack.main([str(data), str(tmp_path / "out"), *SMALL]) == 0
     with pytest.raises(ValueError, match=r"reduced_decode: the pack .*out holds reduced pixels"):
-        batches(options_for(tmp_path / "out", reduced_decode=False))
-    assert batches(options_for(tmp_path / "out"))
+        batches(tmp_path / "out", reduced_decode=False)
+    assert batches(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg", "..", ""])
@@ -557,10 +548,10 @@ def test_a_name_that_leads_out_of_the_pack_is_refused(copy, name):
 def test_an_index_without_its_parts_is_named(copy, key):
     forge(copy, lambda index: index[key].pop("train"))
     with pytest.raises(PackError, match=r"pack\.json: damaged"):
-        batches(options_for(copy, reduced_decode=False))
+        batches(copy, reduced_decode=False)
     forge(copy, lambda index: index.pop(key))
     with pytest.raises(PackError, match=rf"pack\.json: damaged: it has no {key}"):
-        batches(options_for(copy, reduced_decode=False))
+        batches(copy, reduced_decode=False)
 
 
 def test_an_altered_index_is_an_error_that_names_it(copy, data):
@@ -570,12 +561,12 @@ def test_an_altered_index_is_an_error_that_names_it(copy, data):
         assert old in whole
         index.write_text(whole.replace(old, new, 1))
         with pytest.raises(PackError, match=r"pack\.json: altered"):
-            batches(options_for(copy))
+            batches(copy)
     index.write_text(whole[:-10])
     with pytest.raises(PackError, match=r"pack\.json: damaged"):
-        batches(options_for(copy))
+        batches(copy)
     index.write_text(json.dumps(json.loads(whole), sort_keys=True))  # the same contents in other words
-    assert batches(options_for(copy))
+    assert batches(copy)
 
 
 def test_a_pack_of_an_older_version_is_to_be_packed_again(copy, data, capsys):
@@ -584,7 +575,7 @@ def test_a_pack_of_an_older_version_is_to_be_packed_again(copy, data, capsys):
     (copy / "pack.json").write_text(json.dumps(older))
     message = "expected format 'fastpose-pack-2', got 'fastpose-pack-1'.* must be packed again"
     with pytest.raises(PackError, match=message):
-        batches(options_for(copy))
+        batches(copy)
     assert pack.main([str(data), str(copy), *SMALL, "--reduced_decode", "false"]) == 1
     assert "must be packed again, into another folder" in capsys.readouterr().err
 
@@ -596,7 +587,7 @@ def forge_annotations(root: Path, arrays: dict[str, np.ndarray]) -> None:
     forge(root, lambda index: index["files"]["train"]["annotations"].update(crc=crc))
 
 
-def test_annotations_that_are_none_are_named(copy):
+def test_damaged_annotations_are_named(copy):
     arrays = dict(np.load(copy / "train-persons.npz"))
     for change, message in (
         ({"center": arrays["center"][:-1]}, "damaged: center must be a float32 array"),
@@ -658,7 +649,7 @@ def test_fewer_records_than_persons_are_refused(copy):
         PackedImages(read_packed_persons(copy, "train").image_paths)
 
 
-def test_a_record_that_is_no_jpeg_is_named(data, tmp_path):
+def test_a_record_that_is_not_a_jpeg_is_named(data, tmp_path):
     out = tmp_path / "out"
     assert pack.main([str(data), str(out), *SMALL, "--format", "jpeg"]) == 0
     shard, table = out / "train-00000.shard", out / "train-00000.npy"
@@ -700,14 +691,14 @@ def test_a_complete_pack_may_lie_where_nobody_can_write(data, copy, monkeypatch)
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(packed, "_replacing", refuse)
+    monkeypatch.setattr(write, "replacing", refuse)
     assert pack.main([str(data), str(copy), *SMALL, "--reduced_decode", "false"]) == 0
-    assert batches(options_for(copy))
+    assert batches(copy)
 
 
 def test_a_folder_that_cannot_be_made_is_named(data, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    for out, message in (("file", "file: exists and is no folder"), ("file/out", "file/out")):
+    for out, message in (("file", "file: exists and is not a folder"), ("file/out", "file/out")):
         assert pack.main([str(data), str(tmp_path / out)]) == 1
         assert message in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
@@ -746,18 +737,18 @@ def test_two_commands_do_not_pack_into_one_folder(data, whole, tmp_path, capsys)
     assert contents(out) == contents(whole)
 
 
-def test_where_files_cannot_be_mapped_side_by_side_it_is_said(whole, monkeypatch):
+def test_a_system_that_cannot_map_files_side_by_side_is_an_error(whole, monkeypatch):
     monkeypatch.delattr(packed.mmap, "MAP_PRIVATE")
     with pytest.raises(PackError, match="this system cannot map a pack into memory, use the image files"):
-        batches(options_for(whole))
+        batches(whole)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--rotation", "-5"], "rotation: expected degrees between 0 and 180"),
-        (["--scale_min", "0"], "scale: expected 0 < smallest <= largest"),
-        (["--scale_max", "0.5"], "scale: expected 0 < smallest <= largest"),
+        (["--scale_min", "0"], "scale_min: expected 0 < scale_min <= scale_max, got 0.0 and 1.25"),
+        (["--scale_max", "0.5"], "scale_max: expected 0 < scale_min <= scale_max, got 0.75 and 0.5"),
     ],
 )
 def test_margins_that_no_training_can_ask_for_are_refused(data, tmp_path, capsys, arguments, message):
@@ -775,61 +766,32 @@ def test_a_region_too_large_for_a_jpeg_is_named(tmp_path):
         write_pack(tmp_path / "out", plan, {"train": persons})
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_on_a_terminal_there_is_a_bar(data, tmp_path, monkeypatch):
-    out = Terminal()
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(pack.time, "monotonic", iter(range(1000)).__next__)
+def test_on_a_terminal_each_split_has_a_line_that_renews_itself(data, tmp_path, monkeypatch):
+    terminal = Terminal.on(monkeypatch)
     assert pack.main([str(data), str(tmp_path / "out"), "--size", "64", "64", "--threads", "1"]) == 0
-    *bars, last, end = out.getvalue().split("\n")
+    *lines, last, end = terminal.getvalue().split("\n")
     assert last.startswith("wrote ")
     assert end == ""
-    for split, line in zip(("train", "valid"), bars, strict=True):
+    for split, line in zip(("train", "valid"), lines, strict=True):
         states = line.split("\r\x1b[2K")[1:]
-        assert [state.partition("]")[2].split()[0] for state in states] == [f"{n}/10" for n in range(2, 11, 2)]
-        assert all(state.startswith(f"{split} [") for state in states)
-        filled = [state.count("#") / (state.index("]") - state.index("[") - 1) for state in states]
-        assert filled == pytest.approx([0.2, 0.4, 0.6, 0.8, 1], abs=0.03)
-        assert max(map(len, states)) < 80
-        assert [state.rpartition(", ")[2] for state in states] == [f"0m{left:02d}s left" for left in (4, 3, 2, 1, 0)]
+        title, unit = f"packing {split}  ", "/10 persons"
+        assert [state.removeprefix(title).partition(unit)[0] for state in states] == [
+            f"{n:2d}" for n in range(0, 11, 2)
+        ]
+        assert all(state.endswith(" left") for state in states[1:])
 
 
-def test_after_a_stop_the_bar_has_a_line_of_its_own(data, tmp_path, monkeypatch, capsys):
-    out = Terminal()
-
-    def stop_after_the_first_bar(path, *given):
-        if out.getvalue():
-            raise KeyboardInterrupt
-        return cut_region(path, *given)
+def test_after_a_stop_the_next_line_begins_anew(data, tmp_path, monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", out)
-        patch.setattr(packed, "cut_region", stop_after_the_first_bar)
-        patch.setattr(pack.time, "monotonic", iter(range(1000)).__next__)
+        terminal = Terminal.on(patch)
+        patch.setattr(write, "cut_region", stop)
         assert pack.main([str(data), str(tmp_path / "out"), *SMALL]) == 130
-    assert out.getvalue().count("\r") == 1
-    assert out.getvalue().endswith(" left\n")
+    assert terminal.getvalue() == "\r\x1b[2Kpacking train   0/10 persons\n"
     assert capsys.readouterr().err == "stopped by SIGINT; the same command goes on\n"
-    assert not list((tmp_path / "out").glob("*.part"))
-
-
-def test_the_time_left_leaves_out_what_was_there_already(monkeypatch, capsys):
-    calls = [(50.0, 100, 100), (60.0, 110, 100), (70.0, 160, 140), (80.0, 170, 140)]
-    monkeypatch.setattr(pack.time, "monotonic", iter([0.0, *(now for now, *_ in calls)]).__next__)
-    bar = pack.ProgressBar()
-    for _, done, found in calls:
-        bar.show("train", done, found, 200)
-    lines = capsys.readouterr().out.splitlines()
-    # 10 persons in 10 s; 20 in 20 s, in between 10 s on persons that were there and 10 that were packed.
-    assert lines == [
-        "train: 100/200 persons packed",
-        "train: 160/200 persons packed, 0m20s left",
-    ]
+    assert not list((tmp_path / "out").glob("*.part*"))
 
 
 @pytest.fixture
@@ -839,9 +801,9 @@ def checkpoint(data, tmp_path, monkeypatch) -> Path:
     def small_network(depth, head, num_joints, *, channels):
         return torch.nn.Conv2d(3, num_joints, 4, stride=4)
 
-    monkeypatch.setattr(build, "pose_resnet", small_network)
-    options = options_for(data)
-    model = build.make_model(options, fastpose.skeletons.MPII, CPU)
+    monkeypatch.setattr(network, "pose_resnet", small_network)
+    settings = settings_for(data)
+    model = network.make_network(settings.network, MPII, CPU)
     path = tmp_path / "run" / "best.pt"
     path.parent.mkdir()
     save_checkpoint(
@@ -850,7 +812,7 @@ def checkpoint(data, tmp_path, monkeypatch) -> Path:
         optimizer=None,
         learning_rate={},
         progress={},
-        config=options.as_plain(),
+        config=settings.as_plain(),
         skeleton="mpii",
         keep_previous=False,
     )
@@ -876,7 +838,7 @@ def test_an_evaluation_on_a_pack_takes_its_annotations_and_refuses_others(checkp
         scores = json.loads((tmp_path / "out/scores.json").read_text())
         assert scores["annotations"] == str(renamed)
         assert scores["pckh"] is not None
-    # annot/valid.json is the default of training; given by name it is still not what the pack holds.
+    # annot/valid.json is the default of training; asked for by name it is still not what the pack holds.
     for name in ("annot/valid.json", str(data / "annot/valid.json")):
         assert evaluate.main([*arguments, "--annotations", name]) == 1
         error = capsys.readouterr().err
@@ -900,17 +862,21 @@ def test_without_head_boxes_a_pack_is_evaluated_without_a_score(checkpoint, data
     assert f"head_boxes: the pack {bare} holds the data of '', got 'annot/gt_valid.mat'" in capsys.readouterr().err
 
 
-def test_a_training_on_a_pack_is_written_down_with_the_pack_s_annotations(data, renamed, capsys):
-    options = build.as_packed(options_for(renamed))
-    assert options.valid_annotations == "annot/train.json"
+def test_a_training_on_a_pack_is_written_down_with_the_annotations_of_the_pack(data, renamed, capsys):
+    settings = settings_for(renamed)
+    assert settings.data.valid_annotations == "annot/train.json"
     assert f"the pack {renamed} holds the data of valid_annotations 'annot/train.json'" in capsys.readouterr().out
-    assert build.as_packed(options) == options
+    assert settle({}, run=settings.as_plain()) == settings
     assert capsys.readouterr().out == ""
     # So an evaluation on the files finds the right ones.
-    on_files = dataclasses.replace(options, data_root=str(data))
-    assert on_files.data_path("valid_annotations") == data / "annot/train.json"
-    assert build.as_packed(on_files) == on_files
-    with pytest.raises(ValueError, match=r"train_annotations: the pack .* holds the data of 'annot/train\.json'"):
-        build.as_packed(options_for(renamed, train_annotations=str(data / "annot/train.json")))
-    assert build.read_split(options_for(renamed, head_boxes=""), "valid").head_size is None
-    assert build.read_split(options_for(renamed), "valid").head_size is not None
+    on_files = settle({"data_root": str(data)}, run=settings.as_plain())
+    assert on_files.data.path("valid_annotations") == data / "annot/train.json"
+    assert settle({}, run=on_files.as_plain()) == on_files
+    with pytest.raises(OptionError, match=r"train_annotations: the pack .* holds the data of 'annot/train\.json'"):
+        settings_for(renamed, train_annotations=str(data / "annot/train.json"))
+    for head_boxes, scored in (("", False), ("annot/gt_valid.mat", True)):
+        settings = settings_for(renamed, head_boxes=head_boxes)
+        dataset = open_dataset(settings.data, settings.network.size)
+        persons = dataset.read("valid")
+        values = dataset.scorer(persons).score(persons.keypoints, persons.visible, np.ones(len(persons), bool))
+        assert (values is not None) == scored

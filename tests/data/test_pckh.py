@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from fastpose.data.mpii import read_ground_truth, read_mpii
-from fastpose.metrics import format_pckh, pckh, pckh_from_mat
+from fastpose.data.dataset import format_values
+from fastpose.data.mpii import pckh, pckh_from_mat, read_ground_truth, read_mpii
 
 REAL_MPII = Path(os.environ.get("FASTPOSE_REAL_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data") / "mpii"
 NAMES = ["Head", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle", "Mean", "Mean@0.1", "Mean@0.11"]
@@ -91,7 +91,7 @@ def test_the_mean_weighs_every_annotated_joint_the_same():
     assert scores["Mean"] == pytest.approx(100 * 14 / 15)
 
 
-def test_joints_that_are_not_annotated_do_not_count_whatever_they_hold():
+def test_joints_that_are_not_annotated_do_not_count_wherever_they_are():
     keypoints, visible, head_size = persons(2)
     predictions = moved(keypoints, 0, 9, 400)
     visible[0, 9] = 0
@@ -175,7 +175,7 @@ def test_rows_that_do_not_fit_are_refused(tmp_path, rows, message):
 
 
 def test_the_table_has_a_column_per_name_and_a_dash_for_nan():
-    header, values = format_pckh({"Head": 100.0, "Mean@0.11": 3.14159, "Wrist": math.nan}).split("\n")
+    header, values = format_values({"Head": 100.0, "Mean@0.11": 3.14159, "Wrist": math.nan}).split("\n")
     assert header.split() == ["Head", "Mean@0.11", "Wrist"]
     assert values.split() == ["100.00", "3.14", "-"]
     assert len(header) == len(values)

@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from fastpose.data.pixel_sources import DecodeThreads, ImageFiles, Pixels, ResidentImages, reductions, to_device
 
 from fastpose import ImageBatch
-from fastpose.data import pixel_sources
+from fastpose.data.boxes import reductions
 from fastpose.data.images import BadImageError, image_size, read_image
-from fastpose.data.persons import Persons
-from fastpose.skeletons import MPII
+from fastpose.data.pixels import DecodeThreads, ImageFiles, Pixels, ResidentImages, resident
+from fastpose.data.pixels.source import to_device
+from tests.helpers.persons import persons_of
 
 CPU = torch.device("cpu")
 ASKED = torch.tensor([3, 0, 3, 2, 0])
@@ -66,7 +66,7 @@ def test_resident_images_are_not_copied(paths):
 
 @pytest.mark.parametrize("chunk", [1, 8000, 1 << 30])
 def test_the_size_of_the_chunks_changes_nothing(paths, monkeypatch, chunk):
-    monkeypatch.setattr(pixel_sources, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(resident, "CHUNK_BYTES", chunk)
     done = []
     source = ResidentImages.from_files(paths, CPU, progress=lambda *numbers: done.append(numbers))
     # 3,000, 3,321, 3,264 and 2,829 bytes of pixels: two go into 8,000.
@@ -74,7 +74,7 @@ def test_the_size_of_the_chunks_changes_nothing(paths, monkeypatch, chunk):
     assert_is_what_the_files_hold(source.load(ASKED, CPU), paths, CPU)
 
 
-def test_a_bad_image_is_black_and_told_with_its_number(paths, device):
+def test_a_bad_image_is_black_and_reported_by_its_number(paths, device):
     paths[2].write_bytes(paths[2].read_bytes()[:-20])  # its header is whole
     paths[3].write_bytes(b"")
     for source in (ImageFiles(paths), ResidentImages.from_files(paths, device, on_bad_image="skip")):
@@ -108,17 +108,12 @@ def test_an_image_is_reduced_as_its_most_demanding_person_allows():
     # Boxes of 513, 511, 300; 1100; 5000; 255 and none px, for crops 128 px wide.
     width = np.array([513, 511, 300, 1100, 5000, 255]) / 200
     image_index = np.array([0, 1, 1, 2, 3, 4])
-    count = len(width)
-    persons = Persons(
+    persons = persons_of(
+        np.zeros((6, 16, 2)),
+        np.zeros((6, 16)),
         image_paths=tuple(Path(str(n)) for n in range(6)),
         image_index=image_index,
-        center=np.zeros((count, 2), np.float32),
-        scale=np.stack([width, width * 0.1], axis=1).astype(np.float32),
-        keypoints=np.zeros((count, 16, 2), np.float32),
-        visible=np.zeros((count, 16), np.float32),
-        head_size=None,
-        source_row=np.arange(count),
-        skeleton=MPII,
+        scale=np.stack([width, width * 0.1], axis=1),
     )
     assert reductions(persons, (256, 128), 1.0).tolist() == [4, 2, 8, 8, 1, 8]  # of the last there is no person
     assert reductions(persons, (256, 128), 0.75).tolist() == [2, 1, 4, 8, 1, 8]
@@ -137,8 +132,8 @@ def test_a_file_that_changes_after_its_header_was_read_is_bad(paths):
         ResidentImages.from_files(paths, CPU, decoder=other)
 
 
-def test_too_little_memory_is_told_in_bytes_before_anything_is_decoded(paths, monkeypatch):
-    monkeypatch.setattr(pixel_sources, "free_bytes", lambda device: 20_000)
+def test_too_little_memory_is_reported_in_bytes_before_anything_is_decoded(paths, monkeypatch):
+    monkeypatch.setattr(resident, "free_bytes", lambda device: 20_000)
     monkeypatch.setattr(ImageFiles, "load", lambda *arguments: pytest.fail("decoded"))
     # 12,414 bytes of pixels, and twice as much again for the only chunk.
     with pytest.raises(ValueError, match="resident: the decoded images take 37,242 bytes, cpu has 20,000 free"):
@@ -146,7 +141,7 @@ def test_too_little_memory_is_told_in_bytes_before_anything_is_decoded(paths, mo
 
 
 def test_free_memory_is_known(device):
-    free = pixel_sources.free_bytes(device)
+    free = resident.free_bytes(device)
     assert free is None or free > 1 << 20
 
 
@@ -174,7 +169,7 @@ def test_the_size_of_a_jpeg_is_not_that_of_the_thumbnail_inside(tmp_path):
 
 
 @pytest.mark.parametrize("contents", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", None])
-def test_the_size_of_what_is_no_picture_is_an_error_with_its_name(tmp_path, contents):
+def test_the_size_of_a_file_that_is_not_a_picture_is_an_error_with_its_name(tmp_path, contents):
     path = tmp_path / "a.png"
     if contents is not None:
         path.write_bytes(contents)
@@ -182,7 +177,7 @@ def test_the_size_of_what_is_no_picture_is_an_error_with_its_name(tmp_path, cont
         image_size(path)
 
 
-def test_a_source_that_is_let_go_leaves_no_thread(paths):
+def test_a_source_that_is_deleted_leaves_no_thread(paths):
     source = ImageFiles(paths, 3)
     source.load(ASKED, CPU)
     ResidentImages.from_files(paths, CPU, 3)
@@ -224,7 +219,7 @@ def test_an_error_in_one_of_the_threads_is_raised():
         threads.each(work, range(6))
 
 
-def test_a_tensor_of_the_cpu_stays_where_it_is():
+def test_a_tensor_on_the_cpu_is_not_copied():
     assert to_device(ASKED, CPU) is ASKED
 
 

@@ -44,7 +44,7 @@ def test_coco_is_what_its_annotation_files_and_its_evaluation_say(real_data):
     np.testing.assert_allclose(COCO.sigmas, cocoeval.Params("keypoints").kpt_oks_sigmas)
 
 
-def test_coco_s_right_and_left_joints_have_the_same_numbers():
+def test_right_and_left_joints_of_coco_have_the_same_numbers():
     assert len(COCO.mirror_pairs) == 8
     for right, left in COCO.mirror_pairs:
         assert COCO.joints[right] == COCO.joints[left].replace("left_", "right_")
@@ -175,7 +175,7 @@ def test_joints_alone_are_a_skeleton_and_indices_are_as_good_as_names(tmp_path):
         ("joints: [a, b]\njoint_weights: [1, 0]", "joint_weights must be one positive number"),
     ],
 )
-def test_a_mistake_is_told_with_file_and_key(tmp_path, contents, message):
+def test_a_mistake_is_reported_with_file_and_key(tmp_path, contents, message):
     path = tmp_path / "s.yaml"
     path.write_text(contents)
     with pytest.raises(ValueError, match=message) as error:
@@ -183,6 +183,6 @@ def test_a_mistake_is_told_with_file_and_key(tmp_path, contents, message):
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_a_missing_file_is_told_with_its_option(tmp_path):
+def test_a_missing_file_is_reported_with_its_option(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"skeleton: no file .*none\.yaml"):
         read_skeleton(tmp_path / "none.yaml")

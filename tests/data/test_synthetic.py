@@ -15,7 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from fastpose.data.synthetic_figure import (
+from scipy.io import loadmat
+
+from fastpose.data.synthetic import SyntheticDataError, generate, render_scene
+from fastpose.data.synthetic.figure import (
     HEAD,
     L_HIP,
     L_SHOULDER,
@@ -26,9 +29,7 @@ from fastpose.data.synthetic_figure import (
     sample_outfit,
     sample_pose,
 )
-from scipy.io import loadmat
-
-from fastpose.data.synthetic import MAT_JOINT_NAMES, SyntheticDataError, generate, render_scene
+from fastpose.data.synthetic.generate import MAT_JOINT_NAMES
 from fastpose.synthetic import main
 
 PERSONS, VALID, SEED = 60, 16, 5
@@ -189,8 +190,8 @@ def test_the_same_data_set_is_left_alone(tmp_path: Path) -> None:
 
 def test_another_data_set_is_replaced_only_on_request(tmp_path: Path) -> None:
     generate(tmp_path / "set", persons=4, seed=1)
-    told = r"another synthetic data set \(4 persons, 1 of them .*, seed 1, .*\) than the one asked for \(4 .*, seed 2, "
-    with pytest.raises(SyntheticDataError, match=told):
+    message = r"another synthetic data set \(4 persons, 1 .*, seed 1, .*\) than the one asked for \(4 .*, seed 2, "
+    with pytest.raises(SyntheticDataError, match=message):
         generate(tmp_path / "set", persons=4, seed=2)
     assert generate(tmp_path / "set", persons=4, seed=2, overwrite=True).created
     assert json.loads((tmp_path / "set" / "synthetic.json").read_text())["seed"] == 2
@@ -206,7 +207,7 @@ def test_a_data_set_with_a_missing_file_is_not_taken_for_complete(tmp_path: Path
 
 def test_a_folder_with_other_things_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SyntheticDataError, match="no synthetic data set"):
+    with pytest.raises(SyntheticDataError, match="that is not a synthetic data set"):
         generate(tmp_path, persons=4, seed=1, overwrite=True)
     with pytest.raises(SyntheticDataError, match="found a file"):
         generate(tmp_path / "notes.txt", persons=4, seed=1, overwrite=True)

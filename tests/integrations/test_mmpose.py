@@ -12,9 +12,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from fastpose.metrics.coco import NAMES, keypoint_ap, keypoint_results
-from fastpose.metrics.oks import oks_nms
-from fastpose.metrics.pckh import pckh
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope, init_default_scope
@@ -30,8 +27,10 @@ from mmpose.structures.bbox import get_udp_warp_matrix, get_warp_matrix
 
 import fastpose
 import fastpose.mmpose
-from fastpose.data.augmentation import body_boxes
-from fastpose.data.coco import read_coco
+from fastpose.data.boxes import body_boxes
+from fastpose.data.coco import keypoint_ap, keypoint_results, oks_nms, read_coco
+from fastpose.data.coco.ap import NAMES
+from fastpose.data.mpii import pckh
 from fastpose.models.pose_resnet import pose_resnet
 from fastpose.models.weights import load_weights, read_weights
 from fastpose.skeletons import COCO
@@ -365,7 +364,7 @@ def test_ap_is_mmposes(boxes, tmp_path):
     found = truth + rng.normal(0, rng.uniform(0.2, 6, (60, 1, 1)), truth.shape)
     found[30:36] = found[24:30] + 0.05  # the same poses in the same images once more
     scores = rng.uniform(0.0, 1.0, (60, 17)).astype(np.float32)
-    results = keypoint_results(persons, found, scores)
+    results = keypoint_results(persons, 1, found, scores)
     mine = keypoint_ap(persons.truth, results, COCO.sigmas)
 
     metric = CocoMetric(ann_file=str(annotations), score_mode="bbox_keypoint", keypoint_score_thr=0.2)
@@ -373,10 +372,10 @@ def test_ap_is_mmposes(boxes, tmp_path):
     samples = [
         {
             "id": n,
-            "img_id": int(persons.image_id[n]),
+            "img_id": int(persons.extras["image_id"][n]),
             "pred_instances": {"keypoints": found[n][None], "keypoint_scores": scores[n][None]},
             "gt_instances": {
-                "bbox_scores": persons.box_score[n : n + 1],
+                "bbox_scores": persons.extras["box_score"][n : n + 1],
                 "bbox_scales": persons.scale[n : n + 1].astype(np.float64) * 200,
             },
         }

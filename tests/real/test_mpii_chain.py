@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 import fastpose
-from fastpose.data.annotation_rows import mpii_box
-from fastpose.data.mpii import read_ground_truth
-from fastpose.metrics import pckh_from_mat
+from fastpose.data.boxes import mpii_box
+from fastpose.data.mpii import pckh_from_mat, read_ground_truth
 from fastpose.skeletons import MPII
 from studies.representation_ceiling import ceilings
 

@@ -24,18 +24,17 @@ class ApScorer:
 
     Args:
         persons: N persons of `read_coco`.
-        truth: what they are compared with; None for persons that are only trained on.
+        truth: what they are compared with; None for those to train on: nothing.
     """
 
     name, main, label = "coco", "AP", "AP"
     curves: Mapping[str, str] = {"AP": "AP", "AP50": "AP50"}
 
     def __init__(self, persons: Persons, truth: CocoTruth | None) -> None:
-        self._to_train = truth is None
-        truth = truth or {"box_source": "annotations", "category": 1, "image_ids": [], "annotations": []}
-        self.persons, self.truth = persons, truth
-        self.notes: Mapping[str, str] = {"box_source": truth["box_source"]}
-        self.note = f"boxes: {truth['box_source']}"
+        self.persons = persons
+        self.truth = truth or CocoTruth(box_source="annotations", category=1, image_ids=[], annotations=[])
+        self.notes: Mapping[str, str] = {"box_source": self.truth["box_source"]}
+        self.note = f"boxes: {self.truth['box_source']}"
         self._results_of: tuple[np.ndarray, list[dict[str, Any]]] | None = None
 
     def needs(self, *, to_train: bool) -> None:
@@ -72,7 +71,7 @@ class ApScorer:
         return path
 
     def fingerprint(self) -> str:
-        if self._to_train:
-            return "no head sizes"  # the words of version 0.1, whose packs are to stay the same
+        if not self.truth["image_ids"]:
+            return "no head sizes"  # what the packs of version 0.1 say: they are to be gone on with
         truth = json.dumps(self.truth).encode() + self.persons.extras["box_score"].tobytes()
         return f"checksum of COCO's annotations and scores of boxes {zlib.crc32(truth):08x}"

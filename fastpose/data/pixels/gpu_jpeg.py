@@ -18,6 +18,7 @@ from fastpose.data.images import is_whole_jpeg, read_file
 from fastpose.data.pixels.files import read_or_error
 from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
 from fastpose.ops.image_batch import ImageBatch
+from fastpose.option import OptionError
 
 # Beside a torch for CUDA 12 the package is nvidia-nvimgcodec-cu12.
 INSTALL = 'pip install "nvidia-nvimgcodec-cu13[nvjpeg]"'
@@ -32,7 +33,7 @@ def import_nvimgcodec() -> ModuleType:
     try:
         from nvidia import nvimgcodec
     except ImportError as error:
-        raise ValueError(f"decoder: gpu needs nvImageCodec ({error}): {INSTALL}") from error
+        raise OptionError("decoder", f"gpu needs nvImageCodec ({error}): {INSTALL}") from error
     return nvimgcodec
 
 
@@ -70,7 +71,7 @@ class GpuJpegFiles:
         # Without nvJPEG it loads all the same, and would leave every file to OpenCV.
         sample = codec.CodeStream(cv2.imencode(".jpg", np.full((64, 64, 3), 90, np.uint8))[1].tobytes())
         if self._decode([sample])[0] is None:
-            raise ValueError(f"decoder: nvImageCodec finds no JPEG decoder for {self.device}; nvJPEG: {INSTALL}")
+            raise OptionError("decoder", f"nvImageCodec finds no JPEG decoder for {self.device}; nvJPEG: {INSTALL}")
 
     def load(self, images: Tensor, device: torch.device) -> Pixels:
         distinct, index = torch.unique(images, return_inverse=True)

@@ -358,7 +358,9 @@ def _already_there(out: Path, manifest: dict[str, Any], overwrite: bool) -> bool
     if found is None:
         raise SyntheticDataError(f"{out}: holds something that is not a synthetic data set; choose another folder")
     if not overwrite:
-        what = "an incomplete copy of" if found == manifest else f"other synthetic data ({_described(found)}) than"
+        what = (
+            "an incomplete copy of" if found == manifest else f"another synthetic data set ({_described(found)}) than"
+        )
         raise SyntheticDataError(
             f"{out}: holds {what} the one asked for ({_described(manifest)}); choose another folder, remove this one, "
             "or replace it with python -m fastpose.synthetic and its option --overwrite"

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fastpose.files import append_line, check_is_file, read_lines, replacing, write_json, write_text, written_beside
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """A file with contents."""
+    path = tmp_path / "scores.json"
+    path.write_text("old")
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_a_file_takes_its_place_only_when_it_is_whole(path):
+    with written_beside(path) as beside:
+        assert beside.parent == path.parent
+        assert beside != path
+        assert beside.suffix == path.suffix
+        beside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["scores.json"]
+
+
+def spoil(path: Path, error: BaseException, keep: Path | None) -> None:
+    with replacing(path, keep=keep) as file:
+        file.write(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("not now"), KeyboardInterrupt(), SystemExit(3), OSError(28, "full")])
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_exception_leaves_the_old_file_and_nothing_beside_it(path, error, keep):
+    with pytest.raises(type(error)):
+        spoil(path, error, path.with_name("kept.json") if keep else None)
+    assert path.read_text() == "old"
+    assert names(path.parent) == ["scores.json"]
+
+
+def test_an_exception_before_anything_is_written_makes_no_file(tmp_path):
+    with pytest.raises(ValueError, match="early"), written_beside(tmp_path / "a.bin"):
+        raise ValueError("early")
+    assert names(tmp_path) == []
+
+
+def test_the_file_before_is_kept_if_asked(path):
+    keep = path.with_name("kept.json")
+    keep.write_text("older")
+    with replacing(path, keep=keep) as file:
+        file.write(b"new")
+    assert (path.read_text(), keep.read_text()) == ("new", "old")
+    fresh = path.with_name("fresh.json")
+    with replacing(fresh, keep=path.with_name("nothing.json")) as file:  # there is none to keep
+        file.write(b"first")
+    assert names(path.parent) == ["fresh.json", "kept.json", "scores.json"]
+
+
+def test_a_full_disk_is_reported_with_the_file(path):
+    with pytest.raises(OSError, match="No space left") as full, replacing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.filename == str(path)
+    with pytest.raises(OSError, match="Permission") as other, replacing(path):
+        raise OSError(errno.EACCES, "Permission denied", "elsewhere")
+    assert other.value.filename == "elsewhere"  # an error that says where keeps its place
+    with pytest.raises(BrokenPipeError) as broken, replacing(path):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    assert broken.value.filename is None
+
+
+def test_contents_are_on_the_disk_before_the_name_is(path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *places: (done.append("replace"), replace(*places)))
+    write_text(path, "new")
+    assert done == ["fsync", "replace"]
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        write_text(tmp_path / "absent/a.txt", "text")
+
+
+def test_json_is_readable_and_has_no_nan(path):
+    write_json(path, {"a": [1, None]})
+    assert json.loads(path.read_text()) == {"a": [1, None]}
+    assert path.read_text().endswith("}\n")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": [1, None]}
+
+
+def test_lines_of_epochs_to_be_repeated_and_a_torn_one_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_lines(path, 3) == []
+    for epoch in (1, 2, 3):
+        append_line(path, {"epoch": epoch})
+    whole = path.read_text()
+    path.write_text(whole + '{"epoch": 4, "lo')
+    assert [line["epoch"] for line in read_lines(path, 9)] == [1, 2, 3]
+    assert path.read_text() == whole
+    assert [line["epoch"] for line in read_lines(path, 2)] == [1, 2]
+    assert path.read_text().splitlines() == whole.splitlines()[:2]
+
+
+def test_a_missing_file_is_an_error_that_names_its_option(tmp_path, path):
+    check_is_file("head_boxes", path)
+    for absent in (tmp_path / "absent.mat", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"^head_boxes: no file {absent}$"):
+            check_is_file("head_boxes", absent)
