@@ -724,7 +724,7 @@ def test_a_device_that_fastpose_does_not_run_on_is_refused(name):
         choose_device(name)
 
 
-@pytest.mark.parametrize("head", ["fcn", "deconv"])
+@pytest.mark.parametrize("head", [pytest.param("fcn", marks=pytest.mark.slow), "deconv"])
 def test_an_epoch_in_bfloat16_on_the_cpu_trains_nearly_as_one_in_float32(persons, head):
     losses = {}
     for amp in ("off", "bfloat16"):
