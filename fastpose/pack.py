@@ -25,7 +25,7 @@ where it was when it is called again; on a complete pack it compares all checksu
 
 OFFERED = (
     *("train_annotations", "valid_annotations", "head_boxes", "split_list", "images", "missing_images", "on_bad_image"),
-    *("size", "rotation", "scale_min", "scale_max", "half_body", "reduced_decode"),
+    *("score", "size", "rotation", "scale_min", "scale_max", "half_body", "reduced_decode"),
 )
 
 

@@ -738,7 +738,6 @@ def person(tmp_path: Path) -> Persons:
         scale=np.full((1, 2), 0.5, np.float32),
         keypoints=keypoints.numpy(),
         visible=(visible > 0.5).float().numpy(),
-        head_size=None,
         source_row=np.zeros(1, np.int64),
         skeleton=MPII,
     )

@@ -3,6 +3,8 @@ import dataclasses
 import json
 import logging
 import sys
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,22 +13,29 @@ import torch
 import yaml
 
 import fastpose
-from fastpose import build, drawing, evaluate, pack, predict, train
-from fastpose.data.coco import AnnotationError, read_coco
+from fastpose import evaluate, pack, predict, train
+from fastpose.data.coco import AnnotationError, ApScorer, read_coco
+from fastpose.data.dataset import DataOptions
+from fastpose.data.datasets import open_dataset
 from fastpose.data.loader import PoseLoader
 from fastpose.data.persons import Persons
-from fastpose.engine import Evaluation
-from fastpose.engine import evaluate as evaluate_model
-from fastpose.models import pose_resnet, resnet
+from fastpose.data.pixels import ImageFiles
+from fastpose.device import ComputeOptions
+from fastpose.engine import pictures
+from fastpose.engine.evaluation import Scored, predict_all, scored
+from fastpose.models import network, pose_resnet, resnet
+from fastpose.models.decoding import DecodeOptions, Decoder
+from fastpose.option import OptionError
+from fastpose.options.settings import Settings
+from fastpose.options.settle import settle
 from fastpose.skeletons import COCO, MPII, Skeleton
+from tests.helpers.reading import read_split
 from tests.helpers.tiny_coco import annotation, contents, write_tiny_coco
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def images(tmp_path):
-    """An image folder; the files are empty: a picture that cannot be read is told when it is needed."""
+    """An image folder; the files are empty: a picture that cannot be read is an error when it is needed."""
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a.jpg", "b.jpg"):
@@ -35,7 +44,7 @@ def images(tmp_path):
 
 
 def joints(**values) -> np.ndarray:
-    """Joint k at (k + 20, 2 k + 10), all visible, but for those given by index: `_3=(x, y, v)`."""
+    """Joint k at (k + 20, 2 k + 10), all visible, except those passed by index: `_3=(x, y, v)`."""
     points = np.column_stack([np.arange(17) + 20.0, 2 * np.arange(17) + 10.0, np.full(17, 2.0)])
     for name, point in values.items():
         points[int(name[1:])] = point
@@ -58,7 +67,7 @@ def read(tmp_path, images, records, size=(64, 48), detections=None, **options):
 # ---- annotations ----
 
 
-def test_a_person_is_read_with_simple_baselines_box(tmp_path, images):
+def test_a_person_is_read_with_the_box_of_simple_baselines(tmp_path, images):
     record = annotation(7, 2, joints(_3=(5, 6, 1), _4=(0, 0, 0), _5=(9, 9, 0)))
     persons = read(tmp_path, images, [record])
     # The box (10, 5, 60, 80) loses a pixel: 59 x 79, its middle (39.5, 44.5). 59 < 79 * 3 / 4, so the width grows to
@@ -68,11 +77,11 @@ def test_a_person_is_read_with_simple_baselines_box(tmp_path, images):
     assert [path.name for path in persons.image_paths] == ["b.jpg"]
     np.testing.assert_array_equal(persons.keypoints[0, [2, 3, 4, 5]], [[22, 14], [5, 6], [0, 0], [0, 0]])
     np.testing.assert_array_equal(persons.visible[0], [1, 1, 1, 1, 0, 0] + [1] * 11)
-    np.testing.assert_array_equal(persons.image_id, [2])
-    np.testing.assert_array_equal(persons.box_score, [1])
+    np.testing.assert_array_equal(persons.extras["image_id"], [2])
+    np.testing.assert_array_equal(persons.extras["box_score"], [1])
     np.testing.assert_array_equal(persons.source_row, [0])
     assert persons.skeleton is COCO
-    assert persons.head_size is None
+    assert set(persons.extras) == {"image_id", "box_score"}
     assert persons.truth is None
     # 59 / 79 > 1 / 2, so here the height grows: 59 * 2.
     tall = read(tmp_path, images, [record], size=(64, 32))
@@ -113,13 +122,13 @@ NO_JOINTS = np.zeros((17, 3))
         annotation(2, 1, joints(), category_id=5),
     ],
 )
-def test_what_is_no_person_with_joints_and_a_box_is_left_out(tmp_path, images, record):
+def test_annotations_without_joints_a_box_or_a_person_are_left_out(tmp_path, images, record):
     others = [annotation(1, 1, joints()), annotation(3, 2, joints())]
     persons = read(tmp_path, images, [others[0], record, others[1]], for_evaluation=True)
     np.testing.assert_array_equal(persons.source_row, [0, 2])
-    # The evaluation knows it, as predictions there are not wrong; but for other categories.
+    # The evaluation knows it, as predictions there are not wrong; except those of other categories.
     known = [1, 3] if record["category_id"] == 5 else [1, 2, 3]
-    assert [one["id"] for one in persons.truth.annotations] == known
+    assert [one["id"] for one in persons.truth["annotations"]] == known
     with pytest.raises(AnnotationError, match=r"coco\.json: none of its 1 annotations is a person \(category 1\)"):
         read(tmp_path, images, [record])
 
@@ -128,8 +137,8 @@ def test_iscrowd_and_num_keypoints_may_be_missing(tmp_path, images):
     record = annotation(4, 1, joints(_0=(0, 0, 0)))
     del record["iscrowd"], record["num_keypoints"]
     persons = read(tmp_path, images, [record], for_evaluation=True)
-    assert persons.truth.annotations[0]["iscrowd"] == 0
-    assert persons.truth.annotations[0]["num_keypoints"] == 16
+    assert persons.truth["annotations"][0]["iscrowd"] == 0
+    assert persons.truth["annotations"][0]["num_keypoints"] == 16
 
 
 def test_one_category_may_have_any_name_and_of_several_person_is_taken(tmp_path, images):
@@ -146,7 +155,7 @@ def test_one_category_may_have_any_name_and_of_several_person_is_taken(tmp_path,
         )
 
 
-def test_the_names_of_keypoints_are_compared_with_the_skeleton_s(tmp_path, images, caplog):
+def test_the_names_of_keypoints_are_compared_with_those_of_the_skeleton(tmp_path, images, caplog):
     def read_named(names: list[str]) -> Persons:
         category = {"id": 1, "name": "person", "keypoints": names}
         return read_coco(
@@ -220,8 +229,8 @@ def test_dropped_images_are_not_evaluated_either(tmp_path, images, caplog):
     with caplog.at_level(logging.WARNING):
         persons = read(tmp_path, images, records, missing_images="drop", for_evaluation=True)
     np.testing.assert_array_equal(persons.source_row, [1])
-    assert persons.truth.image_ids == [2]
-    assert [one["id"] for one in persons.truth.annotations] == [2]
+    assert persons.truth["image_ids"] == [2]
+    assert [one["id"] for one in persons.truth["annotations"]] == [2]
     assert "1 of 2 persons left out" in caplog.text
 
 
@@ -241,7 +250,7 @@ def test_pictures_of_another_size_than_annotated_are_refused(tmp_path, images, d
         AnnotationError, match=r"b\.jpg: expected the image's width and height, 96 and 48, got 96 and 96"
     ):
         read(tmp_path, images, [annotation(1, 1, joints()), annotation(2, 2, joints())], detections=found)
-    (images / "b.jpg").write_bytes(b"no picture")  # which is told when it is needed
+    (images / "b.jpg").write_bytes(b"no picture")  # which is an error when it is needed
     read(tmp_path, images, [annotation(1, 1, joints()), annotation(2, 2, joints())], detections=found)
 
 
@@ -258,15 +267,15 @@ def test_detected_boxes_become_persons_without_joints(tmp_path, images, caplog):
     with caplog.at_level(logging.WARNING):
         persons = read(tmp_path, images, [annotation(1, 1, joints())], detections=found)
     np.testing.assert_array_equal(persons.source_row, [0, 4, 6])
-    np.testing.assert_array_equal(persons.image_id, [2, 1, 1])
-    np.testing.assert_array_equal(persons.box_score, [0.75, 0, 0.75])
+    np.testing.assert_array_equal(persons.extras["image_id"], [2, 1, 1])
+    np.testing.assert_array_equal(persons.extras["box_score"], [0.75, 0, 0.75])
     assert not persons.visible.any()
     # As it is, with its last pixel and beyond the image: (10, 5, 59, 79) has the middle (39.5, 44.5).
     np.testing.assert_allclose(persons.center, [[39.5, 44.5], [0, 90], [5.5, 4]])
     np.testing.assert_allclose(persons.scale * 160, [[59.25, 79], [60, 80], [5, 20 / 3]], rtol=1e-6)
-    assert persons.truth.box_source == "found.json"
-    assert persons.truth.image_ids == [1, 2]
-    assert [one["id"] for one in persons.truth.annotations] == [1]
+    assert persons.truth["box_source"] == "found.json"
+    assert persons.truth["image_ids"] == [1, 2]
+    assert [one["id"] for one in persons.truth["annotations"]] == [1]
     assert "boxes left out: 1 of other categories than 1, 1 on images that are not in" in caplog.text
     assert "2 that are empty or have a score below 0" in caplog.text
 
@@ -308,11 +317,16 @@ class Oracle(torch.nn.Module):
         return fastpose.render_heatmaps(batch.keypoints, everywhere, size, sigma=2.0, encoding="unbiased")[0]
 
 
-def oracle_evaluation(persons, options, pixels=ImageFiles, **more) -> Evaluation:
-    loaders = [PoseLoader(persons, pixels(persons.image_paths), options.size, 5, **more) for _ in range(2)]
-    result = evaluate_model(Oracle(loaders[0]), loaders[1], options)
-    assert result is not None
-    return result
+def oracle_evaluation(persons, size, **more) -> Scored:
+    loaders = [PoseLoader(persons, ImageFiles(persons.image_paths), size, 5, **more) for _ in range(2)]
+    decoder = Decoder(Oracle(loaders[0]), persons.skeleton, DecodeOptions(flip_test=False), ComputeOptions())
+    evaluation = predict_all(decoder, loaders[1])
+    assert evaluation is not None
+    return scored(evaluation, ApScorer(persons, persons.truth))
+
+
+def results_of(result: Scored) -> list[dict[str, Any]]:
+    return result.scorer.results(result.evaluation.predictions, result.evaluation.scores)
 
 
 def test_the_real_persons_are_those_with_joints(real_data):
@@ -320,8 +334,8 @@ def test_the_real_persons_are_those_with_joints(real_data):
     persons = read_coco(folder / "person_keypoints.json", folder / "images", (256, 192), for_evaluation=True)
     # 14 annotations, of which those of rows 3 and 6 have no joints.
     np.testing.assert_array_equal(persons.source_row, [0, 1, 2, 4, 5, 7, 8, 9, 10, 11, 12, 13])
-    assert len(persons.truth.annotations) == 14
-    assert persons.truth.image_ids == [785, 40083, 196141, 197388]
+    assert len(persons.truth["annotations"]) == 14
+    assert persons.truth["image_ids"] == [785, 40083, 196141, 197388]
     # The first has the box (280.79, 44.73, 218.7, 346.68); 345.68 * 3 / 4 = 259.26 is wider than 217.7.
     np.testing.assert_allclose(persons.center[0], [280.79 + 217.7 / 2, 44.73 + 345.68 / 2], rtol=1e-6)
     np.testing.assert_allclose(persons.scale[0], [259.26 / 160, 345.68 / 160], rtol=1e-6)
@@ -334,14 +348,14 @@ def test_the_real_persons_are_those_with_joints(real_data):
 
 def test_perfect_heatmaps_of_the_real_annotations_decode_to_ap_100(real_data):
     folder = real_data / "coco"
-    options = TrainOptions(dataset="coco", size=(256, 192), flip_test=False)
-    persons = read_coco(folder / "person_keypoints.json", folder / "images", options.size, for_evaluation=True)
-    result = oracle_evaluation(persons, options)
-    assert (result.score, result.box_source) == (100.0, "annotations")
-    assert set(result.coco.values()) == {100.0}
-    assert len(result.results) == 12
+    size = (256, 192)
+    persons = read_coco(folder / "person_keypoints.json", folder / "images", size, for_evaluation=True)
+    result = oracle_evaluation(persons, size)
+    assert (result.score, result.scorer.notes) == (100.0, {"box_source": "annotations"})
+    assert set(result.values.values()) == {100.0}
+    assert len(results_of(result)) == 12
     # A quarter of a heatmap pixel, in x and y, at the largest box: 1.25 * 346 / 64 = 6.8 px.
-    error = np.linalg.norm(result.predictions - persons.keypoints, axis=2)[persons.visible > 0]
+    error = np.linalg.norm(result.evaluation.predictions - persons.keypoints, axis=2)[persons.visible > 0]
     assert error.max() < 0.36 * 6.8
 
 
@@ -363,23 +377,22 @@ def test_boxes_found_twice_cost_nothing_and_a_person_not_found_its_share_of_ap(r
     knowing = dataclasses.replace(
         persons, keypoints=annotated.keypoints[[*range(1, 12)] * 2], visible=annotated.visible[[*range(1, 12)] * 2]
     )
-    result = oracle_evaluation(knowing, TrainOptions(dataset="coco", size=(256, 192), flip_test=False))
-    assert len(result.results) == 11
-    assert result.box_source == "found.json"
-    assert result.coco["AR"] == pytest.approx(100 * 11 / 12)
+    result = oracle_evaluation(knowing, (256, 192))
+    assert len(results_of(result)) == 11
+    assert result.scorer.notes == {"box_source": "found.json"}
+    assert result.values["AR"] == pytest.approx(100 * 11 / 12)
     # Precision 1 up to a recall of 11 / 12: 92 of the 101 recalls that precision is averaged over.
-    assert result.coco["AP"] == pytest.approx(100 * 92 / 101)
+    assert result.values["AP"] == pytest.approx(100 * 92 / 101)
 
 
 def test_images_that_cannot_be_read_are_left_out_of_ap(tmp_path):
     root = write_tiny_coco(tmp_path / "tiny")
     (root / "images/001.jpg").write_bytes(b"no picture")
     persons = read_coco(root / "annotations/valid.json", root / "images", (96, 96), for_evaluation=True)
-    options = TrainOptions(dataset="coco", size=(96, 96), flip_test=False)
-    result = oracle_evaluation(persons, options, on_bad_image="skip")
-    assert result.skipped == 3
-    assert (result.coco["AP"], result.coco["AR"]) == (100, 100)
-    assert {one["image_id"] for one in result.results} == {1, 3, 4}
+    result = oracle_evaluation(persons, (96, 96), on_bad_image="skip")
+    assert result.evaluation.skipped == 3
+    assert (result.values["AP"], result.values["AR"]) == (100, 100)
+    assert {one["image_id"] for one in results_of(result)} == {1, 3, 4}
 
 
 # ---- the commands ----
@@ -395,7 +408,7 @@ def small_network(depth: int, head: str, num_joints: int, *, channels: int) -> t
 @pytest.fixture(scope="module", autouse=True)
 def small_networks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "pose_resnet", small_network)
+        patch.setattr(network, "pose_resnet", small_network)
         yield
 
 
@@ -403,7 +416,7 @@ def small_networks():
 def few_pictures(monkeypatch):
     """Only the run of `finished` draws; it takes longer than the rest of a tiny run."""
     for name in ("draw_curves", "draw_predictions", "draw_heatmaps"):
-        monkeypatch.setattr(drawing, name, lambda *arguments: None)
+        monkeypatch.setattr(pictures, name, lambda *arguments, **more: None)
 
 
 def write_recipe(root, **changes):
@@ -449,7 +462,7 @@ def test_a_run_on_coco_writes_ap_with_the_source_of_its_boxes(finished):
         assert cv2.imread(str(finished / f"{name}.png")).std() > 10
 
 
-def test_an_evaluation_repeats_the_run_s_score_and_writes_coco_s_results(finished, tiny, capsys):
+def test_an_evaluation_repeats_the_score_of_the_run_and_writes_results_for_coco(finished, tiny, capsys):
     assert evaluate.main(["--checkpoint", str(finished / "last.pt")]) == 0
     out = capsys.readouterr().out
     assert "boxes: annotations" in out
@@ -490,9 +503,9 @@ def test_images_without_annotations_are_predicted_without_a_score(finished, tiny
 
 
 def test_the_validation_images_may_lie_elsewhere(finished, tiny, tmp_path):
-    options = TrainOptions(dataset="coco", data_root=str(tiny), images="images", valid_images="val")
-    assert options.images_path("train") == tiny / "images"
-    assert options.images_path("valid") == tiny / "val"
+    data = DataOptions(dataset="coco", data_root=str(tiny), images="images", valid_images="val")
+    assert data.images_path("train") == tiny / "images"
+    assert data.images_path("valid") == tiny / "val"
     other = tmp_path / "elsewhere"
     other.mkdir()
     for path in (tiny / "images").iterdir():
@@ -503,8 +516,8 @@ def test_the_validation_images_may_lie_elsewhere(finished, tiny, tmp_path):
     assert evaluate.main(arguments) == 1
 
 
-def test_missing_annotations_are_told_by_the_name_that_evaluate_has_for_them(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(build, "pose_resnet", pose_resnet)
+def test_missing_annotations_are_reported_by_the_name_that_evaluate_has_for_them(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(network, "pose_resnet", pose_resnet)
     monkeypatch.setattr(resnet, "WIDTHS", (8, 8, 8, 8))
     file = tmp_path / "pose_resnet_18_96x64.pth.tar"
     torch.save(pose_resnet(18, "deconv", 17, channels=8).state_dict(), file)
@@ -529,10 +542,10 @@ def test_a_training_ends_at_its_target_ap_and_keeps_the_best(tiny, tmp_path, mon
     every = [3.0, 40.0, 20.0, 60.0, 30.0]
     scores = iter(every)
 
-    def scored(*arguments):
+    def keypoint_ap(*arguments, **more):
         return {name: next(scores) if name == "AP" else 1.0 for name in SCORES}
 
-    monkeypatch.setattr("fastpose.engine.keypoint_ap", lambda *arguments, **more: scored())
+    monkeypatch.setattr("fastpose.data.coco.score.keypoint_ap", keypoint_ap)
     recipe = write_recipe(tiny, epochs=5, target_pckh=target)
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -543,14 +556,14 @@ def test_a_training_ends_at_its_target_ap_and_keeps_the_best(tiny, tmp_path, mon
         assert torch.load(tmp_path / f"run/{name}.pt", weights_only=True)["progress"]["epoch"] == epoch
 
 
-def test_a_picture_is_drawn_with_the_checkpoint_s_skeleton(finished, tiny, tmp_path, monkeypatch):
-    draw, skeletons = drawing.draw_pose, []
+def test_a_picture_is_drawn_with_the_skeleton_of_the_checkpoint(finished, tiny, tmp_path, monkeypatch):
+    draw, skeletons = pictures.draw_pose, []
 
     def watched(path, image, points, skeleton):
         skeletons.append(skeleton)
         draw(path, image, points, skeleton)
 
-    monkeypatch.setattr(drawing, "draw_pose", watched)
+    monkeypatch.setattr(pictures, "draw_pose", watched)
     picture = tiny / "images/000.jpg"
     out = ["--out", str(tmp_path / "out")]
     assert (
@@ -572,7 +585,7 @@ limbs: [[left, top], [right, top]]
 """
 
 
-def test_any_joints_in_coco_s_format_can_be_trained_and_scored(tmp_path, capsys):
+def test_any_joints_in_the_format_of_coco_can_be_trained_and_scored(tmp_path, capsys):
     root = write_tiny_coco(tmp_path / "tiny", skeleton=THREE)
     skeleton = tmp_path / "three.yaml"
     skeleton.write_text(THREE_YAML + "sigmas: [0.05, 0.05, 0.05]\n")
@@ -595,7 +608,7 @@ def test_any_joints_in_coco_s_format_can_be_trained_and_scored(tmp_path, capsys)
     assert "annotation 1: keypoints must be numbers of shape [51]" in capsys.readouterr().err
 
 
-def test_a_missing_pycocotools_is_told_before_the_training_begins(tiny, tmp_path, monkeypatch, capsys):
+def test_a_missing_pycocotools_is_reported_before_the_training_begins(tiny, tmp_path, monkeypatch, capsys):
     recipe, run = write_recipe(tiny), tmp_path / "run"
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
     assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 1
@@ -603,9 +616,10 @@ def test_a_missing_pycocotools_is_told_before_the_training_begins(tiny, tmp_path
     assert not run.exists()
 
 
-def test_detections_are_refused_for_mpii_s_format():
-    with pytest.raises(ValueError, match="detections: goes with --dataset coco, got 'boxes"):
-        TrainOptions(detections="boxes.json")
+def test_detections_are_refused_with_the_format_of_mpii():
+    data = settle({"detections": "boxes.json"}).data
+    with pytest.raises(OptionError, match="detections: goes with --dataset coco, got 'boxes"):
+        open_dataset(data, (64, 64))
 
 
 NAMED = {"train_annotations": "a.json", "valid_annotations": "b.json", "images": "c", "valid_images": "d"}
@@ -627,11 +641,11 @@ COCO_S = [*(f"annotations/person_keypoints_{split}2017.json" for split in ("trai
         ("coco", ["valid_images"], [*COCO_S[:3], "d"]),
     ],
 )
-def test_files_that_are_not_named_are_those_of_the_data_set_s_own_layout(tmp_path, dataset, named, expected):
-    options = TrainOptions(dataset=dataset, data_root=str(tmp_path), **{name: NAMED[name] for name in named})
-    for same in (options, from_plain(TrainOptions, options.as_plain())):
-        found = [same.data_path(f"{split}_annotations") for split in ("train", "valid")]
-        found += [same.images_path(split) for split in ("train", "valid")]
+def test_files_that_are_not_named_are_those_of_the_layout_of_the_data_set(tmp_path, dataset, named, expected):
+    settings = settle({"dataset": dataset, "data_root": str(tmp_path), **{name: NAMED[name] for name in named}})
+    for same in (settings, settle({}, run=settings.as_plain())):
+        found = [same.data.path(f"{split}_annotations") for split in ("train", "valid")]
+        found += [same.data.images_path(split) for split in ("train", "valid")]
         assert found == [tmp_path / name for name in expected]
 
 
@@ -645,14 +659,14 @@ def test_coco_as_it_is_downloaded_needs_no_names(tmp_path, monkeypatch, capsys):
     recipe.write_text(
         "dataset: coco\ndepth: 18\nhead: deconv\nchannels: 8\nsize: [96, 64]\nbatch_size: 5\nepochs: 1\ndevice: cpu\n"
     )
-    given = ["--recipe", str(recipe), "--data_root"]
-    assert train.main([*given, str(root), "--run", str(tmp_path / "run")]) == 0
+    command = ["--recipe", str(recipe), "--data_root"]
+    assert train.main([*command, str(root), "--run", str(tmp_path / "run")]) == 0
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["valid_images"] == "val2017"
     assert pack.main([str(root), str(tmp_path / "pack"), "--recipe", str(recipe)]) == 0
     capsys.readouterr()
-    assert train.main([*given, str(tmp_path / "pack"), "--dry-run"]) == 0
+    assert train.main([*command, str(tmp_path / "pack"), "--dry-run"]) == 0
     assert "the pack" not in capsys.readouterr().out  # nothing in it that the options would not name
-    monkeypatch.setattr(build, "pose_resnet", pose_resnet)
+    monkeypatch.setattr(network, "pose_resnet", pose_resnet)
     monkeypatch.setattr(resnet, "WIDTHS", (8, 8, 8, 8))
     file = tmp_path / "pose_resnet_18_96x64.pth.tar"
     torch.save(pose_resnet(18, "deconv", 17, channels=8).state_dict(), file)
@@ -663,7 +677,7 @@ def test_coco_as_it_is_downloaded_needs_no_names(tmp_path, monkeypatch, capsys):
 
 def test_coco_has_a_data_root_of_its_own(monkeypatch):
     monkeypatch.delenv("FASTPOSE_DATA_ROOT", raising=False)
-    assert TrainOptions(dataset="coco").resolved_data_root().parts[-2:] == ("data", "coco")
+    assert Path(settle({"dataset": "coco"}).data.data_root).parts[-2:] == ("data", "coco")
 
 
 # ---- packs ----
@@ -677,18 +691,22 @@ def packed(tiny, tmp_path_factory):
     return out
 
 
-def options_for(root, **changes):
+def settings_for(root, **changes) -> Settings:
     names = {f"{split}_annotations": f"annotations/{split}.json" for split in ("train", "valid")}
     fixed = {"size": (96, 64), "rotation": 0.0, "scale_min": 1.0, "scale_max": 1.0, "reduced_decode": False}
-    return TrainOptions(**{"data_root": str(root), "dataset": "coco", "device": "cpu"} | names | fixed | changes)
+    return settle({"data_root": str(root), "dataset": "coco", "device": "cpu", **names, **fixed, **changes})
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_a_pack_holds_what_coco_s_evaluation_needs(tiny, packed, split):
-    persons = build.read_split(options_for(packed, detections="detections.json"), split)
-    expected = build.read_split(options_for(tiny, detections="detections.json"), split)
-    for name in ("center", "scale", "keypoints", "visible", "source_row", "image_id", "box_score"):
+def test_a_pack_has_what_the_evaluation_of_coco_needs(tiny, packed, split):
+    persons = read_split(settings_for(packed, detections="detections.json"), split)
+    expected = read_split(settings_for(tiny, detections="detections.json"), split)
+    for name in ("center", "scale", "keypoints", "visible", "source_row"):
         np.testing.assert_array_equal(getattr(persons, name), getattr(expected, name))
+    assert list(persons.extras) == list(expected.extras) == ["image_id", "box_score"]
+    for name, array in persons.extras.items():
+        np.testing.assert_array_equal(array, expected.extras[name])
+        assert array.dtype == expected.extras[name].dtype
     assert persons.truth == expected.truth
     assert persons.skeleton == COCO
     assert (persons.truth is None) == (split == "train")
@@ -708,7 +726,7 @@ def test_an_evaluation_on_a_pack_finds_the_joints_that_it_finds_on_the_files(fin
 
 
 @pytest.mark.parametrize(
-    ("trained", "given", "message"),
+    ("trained", "asked", "message"),
     [
         ({"train_annotations": "annotations/others.json"}, [], ""),
         ({"valid_annotations": "annotations/others.json"}, [], "annotations: the pack "),
@@ -717,21 +735,21 @@ def test_an_evaluation_on_a_pack_finds_the_joints_that_it_finds_on_the_files(fin
         ({}, ["--images", "others"], "images: the pack "),
     ],
 )
-def test_an_evaluation_on_a_pack_names_its_own_options(finished, packed, tmp_path, capsys, trained, given, message):
+def test_an_evaluation_on_a_pack_names_its_own_options(finished, packed, tmp_path, capsys, trained, asked, message):
     checkpoint = torch.load(finished / "best.pt", weights_only=True)
     checkpoint["config"] |= trained
     torch.save(checkpoint, tmp_path / "best.pt")
-    arguments = ["--checkpoint", str(tmp_path), "--data_root", str(packed), "--reduced_decode", "false", *given]
+    arguments = ["--checkpoint", str(tmp_path), "--data_root", str(packed), "--reduced_decode", "false", *asked]
     assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == (1 if message else 0)
     assert capsys.readouterr().err.startswith(f"error: {message}" if message else "")
 
 
 def test_a_pack_of_coco_is_for_its_boxes_and_joints_alone(packed, finished, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"size: the pack .* aspect ratio of 96 x 64 pixels, got 96 x 96"):
-        build.read_split(options_for(packed, size=(96, 96), detections="detections.json"), "train")
+        read_split(settings_for(packed, size=(96, 96), detections="detections.json"), "train")
     with pytest.raises(ValueError, match=r"skeleton: the pack .* holds joints of 'coco', not 'mpii'"):
-        build.read_split(options_for(packed, detections="detections.json"), "valid", MPII)
+        read_split(settings_for(packed, detections="detections.json"), "valid", MPII)
     with pytest.raises(ValueError, match=r"detections: the pack .* of 'detections\.json', got 'others\.json'"):
-        build.read_split(options_for(packed, detections="others.json"), "valid")
-    plain = build.as_packed(TrainOptions(data_root=str(packed)))
-    assert (plain.dataset, plain.detections) == ("coco", "detections.json")
+        read_split(settings_for(packed, detections="others.json"), "valid")
+    data = settle({"data_root": str(packed)}).data
+    assert (data.dataset, data.detections) == ("coco", "detections.json")

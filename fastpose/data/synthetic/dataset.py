@@ -10,6 +10,7 @@ from fastpose.data.dataset import DataOptions, Split
 from fastpose.data.mpii import Mpii
 from fastpose.data.persons import Persons
 from fastpose.data.synthetic.generate import generate
+from fastpose.option import OptionError
 from fastpose.progress import CountedProgress
 from fastpose.skeletons import Skeleton
 
@@ -18,6 +19,8 @@ class Synthetic(Mpii):
     """MPII's format in a data root that is filled first, unless just these persons are there."""
 
     def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
+        if data.dataset != "mpii":
+            raise OptionError("synthetic_persons", f"they are in MPII's format, got --dataset {data.dataset}")
         super().__init__(data, size, skeleton)
         self._drawn = False
 
