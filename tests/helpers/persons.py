@@ -21,7 +21,6 @@ def persons_of(keypoints: ArrayLike, visible: ArrayLike, skeleton: Skeleton = MP
         scale=np.tile(np.float32([[1.5, 0.1]]), (count, 1)),
         keypoints=np.asarray(keypoints, np.float32),
         visible=np.asarray(visible, np.float32),
-        head_size=None,
         source_row=np.arange(count),
         skeleton=skeleton,
     )
