@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from fastpose import train
-from fastpose.config import TrainOptions, find_recipe, from_plain, recipes
+from fastpose.models import network
+from fastpose.options.asked import find_recipe, read_recipe, recipes
+from fastpose.options.settings import DEFAULTS
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -28,11 +30,13 @@ PUBLISHED = {
 }
 
 
-def options_of(name: str) -> TrainOptions:
-    return from_plain(TrainOptions, yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")))
+def options_of(name: str) -> SimpleNamespace:
+    """A recipe's options and, for those that it does not name, their defaults."""
+    options = {**DEFAULTS, **read_recipe(find_recipe(name))}
+    return SimpleNamespace(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
 
 
-def is_heavy(options: TrainOptions) -> bool:
+def is_heavy(options: SimpleNamespace) -> bool:
     return options.depth > 50 or options.size[0] > 256
 
 
@@ -60,9 +64,9 @@ def test_each_published_setting_has_its_recipe() -> None:
         assert (options.missing, options.color_order, options.encoding) == ("ignore", "bgr", "msra"), name
 
 
-def test_the_recipe_of_coco_with_the_fcn_head_differs_in_its_head_alone() -> None:
+def test_coco_s_recipe_with_the_fcn_head_differs_only_in_its_head() -> None:
     deconv = options_of("coco_resnet50_deconv_256x192")
-    assert options_of("coco_resnet50_fcn_256x192") == dataclasses.replace(deconv, head="fcn")
+    assert options_of("coco_resnet50_fcn_256x192") == SimpleNamespace(**{**vars(deconv), "head": "fcn"})
 
 
 @pytest.mark.parametrize(
@@ -79,20 +83,20 @@ def test_a_dry_run_of_each_recipe_builds_steps_and_decodes(name, data, tmp_path,
     arguments += ["--flip_test", "false"]
     arguments += ["--synthetic_persons", "10"] if options.synthetic_persons else []
     assert train.main(arguments) == 0
-    told, (height, width) = capsys.readouterr().out, options.size
-    assert f"ResNet-{options.depth} with {options.head} head" in told
-    assert f"optimiser: {options.optimizer}" in told
-    assert f"[1, 3, {height}, {width}] float32, joints [1, {joints}, 2]" in told
-    assert f"heatmaps [1, {joints}, {height // 4}, {width // 4}] float32, points [1, {joints}, 2]" in told
-    assert re.search(r"first step in [\d.]+ s: [\d.]+ samples/s", told)
-    assert int(re.search(r"at most (\d+) MiB", told)[1]) > 50
+    out, (height, width) = capsys.readouterr().out, options.size
+    assert f"ResNet-{options.depth} with {options.head} head" in out
+    assert f"optimiser: {options.optimizer}" in out
+    assert f"[1, 3, {height}, {width}] float32, joints [1, {joints}, 2]" in out
+    assert f"heatmaps [1, {joints}, {height // 4}, {width // 4}] float32, points [1, {joints}, 2]" in out
+    assert re.search(r"first step in [\d.]+ s: [\d.]+ samples/s", out)
+    assert int(re.search(r"at most (\d+) MiB", out)[1]) > 50
     if name == "mpii_resnet50_deconv_256":
-        assert "33,999,440 parameters" in told  # SimpleBaselines' own count
+        assert "33,999,440 parameters" in out  # SimpleBaselines' own count
     assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_leaves_folders_alone_and_a_bad_loss_is_an_error(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fastpose.build.pose_resnet", small_network)
+    monkeypatch.setattr(network, "pose_resnet", small_network)
     run = tmp_path / "run"
     options = {"data_root": str(data["mpii"]), "size": [64, 64], "batch_size": 2, "epochs": 1, "device": "cpu"}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(options))
@@ -103,7 +107,7 @@ def test_a_dry_run_leaves_folders_alone_and_a_bad_loss_is_an_error(data, tmp_pat
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert train.main(["--resume", str(run), "--dry-run", "--epochs", "2"]) == 0
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    monkeypatch.setattr("fastpose.build.pose_resnet", nan_network)
+    monkeypatch.setattr(network, "pose_resnet", nan_network)
     assert train.main([*arguments, "--dry-run"]) == 1
     assert "the loss is nan" in capsys.readouterr().err
 
