@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -34,8 +35,8 @@ def written_beside(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         os.replace(beside, path)
     except BaseException as error:
         beside.unlink(missing_ok=True)  # a full disk is not to stay full
-        # BrokenPipeError comes from printing progress inside the block.
-        if isinstance(error, OSError) and error.filename is None and not isinstance(error, BrokenPipeError):
+        # BrokenPipeError comes from printing progress inside the block; an error without a number has its own words.
+        if isinstance(error, OSError) and error.errno and error.filename is None and error.errno != errno.EPIPE:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 

@@ -49,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     try:
         file, folder = options_file(own, asked)
-        values = read_recipe(file)
+        try:
+            values = read_recipe(file)
+        except ValueError as error:
+            command.parser.error(str(error))
         try:
             settings = settle(asked, run=values) if own.resume else settle(asked, recipe=values)
         except OptionError as error:

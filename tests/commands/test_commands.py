@@ -17,16 +17,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fastpose.config import TrainOptions, find_recipe, recipes
 from scipy.io import loadmat
 
 import fastpose
-from fastpose import build, cli, drawing, engine, evaluate, export, pack, predict, report, train
+from fastpose import cli, evaluate, export, pack, predict, progress, train
+from fastpose.data.boxes import persons_in_boxes
+from fastpose.data.datasets import open_dataset
 from fastpose.data.images import read_image
-from fastpose.engine import Evaluation, StopSignals
-from fastpose.metrics import pckh_from_mat
-from fastpose.models import pose_resnet
+from fastpose.data.mpii import PckhScorer, pckh_from_mat
+from fastpose.data.pixels import open as pixel_sources
+from fastpose.device import ComputeOptions
+from fastpose.engine import pictures
+from fastpose.engine import run as training
+from fastpose.engine.epoch import StopSignals
+from fastpose.models import network, pose_resnet
+from fastpose.models.exported import PixelsToPoints
+from fastpose.options.asked import find_recipe, recipes
+from fastpose.options.settings import DEFAULTS, FIELDS, Settings
+from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
+from tests.helpers.persons import persons_of
+from tests.helpers.settings import changed, make_loader
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,7 +58,7 @@ def small_network(depth: int, head: str, num_joints: int, *, channels: int) -> t
 @pytest.fixture(scope="module", autouse=True)
 def small_networks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "pose_resnet", small_network)
+        patch.setattr(network, "pose_resnet", small_network)
         yield
 
 
@@ -55,10 +66,10 @@ def small_networks():
 def few_pictures(request, monkeypatch):
     """Only the run of `finished` and the slow test draw; it takes longer than the rest of a tiny run."""
     if "slow" in request.keywords:
-        monkeypatch.setattr(build, "pose_resnet", pose_resnet)
+        monkeypatch.setattr(network, "pose_resnet", pose_resnet)
         return
     for name in ("draw_curves", "draw_predictions", "draw_heatmaps"):
-        monkeypatch.setattr(drawing, name, lambda *arguments: None)
+        monkeypatch.setattr(pictures, name, lambda *arguments, **named: None)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +127,7 @@ def test_a_run_writes_what_it_promises(finished):
         assert cv2.imread(str(finished / f"{name}.png")).std() > 10
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["channels"] == 16
-    assert config["lr"] == TrainOptions().lr
+    assert config["lr"] == DEFAULTS["lr"]
 
 
 def test_the_output_ends_with_the_score_and_the_files(recipe, tmp_path, capsys):
@@ -139,7 +150,8 @@ def test_a_cpu_run_repeats_to_the_bit(recipe, finished, tmp_path):
 def test_a_run_on_resident_images_equals_one_on_files(recipe, finished, tmp_path, capsys):
     run = tmp_path / "run"
     assert train.main(["--recipe", str(recipe), "--run", str(run), "--resident", "true", "--decode_threads", "3"]) == 0
-    assert capsys.readouterr().out.count("4/4 images decoded into the memory of cpu") == 2  # both splits, nothing else
+    out = capsys.readouterr().out
+    assert out.count("decoding into the memory of cpu  4/4 images") == 2  # both splits, nothing else
     assert_same_run(finished, run)
     assert yaml.safe_load((run / "config.yaml").read_text())["resident"] is True
     assert evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "out")]) == 0
@@ -183,14 +195,14 @@ def test_an_older_run_goes_on_without_reducing_its_images(recipe, tmp_path):
         (run / name).write_text(yaml.safe_dump(contents)) if is_yaml else torch.save(contents, run / name)
     assert train.main(["--resume", str(run)]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["reduced_decode"] is False
-    # Another value, once given, stays the run's.
-    for epochs, given in (("3", ["--reduced_decode", "true"]), ("4", [])):
-        assert train.main(["--resume", str(run), "--epochs", epochs, *given]) == 0
+    # Another value, once asked for, stays the run's.
+    for epochs, words in (("3", ["--reduced_decode", "true"]), ("4", [])):
+        assert train.main(["--resume", str(run), "--epochs", epochs, *words]) == 0
         assert yaml.safe_load((run / "config.yaml").read_text())["reduced_decode"] is True
 
 
 @pytest.mark.parametrize(
-    ("trained", "given", "expected"),
+    ("trained", "words", "expected"),
     [
         ({}, [], [2]),
         ({"reduced_decode": False}, [], None),
@@ -200,7 +212,7 @@ def test_an_older_run_goes_on_without_reducing_its_images(recipe, tmp_path):
         ({"reduced_decode": False}, ["--reduced_decode", "true"], [2]),
     ],
 )
-def test_evaluation_reduces_images_where_training_did(finished, tmp_path, monkeypatch, trained, given, expected):
+def test_evaluation_reduces_images_where_training_did(finished, tmp_path, monkeypatch, trained, words, expected):
     contents = torch.load(finished / "best.pt", weights_only=True)
     contents["config"] |= trained
     contents["config"] = {name: value for name, value in contents["config"].items() if value is not None}
@@ -208,31 +220,30 @@ def test_evaluation_reduces_images_where_training_did(finished, tmp_path, monkey
     contents["config"]["size"] = [32, 32]
     torch.save(contents, tmp_path / "best.pt")
     used = []
-    files = build.ImageFiles
+    files = pixel_sources.ImageFiles
 
     def note(paths, threads, reduction):
         used.append(reduction)
         return files(paths, threads, reduction)
 
-    monkeypatch.setattr(build, "ImageFiles", note)
-    assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt"), *given]) == 0
+    monkeypatch.setattr(pixel_sources, "ImageFiles", note)
+    assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt"), *words]) == 0
     assert (used[0] if used[0] is None else sorted(set(used[0].tolist()))) == expected
 
 
 def test_training_reduces_as_its_smallest_crops_allow_and_evaluation_as_its_own(recipe):
-    options = TrainOptions(data_root=yaml.safe_load(recipe.read_text())["data_root"], size=(32, 32))
-    persons = build.read_split(options, "valid")  # boxes of 96 px
-    for changes, training, evaluating in [({}, 2, 2), ({"scale_min": 0.5}, 1, 2), ({"reduced_decode": False}, 0, 0)]:
-        changed = dataclasses.replace(options, **changes)
-        for is_training, expected in ((True, training), (False, evaluating)):
-            source = build.make_source(persons, changed, torch.device("cpu"), training=is_training)
+    settings = settle({"data_root": yaml.safe_load(recipe.read_text())["data_root"], "size": (32, 32)})
+    persons = open_dataset(settings.data, settings.network.size).read("valid")  # boxes of 96 px
+    for changes, to_train, to_evaluate in [({}, 2, 2), ({"scale_min": 0.5}, 1, 2), ({"reduced_decode": False}, 0, 0)]:
+        for is_training, expected in ((True, to_train), (False, to_evaluate)):
+            source = make_loader(persons, changed(settings, **changes), training=is_training).source
             assert set([0] if source.reduction is None else source.reduction.tolist()) == {expected}
 
 
 @pytest.mark.parametrize("kind", ["raw", "jpeg"])
 def test_a_pack_trains_and_evaluates_as_its_files_do(recipe, finished, tmp_path, monkeypatch, kind):
     monkeypatch.undo()  # with the pictures
-    monkeypatch.setattr(build, "pose_resnet", small_network)
+    monkeypatch.setattr(network, "pose_resnet", small_network)
     root, run = tmp_path / "pack", tmp_path / "run"
     data = yaml.safe_load(recipe.read_text())["data_root"]
     whole = ["--reduced_decode", str(kind == "jpeg").lower()]
@@ -252,8 +263,9 @@ def test_a_pack_trains_and_evaluates_as_its_files_do(recipe, finished, tmp_path,
         assert json.loads((tmp_path / "out/scores.json").read_text())["persons"] == 10
     again = ["--recipe", str(recipe), "--data_root", str(root), "--rotation", "31"]
     assert train.main([*again, "--run", str(tmp_path / "wide")]) == 1
-    # The recipe that draws persons finds a pack in their place.
-    build.generate_missing_data(TrainOptions(data_root=str(root), synthetic_persons=2))
+    # The recipe that draws persons finds a pack instead of them.
+    settings = settle({"data_root": str(root), "synthetic_persons": 2})
+    assert len(open_dataset(settings.data, settings.network.size).read("train")) == 10
     assert not (root / "images").exists()
 
 
@@ -271,7 +283,7 @@ def test_an_altered_shard_ends_a_run_with_its_name(recipe, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "cpu", "cuda"),
+    ("channels_last", "cpu", "cuda"),
     [
         ("auto", torch.contiguous_format, torch.channels_last),
         ("on", torch.channels_last, torch.channels_last),
@@ -280,16 +292,17 @@ def test_an_altered_shard_ends_a_run_with_its_name(recipe, tmp_path, capsys):
         (False, torch.contiguous_format, torch.contiguous_format),
     ],
 )
-def test_channels_last_by_device(given, cpu, cuda):
-    options = TrainOptions(channels_last=given)
-    assert build.memory_format(options, torch.device("cpu")) == cpu
-    assert build.memory_format(options, torch.device("cuda")) == cuda
-    model = build.make_model(dataclasses.replace(options, channels=16), MPII, torch.device("cpu"))
+def test_channels_last_by_device(channels_last, cpu, cuda):
+    compute, device = ComputeOptions(channels_last=channels_last), torch.device("cpu")
+    assert compute.memory_format(device) == cpu
+    assert compute.memory_format(torch.device("cuda")) == cuda
+    options, layout = Settings.of({"channels": 16}).network, compute.memory_format(device)
+    model = network.make_network(options, MPII, device, memory_format=layout)
     assert model[3].weight.is_contiguous(memory_format=cpu)
 
 
 def start_and_stop(recipe: Path, run: Path, looks: int) -> None:
-    """Starts a run with a Ctrl-C at the given look at `StopSignals.received`."""
+    """Starts a run with a Ctrl-C at look `looks` at `StopSignals.received`."""
 
     class StopAfter(StopSignals):
         seen = 0
@@ -303,7 +316,7 @@ def start_and_stop(recipe: Path, run: Path, looks: int) -> None:
         def received(self, number): ...
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "StopSignals", StopAfter)
+        patch.setattr(training, "StopSignals", StopAfter)
         assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 128 + signal.SIGINT
 
 
@@ -343,14 +356,14 @@ def test_within_an_epoch_nothing_may_change_that_the_order_of_persons_depends_on
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("words", "message"),
     [
         (["--depth", "34"], "depth is 18 in the run, got 34"),
         (["--size", "32", "64"], "size is [64, 64] in the run, got [32, 64]"),
     ],
 )
-def test_a_resumed_run_keeps_its_network(finished, capsys, given, message):
-    assert train.main(["--resume", str(finished), *given]) == 1
+def test_a_resumed_run_keeps_its_network(finished, capsys, words, message):
+    assert train.main(["--resume", str(finished), *words]) == 1
     assert capsys.readouterr().err == f"error: --resume: {message}: a run keeps its network\n"
 
 
@@ -402,16 +415,16 @@ def test_a_run_with_what_the_field_does_repeats_and_resumes_to_the_bit(field_rec
     assert_same_run(field_run, tmp_path / "run")
 
 
-def test_evaluation_decodes_as_training_did_or_as_it_is_told(field_run, tmp_path):
+def test_evaluation_decodes_as_training_did_or_as_asked(field_run, tmp_path):
     predictions = {}
-    for name, given in {
+    for name, words in {
         "as trained": [],
         "the same": ["--refine", "none", "--flip_shift", "off", "--blur_kernel", "17"],
         "quarter": ["--refine", "quarter"],
         "shifted": ["--flip_shift", "on"],
     }.items():
         out = tmp_path / name
-        assert evaluate.main(["--checkpoint", str(field_run), "--out", str(out), *given]) == 0
+        assert evaluate.main(["--checkpoint", str(field_run), "--out", str(out), *words]) == 0
         predictions[name] = loadmat(out / "pred.mat")["preds"]
     assert np.array_equal(predictions["as trained"], predictions["the same"])
     for name in ("quarter", "shifted"):
@@ -420,8 +433,8 @@ def test_evaluation_decodes_as_training_did_or_as_it_is_told(field_run, tmp_path
 
 def test_predict_decodes_as_training_did(field_run, tmp_path):
     image = Path(yaml.safe_load((field_run / "config.yaml").read_text())["data_root"]) / "images/000.jpg"
-    given = ["--checkpoint", str(field_run), "--image", str(image), "--out", str(tmp_path), "--flip_test", "false"]
-    assert predict.main(given) == 0
+    words = ["--checkpoint", str(field_run), "--image", str(image), "--out", str(tmp_path), "--flip_test", "false"]
+    assert predict.main(words) == 0
     (found,) = json.loads((tmp_path / "predictions.json").read_text())
     # The box is the picture, 96 px: maxima lie on pixels of a 16 x 16 map whose corners are the box's.
     for joint in found["joints"].values():
@@ -462,11 +475,11 @@ def predicted(checkpoint: Path, picture: Path, out: Path, *words: str) -> np.nda
 
 def exported(checkpoint: Path, picture: Path, *words: str) -> np.ndarray:
     """What the network finds that the command is about to write; test_export.py is about files of networks."""
-    networks: list[export.PixelsToPoints] = []
+    networks: list[PixelsToPoints] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "write", lambda network, file, pictures: networks.append(network))
-        given = ["--format", "torch", "--input", "image", "--flip_test", "true", "--image", str(picture), *words]
-        assert export.main(["--checkpoint", str(checkpoint), *given]) == 0
+        words = ["--format", "torch", "--input", "image", "--flip_test", "true", "--image", str(picture), *words]
+        assert export.main(["--checkpoint", str(checkpoint), *words]) == 0
     pixels = read_image(picture)
     side = pixels.shape[0]
     box = torch.tensor([[side / 2, side / 2]]), torch.tensor([side / 200])
@@ -495,11 +508,11 @@ def test_each_setting_of_a_checkpoint_matters_and_evaluate_predict_and_export_ta
 
 
 @pytest.mark.parametrize("command", [evaluate, predict, export])
-def test_a_blur_kernel_that_is_none_is_refused_by_every_command(finished, tmp_path, capsys, command):
-    given = ["--checkpoint", str(finished), "--out", str(tmp_path / "out.onnx"), "--blur_kernel", "4"]
+def test_an_even_blur_kernel_is_refused_by_every_command(finished, tmp_path, capsys, command):
+    words = ["--checkpoint", str(finished), "--out", str(tmp_path / "out.onnx"), "--blur_kernel", "4"]
     picture = tmp_path / "a.png"
     cv2.imwrite(str(picture), np.full((60, 120, 3), 80, np.uint8))
-    assert command.main(given + ["--image", str(picture)] * (command is not evaluate)) == 1
+    assert command.main(words + ["--image", str(picture)] * (command is not evaluate)) == 1
     assert capsys.readouterr().err == "error: blur_kernel: expected an odd number of pixels from 1 to 255, got 4\n"
 
 
@@ -547,7 +560,7 @@ def test_a_complete_run_is_left_alone_and_can_be_resumed_for_more_epochs(recipe,
 
 def test_a_run_whose_pictures_were_not_drawn_is_not_complete(recipe, tmp_path, monkeypatch):
     run, draw = tmp_path / "run", Mock(side_effect=[KeyboardInterrupt, None])
-    monkeypatch.setattr(drawing, "draw_predictions", draw)
+    monkeypatch.setattr(pictures, "draw_predictions", draw)
     assert train.main(["--recipe", str(recipe), "--run", str(run), "--epochs", "1"]) == 130
     assert train.main(["--resume", str(run)]) == 0
     assert draw.call_count == 2
@@ -571,8 +584,7 @@ def test_of_equal_scores_the_later_epoch_is_the_best_and_the_learning_rate_still
     recipe, tmp_path, monkeypatch, capsys
 ):
     scores = iter([50.0, 0.0, 50.0, 0.0])
-    monkeypatch.setattr(Evaluation, "score", property(lambda evaluation: evaluation.pckh["Mean"]))
-    monkeypatch.setattr(engine, "pckh", lambda *arguments: {"Mean": next(scores)})
+    monkeypatch.setattr(PckhScorer, "score", lambda *arguments: {"Mean": next(scores), "Mean@0.1": 0.0})
     arguments = ["--recipe", str(recipe), "--epochs", "4", "--lr_drop_patience", "2"]
     assert train.main([*arguments, "--run", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
@@ -588,7 +600,7 @@ def test_of_equal_scores_the_later_epoch_is_the_best_and_the_learning_rate_still
 def test_hints_name_the_command_that_was_started(monkeypatch):
     for program, command in (("/bin/fastpose", "fastpose train"), ("/x/fastpose/train.py", "python -m fastpose.train")):
         monkeypatch.setattr(sys, "argv", [program, "--lr", "1"])
-        assert train.started_as() == command
+        assert training.started_as() == command
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -613,13 +625,13 @@ def test_a_loss_that_is_not_a_number_ends_with_exit_code_1(recipe, tmp_path, cap
     assert "error: the loss is" in capsys.readouterr().err
 
 
-def test_a_run_that_failed_before_its_first_checkpoint_begins_anew(recipe, tmp_path, capsys):
+def test_a_run_that_failed_before_its_first_checkpoint_begins_again(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     assert train.main(["--recipe", str(recipe), "--run", str(run), "--lr", "1e30"]) == 1
     assert f"--resume {run}" in capsys.readouterr().out
     assert [path.name for path in run.iterdir()] == ["config.yaml"]
     # Another batch size is no problem: no step has been kept.
-    lr = str(TrainOptions().lr)
+    lr = str(DEFAULTS["lr"])
     assert train.main(["--resume", str(run), "--lr", lr, "--batch_size", "5", "--epochs", "1"]) == 0
     assert "training from the beginning" in capsys.readouterr().out
     assert len(losses(run)) == 1
@@ -627,27 +639,28 @@ def test_a_run_that_failed_before_its_first_checkpoint_begins_anew(recipe, tmp_p
 
 def test_after_a_bad_image_a_run_goes_on_where_it_failed(recipe, tmp_path, capsys):
     root, run = write_tiny_mpii(tmp_path / "data"), tmp_path / "run"
-    pictures = {path: path.read_bytes() for path in (root / "images").iterdir()}
+    images = {path: path.read_bytes() for path in (root / "images").iterdir()}
     arguments = ["--recipe", str(recipe), "--data_root", str(root)]
     assert train.main([*arguments, "--run", str(tmp_path / "whole"), "--batch_size", "2"]) == 0
-    one_epoch = train.train_one_epoch
+    one_epoch = training.train_one_epoch
 
     def spoil(*arguments):
         # From the first step on no picture can be read; one batch is prepared ahead, there are five.
         def report(loss):
-            for path in pictures:
+            for path in images:
                 path.write_bytes(b"")
 
-        return one_epoch(*arguments[:-1], report)
+        *before, _, log_every = arguments
+        return one_epoch(*before, report, log_every)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_one_epoch", spoil)
+        patch.setattr(training, "train_one_epoch", spoil)
         assert train.main([*arguments, "--run", str(run), "--batch_size", "2", "--prefetch", "1"]) == 1
     captured = capsys.readouterr()
     assert "the file is empty" in captured.err
     assert f"--resume {run} (or with --on_bad_image skip)" in captured.out
     assert 0 < torch.load(run / "last.pt", weights_only=True)["progress"]["step"] < 5
-    for path, contents in pictures.items():
+    for path, contents in images.items():
         path.write_bytes(contents)
     assert train.main(["--resume", str(run)]) == 0
     assert_same_run(tmp_path / "whole", run)
@@ -688,7 +701,7 @@ def test_a_bad_image_is_an_error_with_its_name_or_skipped_and_counted(recipe, tm
         ("backbone_weights", "/no/such.pth"),
     ],
 )
-def test_a_missing_file_is_told_with_its_option_and_path(recipe, tmp_path, capsys, name, path):
+def test_a_missing_file_is_reported_with_its_option_and_path(recipe, tmp_path, capsys, name, path):
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run"), f"--{name}", path]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {name}: no f")
@@ -696,10 +709,11 @@ def test_a_missing_file_is_told_with_its_option_and_path(recipe, tmp_path, capsy
 
 
 def test_synthetic_data_is_drawn_once_and_then_found(tmp_path, capsys):
-    options = TrainOptions(data_root=str(tmp_path / "set"), synthetic_persons=2)
-    build.generate_missing_data(options)
-    assert "drawing 2 pictures into " in capsys.readouterr().out
-    build.generate_missing_data(options)
+    settings = settle({"data_root": str(tmp_path / "set"), "synthetic_persons": 2})
+    dataset = open_dataset(settings.data, settings.network.size)
+    assert len(dataset.read("train")) + len(dataset.read("valid")) == 2
+    assert capsys.readouterr().out.count("drawing 2 pictures into ") == 1
+    open_dataset(settings.data, settings.network.size).read("valid")
     assert capsys.readouterr().out == f"found 2 synthetic persons in {tmp_path / 'set'}\n"
 
 
@@ -769,19 +783,19 @@ def test_wrong_options_are_refused_by_name(arguments, message, capsys):
         (b"data_root: \xff\n", "'utf-8' codec can't decode byte 0xff"),
     ],
 )
-def test_train_and_pack_tell_what_is_wrong_in_a_recipe_with_its_name(tmp_path, capsys, text, message):
+def test_train_and_pack_say_what_is_wrong_in_a_recipe_with_its_name(tmp_path, capsys, text, message):
     file = tmp_path / "wrong.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(SystemExit) as ended:
         train.main(["--recipe", str(file)])
     assert ended.value.code == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith(f"error: {file}: {message}")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {file}: {message}")
     assert pack.main([str(tmp_path), str(tmp_path / "out"), "--recipe", str(file)]) == 1
-    assert capsys.readouterr().err == told + "\n"
+    assert capsys.readouterr().err == error + "\n"
 
 
-def test_what_the_command_line_says_is_not_told_as_the_recipe_s(tmp_path, capsys):
+def test_the_command_line_s_faults_are_not_reported_as_the_recipe_s(tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text("size: [64, 64]\nlr: 1e-3\n")
     with pytest.raises(SystemExit):
@@ -794,16 +808,15 @@ def test_what_the_command_line_says_is_not_told_as_the_recipe_s(tmp_path, capsys
 
 def test_the_recipes_are_found_by_name_and_fit_the_options():
     assert {"synthetic_resnet18_fcn_128", "mpii_resnet50_fcn_256", "mpii_real5_resnet18_fcn_128"} <= recipes().keys()
-    fields = set(TrainOptions.__dataclass_fields__)
     for name in recipes():
         contents = yaml.safe_load(find_recipe(name).read_text())
-        assert contents.keys() <= fields, name
+        assert contents.keys() <= FIELDS.keys(), name
 
 
 def test_the_paper_s_recipe_is_the_defaults():
     contents = yaml.safe_load(find_recipe("mpii_resnet50_fcn_256").read_text())
     for name, value in contents.items():
-        default = getattr(TrainOptions(), name)
+        default = DEFAULTS[name]
         assert (list(default) if isinstance(default, tuple) else default) == pytest.approx(value), name
 
 
@@ -821,12 +834,12 @@ def test_evaluate_writes_one_based_predictions_in_the_order_of_the_annotations(r
     )
     other = ["--checkpoint", str(finished / "last.pt"), "--out", str(tmp_path / "other"), "--device", "cpu"]
     assert evaluate.main([*other, "--refine", "dark", "--blur_kernel", "7", "--flip_test", "false"]) == 0
-    told = json.loads((tmp_path / "other" / "scores.json").read_text())
-    assert (told["refine"], told["blur_kernel"], told["flip_test"]) == ("dark", 7, False)
+    decoding = json.loads((tmp_path / "other" / "scores.json").read_text())
+    assert (decoding["refine"], decoding["blur_kernel"], decoding["flip_test"]) == ("dark", 7, False)
     truth = Path(yaml.safe_load(recipe.read_text())["data_root"]) / "annot/gt_valid.mat"
     assert pckh_from_mat(preds - 1, truth) == pytest.approx(scores["pckh"])
-    evaluate.write_predictions(tmp_path / "zeros.mat", np.zeros((2, 16, 2), np.float32), np.array([4, 7]))
-    zeros = loadmat(tmp_path / "zeros.mat")
+    persons = dataclasses.replace(persons_of(np.zeros((2, 16, 2)), np.ones((2, 16))), source_row=np.array([4, 7]))
+    zeros = loadmat(PckhScorer(persons, None).write(tmp_path, np.zeros((2, 16, 2), np.float32), np.zeros((2, 16))))
     assert (zeros["preds"] == 1).all()
     assert zeros["rows"].ravel().tolist() == [5, 8]
 
@@ -852,7 +865,7 @@ def test_evaluate_replaces_a_run_s_results_only_with_those_on_its_own_data(recip
     assert json.loads((run / "scores.json").read_text())["checkpoint"] == str(run / "best.pt")
 
 
-def test_a_checkpoint_that_is_none_is_an_error(tmp_path, capsys):
+def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path, capsys):
     torch.save(Path("anything but tensors"), tmp_path / "best.pt")
     assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt")]) == 1
     error = capsys.readouterr().err
@@ -874,14 +887,12 @@ def test_a_checkpoint_that_is_none_is_an_error(tmp_path, capsys):
     ],
 )
 @pytest.mark.parametrize("command", [evaluate, predict, export])
-def test_weights_that_make_no_network_are_told_as_the_checkpoint_they_were_given_as(
-    tmp_path, capsys, command, names, message
-):
+def test_weights_that_make_no_network_are_reported_as_option_checkpoint(tmp_path, capsys, command, names, message):
     file, picture = tmp_path / "resnet.pth", tmp_path / "a.png"
     torch.save({name: torch.zeros(1) for name in names}, file)
     cv2.imwrite(str(picture), np.full((60, 120, 3), 80, np.uint8))
-    given = ["--checkpoint", str(file)] + ["--image", str(picture)] * (command is not evaluate)
-    assert command.main(given) == 1
+    words = ["--checkpoint", str(file)] + ["--image", str(picture)] * (command is not evaluate)
+    assert command.main(words) == 1
     assert capsys.readouterr().err == f"error: checkpoint: {file} {message}\n"
 
 
@@ -918,13 +929,13 @@ def test_predict_never_writes_over_a_picture_it_looks_at(finished, tmp_path, cap
 
 
 def test_predict_looks_into_the_boxes():
-    persons = predict.persons_in_boxes([Path("a")], [[(10, 20, 100, 40), (0, 0, 10, 400)]], 1.25, (128, 64), MPII)
+    persons = persons_in_boxes([Path("a")], [[(10, 20, 100, 40), (0, 0, 10, 400)]], (128, 64), MPII, 1.25)
     # A box becomes as tall as the network's input is for its width, 100 x 200, or as wide for its height, 200 x 400;
     # then a quarter larger.
     assert persons.center.tolist() == [[60, 40], [5, 200]]
     assert (persons.scale * 200).tolist() == [pytest.approx([125, 250]), pytest.approx([250, 500])]
     assert persons.image_index.tolist() == [0, 0]
-    plain = predict.persons_in_boxes([Path("a"), Path("b")], [[(0, 0, 10, 400)]] * 2, 1.0, (128, 64), MPII)
+    plain = persons_in_boxes([Path("a"), Path("b")], [[(0, 0, 10, 400)]] * 2, (128, 64), MPII, 1.0)
     assert (plain.scale * 200).tolist() == [pytest.approx([200, 400])] * 2
     assert plain.image_index.tolist() == [0, 1]
 
@@ -935,8 +946,8 @@ def test_predict_finds_each_person_as_if_alone(finished, recipe, tmp_path):
     found = {}
     for name, words in {"both": boxes[0] + boxes[1], "first": boxes[0], "second": boxes[1]}.items():
         out = tmp_path / name
-        given = ["--checkpoint", str(finished), "--out", str(out), "--image", *images, "--box", *words]
-        assert predict.main(given) == 0
+        arguments = ["--checkpoint", str(finished), "--out", str(out), "--image", *images, "--box", *words]
+        assert predict.main(arguments) == 0
         found[name] = json.loads((out / "predictions.json").read_text())
     assert [(entry["image"], entry["box"]) for entry in found["both"]] == [
         (image, [float(number) for number in box]) for image in images for box in boxes
@@ -970,14 +981,14 @@ def test_a_whole_picture_is_a_box_too(finished, recipe, tmp_path):
 )
 def test_a_box_beside_the_picture_is_refused_with_its_size(finished, recipe, tmp_path, capsys, box, inside):
     image = recipe.parent / "tiny/images/000.jpg"
-    given = ["--checkpoint", str(finished), "--image", str(image), "--out", str(tmp_path / "out"), "--box"]
-    assert predict.main([*given, "0", "0", "9", "9", *box.split()]) == 1
+    words = ["--checkpoint", str(finished), "--image", str(image), "--out", str(tmp_path / "out"), "--box"]
+    assert predict.main([*words, "0", "0", "9", "9", *box.split()]) == 1
     assert capsys.readouterr().err == f"error: box: {box} lies outside {image}, which is 96 pixels wide and 96 high\n"
     assert not (tmp_path / "out").exists()
-    assert predict.main([*given, *inside.split()]) == 0
+    assert predict.main([*words, *inside.split()]) == 0
 
 
-def test_a_box_that_is_none_is_refused(capsys):
+def test_a_box_without_area_or_with_a_number_too_few_is_refused(capsys):
     expected = "box: expected X Y WIDTH HEIGHT of each person, with positive width and height"
     for box in ("1 2 3", "0 0 0 5", "1 2 3 4 5", "0 0 5 5 1 1 2 -3", "0 0 5 inf"):
         words = box.replace("inf", ".inf").split()  # YAML's way to write it
@@ -991,7 +1002,7 @@ def test_values_that_a_second_option_would_silently_replace_are_refused(capsys, 
     words = ["--checkpoint", "c", "--image", "a", "--box", "0", "0", "9", "9", f"--{name}", "1", "1", "9", "9"]
     with pytest.raises(SystemExit):
         predict.main(words)
-    assert f"error: {name}: given more than once: put all values behind one --{name}\n" in capsys.readouterr().err
+    assert f"error: {name}: named more than once: put all values behind one --{name}\n" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):
@@ -1000,16 +1011,23 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_an_evaluation_tells_its_progress(finished, tmp_path, monkeypatch, terminal):
+def test_an_evaluation_prints_its_progress(finished, tmp_path, monkeypatch, terminal):
     out = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
-    # Each look at the clock is 4 s after the one before: a line is due at every third batch.
-    monkeypatch.setattr(report, "time", SimpleNamespace(perf_counter=iter(range(0, 400, 4)).__next__))
+    # A batch takes 4 s: in a log a line is due at every third.
+    now, show = [0], progress.CountedProgress.show
+
+    def show_later(line, done):
+        now[0] += 4
+        show(line, done)
+
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(progress.CountedProgress, "show", show_later)
     arguments = ["--checkpoint", str(finished), "--out", str(tmp_path), "--eval_batch_size", "2"]
     assert evaluate.main([*arguments, "--decode_threads", "1"]) == 0
     first, rest = out.getvalue().split("\n", 1)
     assert first == "10 persons to evaluate, on cpu"
-    lines = re.findall(r"evaluation  (\d+)/10 persons  +[\d.]+ persons/s  \dm\d\ds left", rest)
+    lines = re.findall(r"evaluation +(\d+)/10 persons  +[\d.]+ persons/s  \dm\d\ds left", rest)
     assert lines == (["2", "4", "6", "8", "10"] if terminal else ["6"])
     assert rest.count("\r\x1b[2K") == (5 if terminal else 0)
     assert re.search(r"left\n(evaluation.*\n)*[^\r]*Mean@0.11", rest)  # the table begins on a line of its own
@@ -1024,7 +1042,7 @@ def test_help_gives_every_option_its_type_and_default(verb, capsys):
     assert f"usage: fastpose {verb}" in text
     assert "(type: " in text
     if verb == "train":
-        for name in TrainOptions.__dataclass_fields__:
+        for name in FIELDS:
             assert f"--{name}" in text
 
 

@@ -11,30 +11,33 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from fastpose.build import network_color
-from fastpose.checkpoint import save_checkpoint
-from fastpose.config import TrainOptions
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 import fastpose
 from fastpose import export
 from fastpose.data.images import read_image
-from fastpose.data.loader import Batch
 from fastpose.data.synthetic import render_scene
-from fastpose.engine import predict
-from fastpose.export import ExportError, PixelsToPoints
-from fastpose.models import pose_resnet
+from fastpose.models import exported, pose_resnet
+from fastpose.models.checkpoint import save_checkpoint
+from fastpose.models.decoding import Decoder
+from fastpose.models.exported import ExportError, PixelsToPoints
+from fastpose.options.settings import Settings
 from fastpose.skeletons import MPII, Skeleton
+from tests.helpers.settings import changed
 
 SIZE = (64, 64)
-OPTIONS = TrainOptions(depth=18, head="deconv", channels=16, size=SIZE, color_order="rgb", flip_test=False)
-MIRRORED = dataclasses.replace(OPTIONS, flip_test=True, color_order="bgr")
+OPTIONS = Settings.of(
+    {"depth": 18, "head": "deconv", "channels": 16, "size": SIZE, "color_order": "rgb", "flip_test": False}
+)
+MIRRORED = changed(OPTIONS, flip_test=True, color_order="bgr")
 THREE = Skeleton("three", ("middle", "right", "left"), ((1, 2),), ((1, 0), (0, 2)))
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 
@@ -56,6 +59,10 @@ def resnet() -> nn.Module:
             nn.init.kaiming_normal_(module.weight)
     nn.init.normal_(model.final_layer.weight, std=0.1)
     return model.eval()
+
+
+def module_of(model: nn.Module, settings: Settings, skeleton: Skeleton = MPII, **input: Any) -> PixelsToPoints:
+    return PixelsToPoints(model, settings.network, settings.decode, skeleton, **input)
 
 
 def small_network(joints: int) -> nn.Module:
@@ -106,38 +113,32 @@ def onnx_file(checkpoint) -> Path:
 def image_file(picture, tmp_path_factory) -> Path:
     """A small network of another order of colours, with the mirror test, that takes whole pictures."""
     file = tmp_path_factory.mktemp("image") / "pose_image.onnx"
-    network = PixelsToPoints(small_network(16), MIRRORED, MPII, input="image", flip_test=True)
-    told = export.write(network, file, [picture])
-    assert re.fullmatch(r"compared with fastpose on 4 crops: \d+ of 64 keypoints, .*", told)
+    network = module_of(small_network(16), MIRRORED, input="image")
+    comparison = exported.write(network, file, [picture])
+    assert re.fullmatch(r"compared with fastpose on 4 crops: \d+ of 64 keypoints, .*", comparison)
     return file
 
 
 def expected(
-    model: nn.Module, options: TrainOptions, pixels: Tensor, through: Tensor, heatmap_to_image: Tensor
+    model: nn.Module, options: Settings, pixels: Tensor, through: Tensor, heatmap_to_image: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Keypoints and scores as an evaluation with `options` has them, of pixels cropped through matrices [B, 2, 3]."""
-    count = len(through)
-    batch = Batch(
-        step=0,
-        rows=torch.arange(count),
-        images=fastpose.affine_crop(pixels, through, options.size, color=network_color(options)),
-        keypoints=torch.zeros(count, 16, 2),
-        visible=torch.ones(count, 16),
-        heatmap_to_image=heatmap_to_image,
-    )
+    network = options.network
     with torch.inference_mode():
-        return predict(model, batch, MPII, options)
+        images = fastpose.affine_crop(pixels, through, network.size, color=network.color())
+        return Decoder(model, MPII, options.decode, options.compute, udp=network.udp)(images, heatmap_to_image)
 
 
-def matrices(picture: np.ndarray, count: int, options: TrainOptions) -> tuple[Tensor, Tensor]:
+def matrices(picture: np.ndarray, count: int, options: Settings) -> tuple[Tensor, Tensor]:
     """`crop_to_image` and `heatmap_to_image` of random boxes in a picture."""
     rng, (height, width) = np.random.default_rng(count), picture.shape[:2]
     center = rng.uniform((0.2 * width, 0.2 * height), (0.8 * width, 0.8 * height), (count, 2))
     scale, rotation = rng.uniform(0.3, 1.0, count) * height / 200, rng.uniform(-40, 40, count)
     box = [torch.tensor(values, dtype=torch.float32) for values in (center, scale, rotation)]
-    heatmap_size = (options.size[0] // 4, options.size[1] // 4)
+    heatmap_size = (options.network.size[0] // 4, options.network.size[1] // 4)
     crop, heatmap = (
-        fastpose.crop_to_image_matrix(*box, size, udp=options.udp) for size in (options.size, heatmap_size)
+        fastpose.crop_to_image_matrix(*box, size, udp=options.network.udp)
+        for size in (options.network.size, heatmap_size)
     )
     return crop, heatmap
 
@@ -150,7 +151,7 @@ def assert_same_points(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]
 # ---- what a file computes ----
 
 
-def assert_finds_the_same(run: export.Run, pictures: list[np.ndarray], counts: tuple[int, ...]) -> None:
+def assert_finds_the_same(run: exported.Run, pictures: list[np.ndarray], counts: tuple[int, ...]) -> None:
     model = resnet()
     for picture, count in itertools.product(pictures, counts):
         crop_to_image, heatmap_to_image = matrices(picture, count, OPTIONS)
@@ -163,26 +164,24 @@ def assert_finds_the_same(run: export.Run, pictures: list[np.ndarray], counts: t
 
 
 def test_the_onnx_file_finds_what_an_evaluation_finds(onnx_file, picture):
-    assert_finds_the_same(export.load_onnx(onnx_file), [picture], (1, 3))
+    assert_finds_the_same(exported.load_onnx(onnx_file), [picture], (1, 3))
 
 
 def test_the_onnx_file_finds_it_in_real_pictures(onnx_file, real_data):
     paths = sorted((real_data / "mpii" / "images").glob("*.jpg"))
     assert len(paths) == 5
-    assert_finds_the_same(export.load_onnx(onnx_file), [read_image(path) for path in paths], (3,))
+    assert_finds_the_same(exported.load_onnx(onnx_file), [read_image(path) for path in paths], (3,))
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_a_whole_picture_is_cropped_and_looked_at_twice(image_file, picture, tmp_path, kind):
     options, model = MIRRORED, small_network(16)
     if kind == "torch":
-        options = dataclasses.replace(
-            options, udp=True, size=(96, 64), color_order="rgb", flip_shift="on", refine="none"
-        )
+        options = changed(options, udp=True, size=(96, 64), color_order="rgb", flip_shift="on", refine="none")
         file = tmp_path / "pose.pt2"
         last = small_network(16).to(memory_format=torch.channels_last)
-        export.write(PixelsToPoints(last, options, MPII, input="image", flip_test=True), file, [picture])
-    run = export.load_onnx(image_file) if kind == "onnx" else export.load_program(file)
+        exported.write(module_of(last, options, input="image"), file, [picture])
+    run = exported.load_onnx(image_file) if kind == "onnx" else exported.load_program(file)
     for count, other in ((1, picture), (3, np.ascontiguousarray(picture[:-50, :-80]))):
         crop_to_image, heatmap_to_image = matrices(other, count, options)
         pixels = torch.from_numpy(other)
@@ -224,10 +223,10 @@ def peaks() -> np.ndarray:
     ("refine", "flip_test", "udp"), [("quarter", True, False), ("dark", True, False), ("dark_udp", False, True)]
 )
 def test_odd_maps_decode_as_the_reference_says(tmp_path, refine, flip_test, udp):
-    options = dataclasses.replace(OPTIONS, size=(64, 96), refine=refine, udp=udp, blur_kernel=5)
-    network = PixelsToPoints(Maps(), options, THREE, flip_test=flip_test)
-    program = export.export_program(network)
-    export.write_onnx(program, network, tmp_path / "maps.onnx")
+    options = changed(OPTIONS, size=(64, 96), refine=refine, udp=udp, blur_kernel=5, flip_test=flip_test)
+    network = module_of(Maps(), options, THREE)
+    program = exported.export_program(network)
+    exported.write_onnx(program, network, tmp_path / "maps.onnx")
     # Newton's step from one of many equal maxima is nothing that two ways to compute it agree on.
     maps = odd_maps() if refine == "quarter" else peaks()
     crop_to_image = np.repeat(np.float32([[[2.0, 0.5, 30.0], [-0.5, 1.5, 7.0]]]), len(maps), 0)
@@ -240,7 +239,7 @@ def test_odd_maps_decode_as_the_reference_says(tmp_path, refine, flip_test, udp)
         flip_shift=flip_test,
         blur_kernel=5,
     )
-    for run in (export.load_onnx(tmp_path / "maps.onnx"), program.module()):
+    for run in (exported.load_onnx(tmp_path / "maps.onnx"), program.module()):
         got = run(torch.from_numpy(as_crops(maps)), torch.from_numpy(crop_to_image))
         torch.testing.assert_close(got[0], torch.from_numpy(points), rtol=0, atol=1e-3)
         torch.testing.assert_close(got[1], torch.from_numpy(scores), rtol=0, atol=0, equal_nan=True)
@@ -277,7 +276,7 @@ def test_the_onnx_file_is_whole_and_says_what_it_is(onnx_file):
 def test_the_documented_programs_run_without_fastpose(onnx_file, image_file, picture, tmp_path):
     shutil.copy(onnx_file, tmp_path / "pose.onnx")
     shutil.copy(image_file, tmp_path / "pose_image.onnx")
-    export.write(PixelsToPoints(small_network(16), OPTIONS, MPII), tmp_path / "pose.pt2", [picture])
+    exported.write(module_of(small_network(16), OPTIONS), tmp_path / "pose.pt2", [picture])
     cv2.imwrite(str(tmp_path / "photo.jpg"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 3
@@ -316,7 +315,8 @@ def test_weights_in_the_layout_of_simple_baselines_are_those_of_the_checkpoint(c
 @pytest.mark.parametrize(("kind", "suffix"), [("onnx", ".onnx"), ("torch", ".pt2"), ("simple_baselines", ".pth.tar")])
 def test_without_a_name_the_file_has_the_checkpoint_s_with_its_own_suffix(tmp_path, monkeypatch, name, kind, suffix):
     (tmp_path / name).write_bytes(b"")
-    monkeypatch.setattr(export, "load_model", lambda *arguments: (None, TrainOptions(), MPII))
+    trained = SimpleNamespace(model=None, settings=OPTIONS, skeleton=MPII)
+    monkeypatch.setattr(export, "load_trained", lambda *arguments, **more: trained)
     monkeypatch.setattr(export, "PixelsToPoints", lambda *arguments, **more: None)
     written = []
     monkeypatch.setattr(export, "write", lambda network, file, pictures: written.append(file))
@@ -333,7 +333,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(checkpoint
     assert export.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "pose.onnx")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: format onnx needs the package onnxruntime")
-    assert "pip install onnx onnxscript onnxruntime" in error
+    assert ": pip install onnx onnxscript onnxruntime (" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -363,13 +363,13 @@ class ForTwo(nn.Module):
 @pytest.mark.parametrize("network", [Moody(), ForTwo()])
 def test_a_network_that_cannot_be_traced_is_an_error_and_leaves_nothing(tmp_path, picture, network):
     with pytest.raises(ExportError, match=r"torch\.export cannot trace the network"):
-        export.write(PixelsToPoints(network, OPTIONS, THREE), tmp_path / "pose.pt2", [picture])
+        exported.write(module_of(network, OPTIONS, THREE), tmp_path / "pose.pt2", [picture])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("fault", ["colours", "points", "scores", "nan"])
 def test_a_file_that_differs_does_not_get_its_name(tmp_path, picture, monkeypatch, fault):
-    network = PixelsToPoints(small_network(16), OPTIONS, MPII)
+    network = module_of(small_network(16), OPTIONS)
 
     def faulty(pixels: Tensor, crop_to_image: Tensor) -> tuple[Tensor, Tensor]:
         points, scores = network(pixels.flip(-1) if fault == "colours" else pixels, crop_to_image)
@@ -377,25 +377,22 @@ def test_a_file_that_differs_does_not_get_its_name(tmp_path, picture, monkeypatc
             points[0, 3] += 0.1
         return points * (torch.nan if fault == "nan" else 1), scores * (1.01 if fault == "scores" else 1)
 
-    monkeypatch.setattr(export, "load_program", lambda path: faulty)
+    monkeypatch.setattr(exported, "load_program", lambda path: faulty)
     file = tmp_path / "pose.pt2"
     file.write_text("the one before")
     with pytest.raises(ExportError, match="does not compute what fastpose does: compared with fastpose on 4 crops"):
-        export.write(network, file, [picture])
+        exported.write(network, file, [picture])
     assert [path.name for path in tmp_path.iterdir()] == ["pose.pt2"]
     assert file.read_text() == "the one before"
 
 
 @pytest.mark.parametrize("change", [{"blur_kernel": 11}, {"flip_shift": "on"}, {"refine": "dark_udp"}], ids=str)
 def test_a_file_that_decodes_with_another_setting_is_found_out(picture, change):
-    options = dataclasses.replace(OPTIONS, refine="dark", blur_kernel=5, flip_shift="off")
-    network, other = (
-        PixelsToPoints(small_network(16), dataclasses.replace(options, **changes), MPII, flip_test=True)
-        for changes in ({}, change)
-    )
-    assert " of 64 keypoints, those that do not hang on rounding" in export.compare(network, network, [picture])
+    options = changed(OPTIONS, refine="dark", blur_kernel=5, flip_shift="off", flip_test=True)
+    network, other = (module_of(small_network(16), changed(options, **changes)) for changes in ({}, change))
+    assert " of 64 keypoints, those that do not hang on rounding" in exported.compare(network, network, [picture])
     with pytest.raises(ExportError, match="does not compute what fastpose does"):
-        export.compare(network, other, [picture])
+        exported.compare(network, other, [picture])
 
 
 class Flat(nn.Module):
@@ -404,6 +401,6 @@ class Flat(nn.Module):
 
 
 def test_maps_whose_maximum_is_anywhere_prove_nothing(picture):
-    network = PixelsToPoints(Flat(), OPTIONS, THREE)
+    network = module_of(Flat(), OPTIONS, THREE)
     with pytest.raises(ExportError, match=r": 0 of 12 keypoints"):
-        export.compare(network, network, [picture])
+        exported.compare(network, network, [picture])

@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from fastpose.config import TrainOptions, find_recipe, from_plain, recipes
 
 from fastpose import train
-from fastpose.models import pose_resnet
+from fastpose.models import network, pose_resnet
+from fastpose.options.asked import find_recipe, read_recipe, recipes
+from fastpose.options.settings import DEFAULTS
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -30,8 +31,10 @@ PUBLISHED = {
 }
 
 
-def options_of(name: str) -> TrainOptions:
-    return from_plain(TrainOptions, yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")))
+def options_of(name: str) -> SimpleNamespace:
+    """A recipe's options and, for those that it does not name, their defaults."""
+    options = {**DEFAULTS, **read_recipe(find_recipe(name))}
+    return SimpleNamespace(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
 
 
 def cost_of(name: str) -> tuple[int, int]:
@@ -75,7 +78,7 @@ def test_each_published_setting_has_its_recipe() -> None:
 
 def test_the_two_coco_recipes_of_resnet_50_differ_in_their_head_only() -> None:
     deconv = options_of("coco_resnet50_deconv_256x192")
-    assert options_of("coco_resnet50_fcn_256x192") == dataclasses.replace(deconv, head="fcn")
+    assert options_of("coco_resnet50_fcn_256x192") == SimpleNamespace(**{**vars(deconv), "head": "fcn"})
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -113,7 +116,7 @@ def test_a_dry_run_builds_steps_and_decodes(name, data, tmp_path, monkeypatch, c
 
 
 def test_a_dry_run_leaves_folders_alone_and_a_bad_loss_is_an_error(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fastpose.build.pose_resnet", small_network)
+    monkeypatch.setattr(network, "pose_resnet", small_network)
     run = tmp_path / "run"
     options = {"data_root": str(data["mpii"]), "size": [64, 64], "batch_size": 2, "epochs": 1, "device": "cpu"}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(options))
@@ -124,7 +127,7 @@ def test_a_dry_run_leaves_folders_alone_and_a_bad_loss_is_an_error(data, tmp_pat
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert train.main(["--resume", str(run), "--dry-run", "--epochs", "2"]) == 0
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    monkeypatch.setattr("fastpose.build.pose_resnet", nan_network)
+    monkeypatch.setattr(network, "pose_resnet", nan_network)
     assert train.main([*arguments, "--dry-run"]) == 1
     assert "the loss is nan" in capsys.readouterr().err
 

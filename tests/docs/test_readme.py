@@ -34,7 +34,7 @@ def test_every_public_name_is_documented() -> None:
 
 
 def test_recipes_and_commands_that_the_readme_names_exist() -> None:
-    from fastpose.config import recipes
+    from fastpose.options.asked import recipes
 
     text = README.read_text(encoding="utf-8")
     for recipe in re.findall(r"--recipe (\w+)", text):

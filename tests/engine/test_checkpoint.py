@@ -3,7 +3,8 @@ import pickle
 
 import pytest
 import torch
-from fastpose.checkpoint import CheckpointError, load_checkpoint, load_latest, previous_path, save_checkpoint
+
+from fastpose.models.checkpoint import CheckpointError, load_checkpoint, load_latest, previous_path, save_checkpoint
 
 
 def save(path, step=0, **changes):

@@ -9,36 +9,27 @@ import signal
 import numpy as np
 import pytest
 import torch
-from fastpose.build import memory_format
-from fastpose.config import TrainOptions
-from fastpose.data.pixel_sources import ImageFiles
-from fastpose.step import AUTO_ON_CUDA, is_on, uses_bfloat16
 
 import fastpose
-from fastpose import build
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.images import BadImageError
 from fastpose.data.loader import PoseLoader
-from fastpose.data.mpii import read_mpii
-from fastpose.engine import (
-    LearningRate,
-    NotFiniteError,
-    Progress,
-    StopSignals,
-    TrainStep,
-    best_seen_person,
-    choose_device,
-    evaluate,
-    make_optimizer,
-    predict,
-    train_one_epoch,
-)
-from fastpose.metrics import pckh
+from fastpose.data.mpii import pckh, read_mpii
+from fastpose.data.pixels import ImageFiles
+from fastpose.device import ComputeOptions, choose_device
+from fastpose.engine.epoch import NotFiniteError, RunProgress, StopSignals, train_one_epoch
+from fastpose.engine.evaluation import best_seen_person
+from fastpose.engine.schedule import LearningRate, make_optimizer
+from fastpose.engine.step import AUTO_ON_CUDA, TrainStep, is_on
 from fastpose.models import pose_resnet
+from fastpose.models.decoding import Decoder
+from fastpose.options.settings import Settings
 from fastpose.skeletons import MPII
+from tests.helpers import settings
+from tests.helpers.settings import changed, evaluate, make_step
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
-OPTIONS = TrainOptions(size=(64, 64), batch_size=4, log_every=1)
+OPTIONS = Settings.of({"size": (64, 64), "batch_size": 4})
 
 RATE = LearningRate(base=0.01, factor=5.0, drop_epochs=(), patience=1)
 
@@ -54,7 +45,11 @@ def make_loader(persons, size=(64, 64), **options):
 
 
 def step_of(model, options=OPTIONS):
-    return TrainStep(model, torch.optim.RMSprop(model.parameters()), options, torch.device("cpu"))
+    return make_step(model, options, optimizer=torch.optim.RMSprop(model.parameters()))
+
+
+def train_epoch(step, loader, progress=None, report=lambda loss: None, rate=RATE):
+    train_one_epoch(step, rate, loader, progress or RunProgress(), StopSignals(), report, 1)
 
 
 class Oracle(torch.nn.Module):
@@ -94,26 +89,27 @@ class Constant(torch.nn.Module):
 
 
 def test_the_mirror_test_of_perfect_heatmaps_is_perfect(persons):
-    told = []
-    result = evaluate(Oracle(make_loader(persons)), make_loader(persons), OPTIONS, report=told.append)
-    assert told == [4, 8, 10]
-    assert result.pckh["Mean"] == 100
+    reported = []
+    result = evaluate(Oracle(make_loader(persons)), make_loader(persons), OPTIONS, report=reported.append)
+    assert reported == [4, 8, 10]
+    assert result.values["Mean"] == 100
     # A heatmap pixel is 96 / 16 = 6 px; rounding to a pixel and a quarter leaves less than half of one in x and y.
-    assert np.abs(result.predictions - persons.keypoints).max() <= 3.0 + 1e-3
-    assert result.skipped == 0
+    assert np.abs(result.evaluation.predictions - persons.keypoints).max() <= 3.0 + 1e-3
+    assert result.evaluation.skipped == 0
 
 
 def test_with_udp_the_mirror_image_s_maps_lie_where_the_picture_s_do(persons):
     """Averaged with them they are the same maps, so the decoded points are the same as without it."""
     found = {}
     for flip_test in (False, True):
-        options = dataclasses.replace(OPTIONS, udp=True, flip_test=flip_test)
+        options = changed(OPTIONS, udp=True, flip_test=flip_test)
         loader = make_loader(persons, udp=True)
         oracle = Oracle(loader)
         if not flip_test:
             oracle = forgetful(oracle)
-        found[flip_test] = evaluate(oracle, make_loader(persons, udp=True), options)
-        assert found[flip_test].pckh["Mean"] == 100
+        result = evaluate(oracle, make_loader(persons, udp=True), options)
+        assert result.values["Mean"] == 100
+        found[flip_test] = result.evaluation
         # A heatmap pixel is 96 / 15 = 6.4 px.
         assert np.abs(found[flip_test].predictions - persons.keypoints).max() <= 3.2 + 1e-3
     np.testing.assert_allclose(found[True].predictions, found[False].predictions, atol=1e-3)
@@ -153,17 +149,19 @@ def test_decoding_is_what_the_options_say(persons, monkeypatch, changes, shift):
         return decode(heatmaps, **others)
 
     monkeypatch.setattr(fastpose, "decode_heatmaps", listen)
-    options = dataclasses.replace(OPTIONS, refine="dark", blur_kernel=17, **changes)
-    predict(Constant(0.5), next(make_loader(persons).epoch()), MPII, options)
+    options = changed(OPTIONS, refine="dark", blur_kernel=17, **changes)
+    batch = next(make_loader(persons).epoch())
+    decoder = Decoder(Constant(0.5), MPII, options.decode, options.compute, udp=options.network.udp)
+    decoder(batch.images, batch.heatmap_to_image)
     (call,) = asked
     assert (call["refine"], call["blur_kernel"], call["flip_shift"]) == ("dark", 17, shift)
-    assert (call["flipped"] is None) == (not options.flip_test)
+    assert (call["flipped"] is None) == (not options.decode.flip_test)
 
 
 def test_without_the_mirror_test_the_network_is_asked_once(persons):
-    options = dataclasses.replace(OPTIONS, flip_test=False)
+    options = changed(OPTIONS, flip_test=False)
     oracle = forgetful(Oracle(make_loader(persons)))
-    assert evaluate(oracle, make_loader(persons), options).pckh["Mean"] == 100
+    assert evaluate(oracle, make_loader(persons), options).values["Mean"] == 100
 
 
 @pytest.mark.parametrize("udp", [False, True])
@@ -202,13 +200,13 @@ def through_the_chain(persons, augmentation, size, udp):
     assert any(mirrored) == (augmentation is not None)
     assert np.array_equal(visible, persons.visible)
     error = np.abs(back - persons.keypoints)[persons.visible > 0.5].max()
-    return error, pckh(back, persons.keypoints, visible, persons.head_size)
+    return error, pckh(back, persons.keypoints, visible, persons.extras["head_size"])
 
 
 def test_a_loss_that_is_not_a_number_stops_training(persons):
     model = Constant(math.nan)
     with pytest.raises(NotFiniteError, match="nan in epoch 1 at or before step 1"):
-        train_one_epoch(step_of(model), RATE, make_loader(persons), Progress(), StopSignals(), print)
+        train_epoch(step_of(model), make_loader(persons))
 
 
 def test_heatmaps_that_are_not_numbers_stop_evaluation(persons):
@@ -217,8 +215,8 @@ def test_heatmaps_that_are_not_numbers_stop_evaluation(persons):
 
 
 def test_training_counts_what_it_does(persons):
-    model, progress, losses = Constant(0.5), Progress(), []
-    train_one_epoch(step_of(model), RATE, make_loader(persons), progress, StopSignals(), losses.append)
+    model, progress, losses = Constant(0.5), RunProgress(), []
+    train_epoch(step_of(model), make_loader(persons), progress, losses.append)
     assert (progress.epoch, progress.step, progress.samples, progress.total_samples) == (0, 3, 10, 10)
     assert len(losses) == 3
     assert progress.loss_sum / 10 == losses[-1] < losses[0]
@@ -239,15 +237,15 @@ def small_network():
 def train_small_network(persons, device="cpu", epochs=1, **changes):
     """Losses after each epoch, the score of an evaluation after each, and the network."""
     device = torch.device(device)
-    options = dataclasses.replace(OPTIONS, **changes)
-    model, progress, sums, scores = small_network().to(device), Progress(), [], []
-    step = TrainStep(model, make_optimizer(model, options), options, device)
-    loader = make_loader(persons, device=device, memory_format=memory_format(options, device))
+    options = changed(OPTIONS, **changes)
+    model, progress, sums, scores = small_network().to(device), RunProgress(), [], []
+    step = make_step(model, options, device)
+    loader = make_loader(persons, device=device, memory_format=options.compute.memory_format(device))
     rate = dataclasses.replace(RATE, base=1e-3, warmup_steps=4)
     for _ in range(epochs):
-        train_one_epoch(step, rate, loader, progress, StopSignals(), lambda loss: None)
+        train_epoch(step, loader, progress, rate=rate)
         sums.append(progress.loss_sum)
-        scores.append(evaluate(model, make_loader(persons, device=device), options).pckh["Mean"])
+        scores.append(evaluate(model, make_loader(persons, device=device), options).values["Mean"])
         progress.next_epoch()
     return sums, scores, model
 
@@ -315,15 +313,15 @@ def test_a_network_without_parameters_cannot_be_trained():
     frozen = torch.nn.Conv2d(3, 16, 4, stride=4).requires_grad_(False)
     for model in (frozen, torch.nn.Identity()):
         with pytest.raises(ValueError, match="model: the network has no parameter to train"):
-            make_optimizer(model, OPTIONS)
+            make_optimizer(model, OPTIONS.schedule)
 
 
 def test_the_loss_is_what_the_options_say(persons):
     batch = next(make_loader(persons).epoch())
     weights = [1.0 + 0.1 * joint for joint in range(16)]
-    options = dataclasses.replace(OPTIONS, encoding="udp", sigma=2.0, missing="ignore")
+    options = changed(OPTIONS, encoding="udp", sigma=2.0, missing="ignore")
     model = Constant(0.5)
-    step = TrainStep(model, make_optimizer(model, options), options, torch.device("cpu"), weights)
+    step = make_step(model, options, joint_weights=weights)
     maps = torch.full((4, 16, 16, 16), 0.5)
     given = {"sigma": 2.0, "encoding": "udp", "missing": "ignore", "joint_weights": torch.tensor(weights)}
     loss = step(batch, 0.0)
@@ -338,7 +336,7 @@ OPTIMIZERS = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "adamw":
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_is_that_of_torch_s_optimiser(persons, name):
-    """However the flags are set, and with a changed weight decay."""
+    """However the flags are set."""
     expected = small_network()
     plain = OPTIMIZERS[name](expected.parameters(), lr=1e-3, weight_decay=0.1, foreach=False)
     batches = list(make_loader(persons).epoch())[:2]
@@ -348,11 +346,10 @@ def test_a_step_is_that_of_torch_s_optimiser(persons, name):
         plain.step()
     for foreach in ("auto", "on", "off"):
         model = small_network()
-        options = dataclasses.replace(OPTIONS, optimizer=name, foreach=foreach, weight_decay=0.2)
-        optimizer = make_optimizer(model, options)
+        options = changed(OPTIONS, optimizer=name, foreach=foreach, weight_decay=0.1)
+        optimizer = make_optimizer(model, options.schedule)
         assert type(optimizer) is OPTIMIZERS[name]
-        assert optimizer.param_groups[0]["weight_decay"] == 0.2
-        step = TrainStep(model, optimizer, dataclasses.replace(options, weight_decay=0.1), torch.device("cpu"))
+        step = make_step(model, options, optimizer=optimizer)
         (group,) = optimizer.param_groups
         assert group["weight_decay"] == 0.1
         assert group["foreach"] == (foreach == "on")
@@ -367,22 +364,22 @@ def test_a_step_is_that_of_torch_s_optimiser(persons, name):
 @pytest.mark.parametrize("foreach", ["auto", "off"])
 def test_an_optimiser_goes_on_from_its_state_to_the_bit(persons, name, foreach):
     """From one saved with other flags, too: what is stored does not depend on them."""
-    options = dataclasses.replace(OPTIONS, optimizer=name, foreach=foreach)
+    options = changed(OPTIONS, optimizer=name, foreach=foreach)
     batch = next(make_loader(persons).epoch())
     model = small_network()
-    step = TrainStep(model, make_optimizer(model, options), options, torch.device("cpu"))
+    step = make_step(model, options)
     step(batch, 1e-3)
     saved = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
     step(batch, 1e-3)
     for flags in ({}, {"foreach": True, "fused": False}):
         other = small_network()
         other.load_state_dict(saved[0])
-        optimizer = make_optimizer(other, options)
+        optimizer = make_optimizer(other, options.schedule)
         state = copy.deepcopy(saved[1])
         for group in state["param_groups"]:
             group.update({key: value for key, value in flags.items() if key in group})
         optimizer.load_state_dict(state)
-        TrainStep(other, optimizer, options, torch.device("cpu"))(batch, 1e-3)
+        make_step(other, options, optimizer=optimizer)(batch, 1e-3)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
         assert {float(state["step"]) for state in optimizer.state.values()} == {2}
 
@@ -390,7 +387,7 @@ def test_an_optimiser_goes_on_from_its_state_to_the_bit(persons, name, foreach):
 def test_what_a_step_does_to_the_optimiser_undoes_another_device_s_settings():
     model = Constant(0.5)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=torch.tensor(0.25), foreach=True)
-    TrainStep(model, optimizer, OPTIONS, torch.device("cpu"))
+    make_step(model, OPTIONS, optimizer=optimizer)
     (group,) = optimizer.param_groups
     assert (group["lr"], group["foreach"], group["capturable"]) == (0.25, False, False)
 
@@ -402,13 +399,13 @@ def network_with_dropout():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("steps_before", [0, 1])
-def test_a_rehearsed_step_trains_to_the_bit_as_one_that_is_not(persons, name, steps_before):
-    options = dataclasses.replace(OPTIONS, optimizer=name, weight_decay=0.01)
+def test_a_rehearsed_step_trains_like_one_without_rehearsal_to_the_bit(persons, name, steps_before):
+    options = changed(OPTIONS, optimizer=name, weight_decay=0.01)
     batches = list(make_loader(persons).epoch())[:2]
     results = []
     for rehearsed in (False, True):
         model = network_with_dropout()
-        step = TrainStep(model, make_optimizer(model, options), options, torch.device("cpu"))
+        step = make_step(model, options)
         torch.manual_seed(1)
         for batch in batches[:steps_before]:
             step(batch, 1e-3)
@@ -427,7 +424,7 @@ def test_a_rehearsal_leaves_no_trace(persons, device):
         return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
     model = network_with_dropout().to(device)
-    step = TrainStep(model, make_optimizer(model, OPTIONS), OPTIONS, device)
+    step = make_step(model, OPTIONS, device)
     before, states = copy.deepcopy(model.state_dict()), generators()
     batch = make_loader(persons, device=device).blank_batch()
     step._rehearse((batch.images, batch.keypoints, batch.visible))
@@ -478,22 +475,22 @@ def test_a_step_is_captured_before_the_loader_begins(persons, monkeypatch):
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-def test_no_step_is_captured_where_no_batch_is_full(persons, monkeypatch):
+def test_no_step_is_captured_if_no_batch_is_full(persons, monkeypatch):
     step = step_of(small_network())
     step._side = "side"
     monkeypatch.setattr(TrainStep, "_capture", lambda *arguments: pytest.fail("captured"))
-    train_one_epoch(step, RATE, make_loader(persons.select([0, 1])), Progress(), StopSignals(), lambda loss: None)
+    train_epoch(step, make_loader(persons.select([0, 1])))
 
 
 @pytest.mark.parametrize("name", AUTO_ON_CUDA)
 def test_auto_means_on_for_cuda_once_its_table_says_so(monkeypatch, name):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    means = {value: dataclasses.replace(OPTIONS, **{name: value}) for value in ("auto", "on", "off", True, False)}
+    means = {value: ComputeOptions(**{name: value}) for value in ("auto", "on", "off", True, False)}
     assert [getattr(options, name) for options in means.values()] == ["auto", "on", "off", "on", "off"]
     for auto in (False, True):
         monkeypatch.setitem(AUTO_ON_CUDA, name, auto)
         assert [is_on(means[value], name, cuda) for value in means] == [auto, True, False, True, False]
-        assert not is_on(OPTIONS, name, cpu)
+        assert not is_on(OPTIONS.compute, name, cpu)
 
 
 @pytest.mark.parametrize("value", ["on", "off", "auto"])
@@ -505,35 +502,34 @@ def test_convolutions_are_tuned_for_batches_of_full_size_alone(persons, value):
             seen.append((len(images), torch.backends.cudnn.benchmark))
             return super().forward(images)
 
-    step = step_of(Watching(0.5), dataclasses.replace(OPTIONS, cudnn_benchmark=value))
-    train_one_epoch(step, RATE, make_loader(persons), Progress(), StopSignals(), lambda loss: None)
+    step = step_of(Watching(0.5), changed(OPTIONS, cudnn_benchmark=value))
+    train_epoch(step, make_loader(persons))
     assert seen == [(4, value == "on"), (4, value == "on"), (2, False)]
     assert not torch.backends.cudnn.benchmark
 
 
 def test_a_cuda_graph_needs_cuda():
     with pytest.raises(ValueError, match="cuda_graph: expected a CUDA device, got cpu"):
-        step_of(Constant(0.5), dataclasses.replace(OPTIONS, cuda_graph=True))
+        step_of(Constant(0.5), changed(OPTIONS, cuda_graph=True))
 
 
 @pytest.mark.parametrize(("amp", "capability", "expected"), [("auto", (8, 0), True), ("auto", (7, 5), False)])
-def test_on_a_gpu_auto_is_bfloat16_where_it_is_fast(monkeypatch, amp, capability, expected):
+def test_on_a_gpu_auto_is_bfloat16_if_it_is_fast(monkeypatch, amp, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    options = dataclasses.replace(OPTIONS, amp=amp)
-    assert uses_bfloat16(options, torch.device("cuda")) == expected
-    assert not uses_bfloat16(options, torch.device("cpu"))
+    compute = ComputeOptions(amp=amp)
+    assert compute.uses_bfloat16(torch.device("cuda")) == expected
+    assert not compute.uses_bfloat16(torch.device("cpu"))
 
 
 def test_bfloat16_and_off_are_what_they_say():
     for device in (torch.device("cpu"), torch.device("cuda")):
-        assert uses_bfloat16(dataclasses.replace(OPTIONS, amp="bfloat16"), device)
-        assert not uses_bfloat16(dataclasses.replace(OPTIONS, amp="off"), device)
+        assert ComputeOptions(amp="bfloat16").uses_bfloat16(device)
+        assert not ComputeOptions(amp="off").uses_bfloat16(device)
 
 
 def test_crops_are_made_in_the_type_that_the_network_runs_in(persons):
     loaders = {
-        amp: build.make_loader(persons, dataclasses.replace(OPTIONS, amp=amp), torch.device("cpu"), training=True)
-        for amp in ("off", "bfloat16")
+        amp: settings.make_loader(persons, changed(OPTIONS, amp=amp), training=True) for amp in ("off", "bfloat16")
     }
     off, bfloat16 = (next(loader.epoch()).images for loader in loaders.values())
     assert (off.dtype, bfloat16.dtype) == (torch.float32, torch.bfloat16)
@@ -543,8 +539,8 @@ def test_crops_are_made_in_the_type_that_the_network_runs_in(persons):
 def test_bgr_is_the_same_normalisation_on_channels_in_the_other_order(persons):
     """Blue comes first, by red's mean and deviation, as in SimpleBaselines: cv2.imread's pixels by RGB's numbers."""
     rgb, bgr = (
-        next(build.make_loader(persons, options, torch.device("cpu"), training=True).epoch()).images
-        for options in (OPTIONS, dataclasses.replace(OPTIONS, color_order="bgr"))
+        next(settings.make_loader(persons, options, training=True).epoch()).images
+        for options in (OPTIONS, changed(OPTIONS, color_order="bgr"))
     )
     mean, std = (torch.tensor(values)[:, None, None] for values in (fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD))
     pixels = rgb * std + mean
@@ -553,14 +549,14 @@ def test_bgr_is_the_same_normalisation_on_channels_in_the_other_order(persons):
 
 
 def test_loaders_are_made_as_the_options_say(persons):
-    options = dataclasses.replace(
+    options = changed(
         OPTIONS, udp=True, half_body=0.3, brightness=0.1, contrast=0.2, saturation=0.4, rotation=10, scale_min=0.9
     )
-    training, evaluation = (build.make_loader(persons, options, torch.device("cpu"), training=t) for t in (True, False))
+    training, evaluation = (settings.make_loader(persons, options, training=t) for t in (True, False))
     assert training.udp
     assert evaluation.udp
     assert evaluation.augmentation is None
-    expected = Augmentation(10, (0.9, 1.25), 0.5, half_body=0.3, brightness=0.1, contrast=0.2, saturation=0.4)
+    expected = Augmentation(10, 0.9, 1.25, 0.5, half_body=0.3, brightness=0.1, contrast=0.2, saturation=0.4)
     assert training.augmentation == expected
 
 
@@ -614,8 +610,8 @@ def test_a_step_on_the_gpu_trains_like_one_on_the_cpu(persons, optimizer):
 def test_a_training_step_does_not_synchronise(persons, cuda_graph, optimizer):
     device = torch.device("cuda")
     model = small_network().to(device)
-    options = dataclasses.replace(OPTIONS, cuda_graph=cuda_graph, optimizer=optimizer)
-    step = TrainStep(model, make_optimizer(model, options), options, device, [1.5] * 16)
+    options = changed(OPTIONS, cuda_graph=cuda_graph, optimizer=optimizer)
+    step = make_step(model, options, device, joint_weights=[1.5] * 16)
     batch = next(make_loader(persons, device=device).epoch())
     for _ in range(TrainStep.WARMUP_STEPS + 1):
         step(batch, 1e-3)
@@ -632,14 +628,14 @@ def test_a_training_step_does_not_synchronise(persons, cuda_graph, optimizer):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_graph_goes_on_from_an_optimiser_that_had_none(persons, name):
     device = torch.device("cuda")
-    options = dataclasses.replace(OPTIONS, optimizer=name)
+    options = changed(OPTIONS, optimizer=name)
     batch = next(make_loader(persons, device=device).epoch())
     model = small_network().to(device)
-    first = TrainStep(model, make_optimizer(model, options), options, device)
+    first = make_step(model, options, device)
     first(batch, 1e-3)
-    optimizer = make_optimizer(model, options)
+    optimizer = make_optimizer(model, options.schedule)
     optimizer.load_state_dict(first.optimizer.state_dict())
-    graphed = TrainStep(model, optimizer, dataclasses.replace(options, cuda_graph=True), device)
+    graphed = make_step(model, changed(options, cuda_graph=True), device, optimizer=optimizer)
     losses = [float(graphed(batch, 1e-3)) for _ in range(TrainStep.WARMUP_STEPS + 3)]
     assert losses[-1] < losses[0]
     assert {float(state["step"]) for state in optimizer.state.values()} == {1 + len(losses)}
@@ -648,12 +644,14 @@ def test_a_graph_goes_on_from_an_optimiser_that_had_none(persons, name):
 def test_persons_on_a_bad_image_have_no_prediction_and_are_not_scored(persons):
     persons.image_paths[1].write_bytes(b"")
     result = evaluate(Constant(0.5), make_loader(persons, on_bad_image="skip"), OPTIONS)
-    assert np.isnan(result.predictions).all(axis=(1, 2)).tolist() == [row % 4 == 1 for row in range(10)]
-    assert result.skipped == 3
-    assert best_seen_person(persons, result) % 4 != 1
+    bad = [row % 4 == 1 for row in range(10)]
+    assert np.isnan(result.evaluation.predictions).all(axis=(1, 2)).tolist() == bad
+    assert (~result.evaluation.seen).tolist() == bad
+    assert result.evaluation.skipped == 3
+    assert best_seen_person(persons, result.evaluation) % 4 != 1
     kept = [row for row in range(10) if row % 4 != 1]
     expected = evaluate(Constant(0.5), make_loader(persons.select(kept)), OPTIONS)
-    assert result.pckh == expected.pckh
+    assert result.values == expected.values
 
 
 def test_the_learning_rate_drops_once_on_a_plateau():
@@ -666,7 +664,7 @@ def test_the_learning_rate_drops_once_on_a_plateau():
     assert rates == [1.0] * 6 + [0.2] * 4
 
 
-def test_the_learning_rate_drops_after_given_epochs():
+def test_the_learning_rate_drops_after_the_epochs_named():
     rate = LearningRate(base=1.0, factor=10.0, drop_epochs=(2, 3), patience=1)
     for _ in range(5):
         rate.observe(0.0)
@@ -729,14 +727,14 @@ def test_an_epoch_in_bfloat16_on_the_cpu_trains_nearly_as_one_in_float32(persons
     losses = {}
     for amp in ("off", "bfloat16"):
         torch.manual_seed(0)
-        model, progress = pose_resnet(18, head, 16, channels=16), Progress()
-        options = dataclasses.replace(OPTIONS, amp=amp)
+        model, progress = pose_resnet(18, head, 16, channels=16), RunProgress()
+        options = changed(OPTIONS, amp=amp)
         before = [parameter.detach().clone() for parameter in model.parameters()]
-        train_one_epoch(step_of(model, options), RATE, make_loader(persons), progress, StopSignals(), print)
-        changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
-        assert sum(changed) > 0.9 * len(changed)
+        train_epoch(step_of(model, options), make_loader(persons), progress)
+        moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+        assert sum(moved) > 0.9 * len(moved)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-        assert evaluate(model, make_loader(persons), options).skipped == 0
+        assert evaluate(model, make_loader(persons), options).evaluation.skipped == 0
         losses[amp] = progress.loss_sum
     assert losses["bfloat16"] != losses["off"]
     assert losses["bfloat16"] == pytest.approx(losses["off"], rel=0.1)
@@ -744,10 +742,10 @@ def test_an_epoch_in_bfloat16_on_the_cpu_trains_nearly_as_one_in_float32(persons
 
 def test_an_error_within_an_epoch_leaves_the_progress_of_the_steps_before(persons):
     persons.image_paths[2].write_bytes(b"")  # of persons 2 and 6: two steps of one person go well
-    model, progress = Constant(0.5), Progress()
+    model, progress = Constant(0.5), RunProgress()
     loader = PoseLoader(persons, ImageFiles(persons.image_paths), (64, 64), 1)
     with pytest.raises(BadImageError):
-        train_one_epoch(step_of(model), RATE, loader, progress, StopSignals(), lambda loss: None)
+        train_epoch(step_of(model), loader, progress)
     assert (progress.step, progress.samples, progress.total_samples) == (2, 2, 2)
     assert progress.loss_sum > 0
     assert progress.epoch_seconds == progress.train_seconds > progress.epoch_wait_seconds > 0

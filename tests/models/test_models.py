@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fastpose.config import TrainOptions
 from torch import nn
 
-from fastpose import build, drawing, evaluate, predict, train
+from fastpose import evaluate, predict, train
+from fastpose.engine import pictures
 from fastpose.models import (
     compare_heads,
     count_flops,
@@ -22,6 +22,7 @@ from fastpose.models import (
     pose_resnet,
 )
 from fastpose.models.__main__ import main
+from fastpose.models.network import NetworkOptions, make_network
 from fastpose.models.own import check_heatmaps
 from fastpose.skeletons import MPII
 from tests.helpers.tiny_mpii import write_tiny_mpii
@@ -407,7 +408,7 @@ def test_what_is_wrong_with_a_network_of_one_s_own_is_said_before_the_training(h
     (here / "needs.py").write_text("import missing_part\n")
     (here / "broken.py").write_text("class Own(\n")
     with pytest.raises(ValueError, match=f"^model: .*({message})"):
-        build.make_model(TrainOptions(model=name, size=(32, 48)), MPII, torch.device("cpu"))
+        make_network(NetworkOptions(model=name, size=(32, 48)), MPII, torch.device("cpu"))
 
 
 def test_the_look_at_a_network_leaves_it_as_it_was():
@@ -423,17 +424,17 @@ def test_the_look_at_a_network_leaves_it_as_it_was():
 def test_sizes_are_multiples_of_32_for_the_resnets_and_of_4_for_others():
     for size in ((64, 48), (33, 64)):
         with pytest.raises(ValueError, match=rf"multiples of 32 pixels, got \[{size[0]}, {size[1]}\]"):
-            TrainOptions(size=size)
-    assert TrainOptions(size=(64, 48), model="a:b").size == (64, 48)
+            NetworkOptions(size=size)
+    assert NetworkOptions(size=(64, 48), model="a:b").size == (64, 48)
     with pytest.raises(ValueError, match="multiples of 4 pixels"):
-        TrainOptions(size=(64, 50), model="a:b")
+        NetworkOptions(size=(64, 50), model="a:b")
 
 
 def test_imagenet_weights_are_for_the_resnets(here):
     (here / "mine.py").write_text(MODULE)
-    options = TrainOptions(model="mine:Own", backbone_weights="resnet50.pth")
+    options = NetworkOptions(model="mine:Own", backbone_weights="resnet50.pth")
     with pytest.raises(ValueError, match=r"backbone_weights: .* not together with --model mine:Own"):
-        build.make_model(options, MPII, torch.device("cpu"))
+        make_network(options, MPII, torch.device("cpu"))
 
 
 # Those of other packages are in tests/integrations.
@@ -445,7 +446,7 @@ def test_the_documented_networks_train_evaluate_and_go_on(here, capsys, monkeypa
     guide = (Path(__file__).parents[2] / "docs" / "own_model.md").read_text(encoding="utf-8")
     (code,) = re.findall(rf"```python\n# {module}\.py\n(.*?)```", guide, re.DOTALL)
     for name in ("draw_curves", "draw_predictions", "draw_heatmaps"):
-        monkeypatch.setattr(drawing, name, lambda *arguments, **named: None)
+        monkeypatch.setattr(pictures, name, lambda *arguments, **named: None)
     (here / f"{module}.py").write_text(code)
     factory = DOCUMENTED[module]
     # Three quarters of 64 px: no multiple of 32, which only the ResNets need.

@@ -20,12 +20,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fastpose.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from fastpose.config import NetworkOptions, TrainOptions
 from scipy.io import loadmat
 from torch import Tensor, nn
 
-from fastpose import build, drawing, evaluate, predict, train
+from fastpose import evaluate, predict, train
+from fastpose.engine import pictures
 from fastpose.models import (
     export_simple_baselines,
     load_backbone,
@@ -35,7 +34,11 @@ from fastpose.models import (
     resnet,
     to_simple_baselines,
 )
+from fastpose.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from fastpose.models.network import NetworkOptions, color_order_of_weights, make_network
+from fastpose.options.settle import settle
 from fastpose.skeletons import COCO, MPII
+from fastpose.trained import load_trained
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 CPU = torch.device("cpu")
@@ -266,7 +269,7 @@ def test_what_is_no_resnet_is_named_and_asks_for_its_network(tmp_path, names, or
     torch.save({name: torch.zeros(1) for name in names}, path)
     assert str(read_weights(path)) == text
     with pytest.raises(ValueError, match=f"{path} holds a {text}: name its network with --model"):
-        build.load_model(path, CPU)
+        load_trained(path, {}, CPU)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "mmpose"])
@@ -365,7 +368,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def recipe(data, tmp_path, monkeypatch) -> Path:
     for name in ("draw_curves", "draw_predictions", "draw_heatmaps"):
-        monkeypatch.setattr(drawing, name, lambda *arguments, **named: None)
+        monkeypatch.setattr(pictures, name, lambda *arguments, **named: None)
     options = {"data_root": str(data), "depth": 18, "head": "deconv", "channels": 8, "size": [64, 64]}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(options | {"batch_size": 6, "epochs": 1, "device": "cpu", "flip_test": False}))
@@ -374,14 +377,14 @@ def recipe(data, tmp_path, monkeypatch) -> Path:
 
 def write_own(path: Path, model: nn.Module, skeleton: object = MPII, **options: object) -> None:
     """A checkpoint of ours with these options."""
-    config = dataclasses.replace(TrainOptions(depth=18, head="deconv", channels=8, size=(64, 64)), **options)
+    settings = settle({"depth": 18, "head": "deconv", "channels": 8, "size": (64, 64), **options})
     save_checkpoint(
         path,
         model=model.state_dict(),
         optimizer=None,
         learning_rate={},
         progress={},
-        config=config.as_plain(),
+        config=settings.as_plain(),
         skeleton=dataclasses.asdict(skeleton) if dataclasses.is_dataclass(skeleton) else skeleton,
     )
 
@@ -411,39 +414,38 @@ def test_evaluating_another_program_s_file_is_evaluating_its_network_on_its_colo
     assert not np.array_equal(found["mm.pth"], found["bgr.pt"])
     # What the file does not say can be said; the layout's usual order of colours may be wrong.
     words = ["--checkpoint", str(tmp_path / "checkpoint.pth.tar"), "--data_root", str(data), "--device", "cpu"]
-    assert evaluate.main([*words, "--size", "64", "64", "--color_order", "rgb", "--out", str(tmp_path / "told")]) == 0
-    assert np.array_equal(loadmat(tmp_path / "told/pred.mat")["preds"], found["rgb.pt"])
+    assert evaluate.main([*words, "--size", "64", "64", "--color_order", "rgb", "--out", str(tmp_path / "said")]) == 0
+    assert np.array_equal(loadmat(tmp_path / "said/pred.mat")["preds"], found["rgb.pt"])
 
 
 def test_options_of_a_foreign_network_follow_from_its_file(tmp_path):
     for joints, skeleton, size in ((16, MPII, (256, 256)), (17, COCO, (256, 192))):
         write("bare", tmp_path / "pose.pth", network(joints=joints))
-        _, options, found = build.load_model(tmp_path / "pose.pth", CPU)
-        assert (found, options.size, options.dataset) == (skeleton, size, skeleton.name)
+        trained = load_trained(tmp_path / "pose.pth", {}, CPU)
+        options = trained.settings.network
+        assert (trained.skeleton, options.size, trained.settings.data.dataset) == (skeleton, size, skeleton.name)
         assert (options.depth, options.head, options.channels, options.color_order) == (18, "deconv", 8, "bgr")
-        assert options.reduced_decode is False
+        assert trained.settings.pixels.reduced_decode is False
         assert options.udp is False
     named = tmp_path / "pose_resnet_18_384x288.pth.tar"
     shutil.copy(tmp_path / "pose.pth", named)
-    assert build.load_model(named, CPU)[1].size == (384, 288)
+    assert load_trained(named, {}, CPU).settings.network.size == (384, 288)
     numbered = tmp_path / "pose_2024x12.pth.tar"  # no size of a network
     shutil.copy(tmp_path / "pose.pth", numbered)
-    assert build.load_model(numbered, CPU)[1].size == (256, 192)
-    _, options, _ = build.load_model(named, CPU, NetworkOptions(size=(64, 96), udp=True))
+    assert load_trained(numbered, {}, CPU).settings.network.size == (256, 192)
+    options = load_trained(named, {"size": (64, 96), "udp": True}, CPU).settings.network
     assert (options.size, options.udp) == ((64, 96), True)
     with pytest.raises(ValueError, match=r"pose\.pth has 17 joints, and mpii 16: name its joints"):
-        build.load_model(tmp_path / "pose.pth", CPU, NetworkOptions(dataset="mpii"))
+        load_trained(tmp_path / "pose.pth", {"dataset": "mpii"}, CPU)
     write("bare", tmp_path / "pose.pth", network(joints=2))
     with pytest.raises(ValueError, match=r"pose\.pth has 2 joints, and coco 17: name its joints in a YAML file"):
-        build.load_model(tmp_path / "pose.pth", CPU)
+        load_trained(tmp_path / "pose.pth", {}, CPU)
     (tmp_path / "two.yaml").write_text("joints: [tip, tail]\n")
-    _, options, found = build.load_model(
-        tmp_path / "pose.pth", CPU, NetworkOptions(skeleton=str(tmp_path / "two.yaml"))
-    )
-    assert (found.joints, options.dataset) == (("tip", "tail"), "coco")
+    trained = load_trained(tmp_path / "pose.pth", {"skeleton": str(tmp_path / "two.yaml")}, CPU)
+    assert (trained.skeleton.joints, trained.settings.data.dataset) == (("tip", "tail"), "coco")
     write("torchvision", tmp_path / "resnet18.pth", network())
     with pytest.raises(ValueError, match=r"no head.*: it has a backbone alone, which --backbone_weights takes"):
-        build.load_model(tmp_path / "resnet18.pth", CPU)
+        load_trained(tmp_path / "resnet18.pth", {}, CPU)
 
 
 def test_predict_takes_another_program_s_file(tmp_path):
@@ -475,19 +477,21 @@ def test_training_begins_with_another_program_s_weights_and_their_colours(recipe
 
 def test_weights_that_will_see_other_colours_than_theirs_are_warned_of(tmp_path, capsys):
     write("mmpose 1.x", tmp_path / "pose.pth", network())
-    options = TrainOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path / "pose.pth"), color_order="bgr")
-    build.make_model(options, MPII, CPU)
+    options = NetworkOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path / "pose.pth"), color_order="bgr")
+    make_network(options, MPII, CPU)
     assert "warning: these weights were trained on rgb images, and will see bgr" in capsys.readouterr().out
-    build.make_model(dataclasses.replace(options, color_order="rgb"), MPII, CPU)
+    make_network(dataclasses.replace(options, color_order="rgb"), MPII, CPU)
     assert "warning" not in capsys.readouterr().out
 
 
 def test_a_run_s_own_checkpoint_is_a_beginning_too(recipe, tmp_path):
     write_own(tmp_path / "best.pt", network(), color_order="bgr")
-    options = TrainOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path))  # its folder
-    assert build.with_color_order(options).color_order == "bgr"
-    assert build.with_color_order(dataclasses.replace(options, color_order="rgb")).color_order == "rgb"
-    model = build.make_model(options, MPII, CPU)
+    options = NetworkOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path))  # its folder
+    assert color_order_of_weights(options) == "bgr"
+    begin = {"depth": 18, "head": "deconv", "channels": 8, "weights": str(tmp_path)}
+    assert settle(begin).network.color_order == "bgr"
+    assert settle({**begin, "color_order": "rgb"}).network.color_order == "rgb"
+    model = make_network(options, MPII, CPU)
     assert torch.equal(model.final_layer.weight, network().final_layer.weight)
 
 
@@ -502,18 +506,18 @@ def test_a_run_s_own_checkpoint_is_a_beginning_too(recipe, tmp_path):
 )
 def test_weights_of_another_network_are_refused_with_what_to_do(tmp_path, changes, message):
     write("bare", tmp_path / "pose.pth", network())
-    options = TrainOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path / "pose.pth"))
+    options = NetworkOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path / "pose.pth"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        build.make_model(dataclasses.replace(options, **changes), MPII, CPU)
+        make_network(dataclasses.replace(options, **changes), MPII, CPU)
 
 
 def test_weights_for_other_joints_lend_all_but_the_last_layer(tmp_path, capsys):
     source = network(joints=17)
     write("bare", tmp_path / "pose.pth", source)
-    options = TrainOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path / "pose.pth"))
+    options = NetworkOptions(depth=18, head="deconv", channels=8, weights=str(tmp_path / "pose.pth"))
     model, fresh = (
-        build.make_model(options, MPII, CPU, to_train=True),
-        build.make_model(dataclasses.replace(options, weights=""), MPII, CPU),
+        make_network(options, MPII, CPU, to_train=True),
+        make_network(dataclasses.replace(options, weights=""), MPII, CPU),
     )
     assert "; for 16 joints new: final_layer.bias, final_layer.weight" in capsys.readouterr().out
     state, expected = (
@@ -539,10 +543,10 @@ def test_no_network_but_one_to_train_begins_with_a_random_layer(tmp_path, monkey
     )
     torch.save(importlib.import_module("last_layer_net").make(17).state_dict(), "sd.pth")
     cv2.imwrite("p.png", np.full((64, 64, 3), 90, np.uint8))
-    told = ["--checkpoint", "sd.pth", "--model", "last_layer_net:make", "--device", "cpu"]
-    assert predict.main([*told, "--image", "p.png"]) == 1
+    words = ["--checkpoint", "sd.pth", "--model", "last_layer_net:make", "--device", "cpu"]
+    assert predict.main([*words, "--image", "p.png"]) == 1
     assert "2 of another shape: 2.weight [17, 8, 3, 3] for [16, 8, 3, 3]" in capsys.readouterr().err
-    assert predict.main([*told, "--image", "p.png", "--dataset", "coco"]) == 0
+    assert predict.main([*words, "--image", "p.png", "--dataset", "coco"]) == 0
 
 
 def test_more_than_one_layer_of_another_width_is_another_network(tmp_path):
@@ -560,10 +564,10 @@ def test_more_than_one_layer_of_another_width_is_another_network(tmp_path):
 def test_of_weights_for_other_joints_the_backbone_can_be_had_alone(tmp_path):
     source = network(joints=17)
     write("bare", tmp_path / "pose.pth", source)
-    options = TrainOptions(depth=18, head="deconv", channels=8, backbone_weights=str(tmp_path / "pose.pth"))
-    model = build.make_model(options, MPII, CPU)
+    options = NetworkOptions(depth=18, head="deconv", channels=8, backbone_weights=str(tmp_path / "pose.pth"))
+    model = make_network(options, MPII, CPU)
     assert torch.equal(model.layer4[0].conv1.weight, source.layer4[0].conv1.weight)
-    assert build.with_color_order(options).color_order == "bgr"
+    assert color_order_of_weights(options) == "bgr"
 
 
 # ---- joints in checkpoints ----
@@ -571,19 +575,19 @@ def test_of_weights_for_other_joints_the_backbone_can_be_had_alone(tmp_path):
 
 def test_a_checkpoint_of_version_0_1_has_the_joints_of_mpii(tmp_path):
     write_own(tmp_path / "best.pt", network(), skeleton="mpii")
-    assert build.load_model(tmp_path / "best.pt", CPU)[2] is MPII
+    assert load_trained(tmp_path / "best.pt", {}, CPU).skeleton is MPII
     write_own(tmp_path / "best.pt", network(), skeleton="lsp")
     with pytest.raises(CheckpointError, match=r"best\.pt: .*expected joints of skeleton 'mpii', got 'lsp'"):
-        build.load_model(tmp_path / "best.pt", CPU)
+        load_trained(tmp_path / "best.pt", {}, CPU)
 
 
 def test_a_checkpoint_remembers_its_joints_without_their_file(tmp_path):
     fish = dataclasses.replace(MPII, name="fish", joints=tuple(f"fin{n}" for n in range(16)))
     write_own(tmp_path / "best.pt", network(), skeleton=fish)
-    assert build.load_model(tmp_path / "best.pt", CPU)[2] == fish
+    assert load_trained(tmp_path / "best.pt", {}, CPU).skeleton == fish
     own_sigmas = dataclasses.replace(COCO, sigmas=(0.2,) * 17)  # the name and the joints of ours
     write_own(tmp_path / "coco.pt", network(joints=17), skeleton=own_sigmas)
-    assert build.load_model(tmp_path / "coco.pt", CPU)[2] == own_sigmas
+    assert load_trained(tmp_path / "coco.pt", {}, CPU).skeleton == own_sigmas
     cv2.imwrite(str(tmp_path / "a.png"), np.full((60, 120, 3), 80, np.uint8))
     words = ["--checkpoint", str(tmp_path / "best.pt"), "--image", str(tmp_path / "a.png"), "--device", "cpu"]
     assert predict.main([*words, "--out", str(tmp_path / "out")]) == 0
