@@ -27,8 +27,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
 
-# Several processes, each with one thread: most tests keep no more than one core busy. tests/conftest.py says of a test
-# that hangs why this is the safer way, too.
+# A process per core, with one thread each: most tests keep no more than one core busy, and threads that wait for each
+# other's cores make the others slow. A test that hangs ends its process alone (tests/conftest.py).
 PARALLEL := -n auto --maxprocesses=8 --dist=worksteal
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 test: $(VENV)/.installed-test
