@@ -8,13 +8,10 @@ import dataclasses
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from fastpose.option import OptionError, underscored
 from fastpose.options.settings import FIELDS, GROUP_OF, GROUPS
-
-if TYPE_CHECKING:
-    pass
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"

@@ -19,7 +19,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_draws_are_uniform_over_the_paper_s_ranges():
+def test_draws_are_uniform_over_the_ranges_of_the_paper():
     draws = Augmentation().draw(20000, generator(0))
     assert draws.rotation.dtype == draws.scale.dtype == torch.float32
     assert draws.flip.dtype == torch.bool

@@ -210,7 +210,7 @@ def test_a_bad_ground_truth_file_is_an_error_with_file_and_person(tmp_path, chan
         read_ground_truth(tmp_path / "gt.mat")
 
 
-def test_a_file_that_is_no_mat_is_an_error_with_its_name(tmp_path):
+def test_a_file_that_is_not_a_mat_is_an_error_with_its_name(tmp_path):
     for content in (b"", b"hello", b"MATLAB 5.0 MAT-file" + bytes(200)):
         (tmp_path / "gt.mat").write_bytes(content)
         with pytest.raises(AnnotationError, match=r"gt\.mat"):
@@ -226,7 +226,7 @@ EMPTY = np.zeros((0, 0))
 
 
 def structs(elements: list[dict]) -> np.ndarray:
-    """A MATLAB struct array [1, n]: all elements have all fields, those not given hold []."""
+    """A MATLAB struct array [1, n]: all elements have all fields, the others are []."""
     fields = list(dict.fromkeys(field for element in elements for field in element))
     array = np.empty((1, len(elements)), dtype=[(field, object) for field in fields])
     for index, element in enumerate(elements):

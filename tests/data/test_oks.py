@@ -178,16 +178,16 @@ def test_ap_is_that_of_pycocotools_on_the_file(real_data, real_persons):
     values = rng.uniform(0, 1, (12, 17)).astype(np.float32)
     before = json.dumps(persons.truth["annotations"])
     results = keypoint_results(persons, 1, moved(persons, 5), values)
-    given = json.dumps(results)
+    as_passed = json.dumps(results)
     scores = keypoint_ap(persons.truth, results, COCO.sigmas)
-    assert (json.dumps(persons.truth["annotations"]), json.dumps(results)) == (before, given)
-    expected = pycocotools_evaluation(real_data / "coco/person_keypoints.json", json.loads(given)).stats
+    assert (json.dumps(persons.truth["annotations"]), json.dumps(results)) == (before, as_passed)
+    expected = pycocotools_evaluation(real_data / "coco/person_keypoints.json", json.loads(as_passed)).stats
     np.testing.assert_array_equal(list(scores.values()), 100 * expected)
     assert list(scores) == list(NAMES)
     assert 20 < scores["AP"] < 95
 
 
-def test_results_are_in_coco_s_format_with_the_best_first(real_persons):
+def test_results_are_in_the_format_of_coco_with_the_best_first(real_persons):
     persons = real_persons.select([3, 4, 3, 9])
     poses = persons.keypoints.copy()
     poses[2] += 0.01  # the same person again, found with less confidence

@@ -529,7 +529,7 @@ def test_the_average_of_a_region_is_that_of_the_image(tmp_path):
     np.testing.assert_array_equal(region.pixels, average(read_image(path)[rows, columns], 2, 1))
 
 
-def test_reduced_pixels_are_not_given_to_a_run_that_wants_full_resolution(data, tmp_path):
+def test_reduced_pixels_are_refused_for_a_run_that_wants_full_resolution(data, tmp_path):
     assert pack.main([str(data), str(tmp_path / "out"), *SMALL]) == 0
     with pytest.raises(ValueError, match=r"reduced_decode: the pack .*out holds reduced pixels"):
         batches(tmp_path / "out", reduced_decode=False)
