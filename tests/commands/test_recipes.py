@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes in train/, and the dry run that tries each of them."""
+"""The recipes in train/: each is read and its network built, and the dry run steps one of each kind."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from fastpose import train
-from fastpose.models import network
+from fastpose.models import network, pose_resnet
 from fastpose.options.asked import find_recipe, read_recipe, recipes
 from fastpose.options.settings import DEFAULTS
 from tests.helpers.tiny_coco import write_tiny_coco
@@ -36,8 +37,19 @@ def options_of(name: str) -> SimpleNamespace:
     return SimpleNamespace(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
 
 
-def is_heavy(options: SimpleNamespace) -> bool:
-    return options.depth > 50 or options.size[0] > 256
+def cost_of(name: str) -> tuple[int, int]:
+    options = options_of(name)
+    return options.depth, options.size[0] * options.size[1]
+
+
+def stepped() -> list[Any]:
+    """The cheapest recipe of each data and head, and, as a slow one, the dearest of all."""
+    chosen = {}
+    for name in sorted(recipes(), key=cost_of, reverse=True):
+        options = options_of(name)
+        data = f"synthetic {options.dataset}" if options.synthetic_persons else options.dataset
+        chosen[data, options.head] = name
+    return [*chosen.values(), pytest.param(max(recipes(), key=cost_of), marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +76,23 @@ def test_each_published_setting_has_its_recipe() -> None:
         assert (options.missing, options.color_order, options.encoding) == ("ignore", "bgr", "msra"), name
 
 
-def test_coco_s_recipe_with_the_fcn_head_differs_only_in_its_head() -> None:
+def test_the_two_coco_recipes_of_resnet_50_differ_in_their_head_only() -> None:
     deconv = options_of("coco_resnet50_deconv_256x192")
     assert options_of("coco_resnet50_fcn_256x192") == SimpleNamespace(**{**vars(deconv), "head": "fcn"})
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if is_heavy(options_of(name)) else []) for name in recipes()]
-)
-def test_a_dry_run_of_each_recipe_builds_steps_and_decodes(name, data, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", recipes())
+def test_each_recipe_has_options_and_a_network_for_its_size(name: str) -> None:
+    options = options_of(name)
+    joints = {"coco": 17, "mpii": 16}[options.dataset]
+    with torch.device("meta"):
+        model = pose_resnet(options.depth, options.head, joints, channels=options.channels)
+        heatmaps = model(torch.empty(1, 3, *options.size))
+    assert heatmaps.shape == (1, joints, options.size[0] // 4, options.size[1] // 4)
+
+
+@pytest.mark.parametrize("name", stepped())
+def test_a_dry_run_builds_steps_and_decodes(name, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = options_of(name)
     joints = {"coco": 17, "mpii": 16}[options.dataset]
