@@ -8,13 +8,10 @@ import dataclasses
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from fastpose.option import OptionError, underscored
 from fastpose.options.settings import FIELDS, GROUP_OF, GROUPS
-
-if TYPE_CHECKING:
-    pass
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"
@@ -29,7 +26,7 @@ class Command:
         own: a dataclass with the options that are the command's alone, of which a bool is a flag; None: there are none.
         places: positional arguments and their help.
         offered: names of settings that it offers as options, too.
-        otherwise: what stands for settings that are not asked for; empty: their defaults, which --help then shows.
+        otherwise: what --help gives as the default of settings that are not asked for; empty: their own defaults.
         defaults: defaults of offered settings that are the command's own.
     """
 
@@ -67,9 +64,9 @@ class Command:
         for name in offered:
             field, help = FIELDS[name], FIELDS[name].metadata["help"]
             kind = get_type_hints(GROUPS[GROUP_OF[name]])[name]
+            default = (defaults or {}).get(name, field.default)
             if otherwise and name not in (defaults or {}):
-                help = f"{help}; not asked for: {otherwise}"
-            default = (defaults or {}).get(name, None if otherwise else field.default)
+                default, help = argparse.SUPPRESS, f"{help}; default: {otherwise}"
             self._add(field, kind, default, help)
 
     def _add(self, field: dataclasses.Field[Any], kind: Any, default: Any, help: str) -> None:
