@@ -1054,6 +1054,26 @@ def test_every_verb_s_help_calls_it_by_the_script_s_name(verb, capsys):
     assert capsys.readouterr().out.startswith(f"usage: fastpose {verb} ")
 
 
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb != "doctor"])
+def test_help_spells_options_with_underscores(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    names = set(re.findall(r"(?<![\w-])--[a-z_-]+", capsys.readouterr().out))
+    assert any("_" in name for name in names)
+    assert not [name for name in names if "-" in name[2:]]
+
+
+def test_options_may_be_spelt_with_hyphens(tmp_path, capsys):
+    for name in ("--num_joints", "--num-joints"):
+        assert cli.main(["models", "--depth", "18", "--size", "64", "64", name, "17"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
+    words = [str(tmp_path / "set"), "--persons", "3", "--valid-persons=1", "--workers", "1"]
+    assert cli.main(["synthetic", *words, "--contact-sheet", str(tmp_path / "a-b.png")]) == 0
+    assert "2 training and 1 validation persons" in capsys.readouterr().out
+    assert (tmp_path / "a-b.png").is_file()
+
+
 def test_the_script_lists_its_verbs_and_refuses_others(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
