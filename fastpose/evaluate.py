@@ -24,10 +24,10 @@ from fastpose.options.asked import Command
 from fastpose.options.settings import Settings
 from fastpose.options.settle import BEFORE
 from fastpose.progress import CountedProgress
-from fastpose.trained import load_trained
+from fastpose.trained import OTHERS, load_trained
 
 DESCRIPTION = """Evaluate a checkpoint and write scores.json: with PCKh and pred.mat on MPII, with AP or PCK and
-keypoints_results.json on data in COCO's format. Data options that are not asked for are those of the training."""
+keypoints_results.json on data in COCO's format. Data options that are not asked for are those of the training. """
 
 # Of training's options. What evaluates here need not decode or compute as the training did.
 OFFERED = (
@@ -65,7 +65,7 @@ class EvaluateOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
     command = Command(
-        "evaluate", DESCRIPTION, EvaluateOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
+        "evaluate", DESCRIPTION + OTHERS, EvaluateOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
     )
     return command.run(run, argv)
 

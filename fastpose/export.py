@@ -21,11 +21,11 @@ from fastpose.models.exported import PixelsToPoints, require, write
 from fastpose.models.weights import export_simple_baselines
 from fastpose.option import OptionError, option
 from fastpose.options.asked import Command
-from fastpose.trained import load_trained
+from fastpose.trained import OTHERS, load_trained
 
 DESCRIPTION = """Write the network of a checkpoint, with the colour map before it and the decoding behind it, as an ONNX
 graph or a torch.export program: pixels in, points out. The file is compared with fastpose before it gets its name. Or
-write its weights alone as SimpleBaselines has them."""
+write its weights alone as SimpleBaselines has them. """
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "simple_baselines": ".pth.tar"}
 OFFERED = (
@@ -39,7 +39,9 @@ OWN_DEFAULTS = {"flip_test": False}  # twice the work
 class ExportOptions:
     """What to export, and as what."""
 
-    checkpoint: str = option(dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt")
+    checkpoint: str = option(
+        dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt; or SimpleBaselines' or mmpose's file"
+    )
     format: Literal["onnx", "torch", "simple_baselines"] = option(
         "onnx",
         "onnx: an ONNX graph; torch: a torch.export program; simple_baselines: the weights alone, of a network with "
@@ -57,7 +59,9 @@ class ExportOptions:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
-    command = Command("export", DESCRIPTION, ExportOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS)
+    command = Command(
+        "export", DESCRIPTION + OTHERS, ExportOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
+    )
     return command.run(run, argv)
 
 

@@ -22,10 +22,10 @@ from fastpose.files import write_json
 from fastpose.models.decoding import DecodeOptions
 from fastpose.option import OptionError, option
 from fastpose.options.asked import Command
-from fastpose.trained import load_trained
+from fastpose.trained import OTHERS, load_trained
 
 DESCRIPTION = """Find the joints of a person, or of several in boxes, in each picture. Writes predictions.json, with the
-box and the joints of every person, and for every picture a copy with the skeletons drawn into it."""
+box and the joints of every person, and for every picture a copy with the skeletons drawn into it. """
 
 OFFERED = (
     *("model", "size", "dataset", "skeleton", "color_order", "udp"),
@@ -70,7 +70,7 @@ class PredictOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
     command = Command(
-        "predict", DESCRIPTION, PredictOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
+        "predict", DESCRIPTION + OTHERS, PredictOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
     )
     return command.run(run, argv)
 

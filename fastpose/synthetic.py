@@ -12,6 +12,7 @@ from pathlib import Path
 from fastpose.data.synthetic import SyntheticDataError, generate
 from fastpose.data.synthetic.dataset import drawing_progress
 from fastpose.data.synthetic.sheet import write_contact_sheet
+from fastpose.option import underscored
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -23,17 +24,18 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="folder to make; gets images/ and annot/ (path)")
     add("--persons", type=int, default=2000, metavar="N", help="figures in all (int, persons; default: %(default)s)")
-    add("--valid-persons", type=int, metavar="M", help="of them validation rows (int, persons; default: a fifth)")
+    add("--valid_persons", type=int, metavar="M", help="of them validation rows (int, persons; default: a fifth)")
     add("--seed", type=int, default=0, metavar="S", help="seed of everything random (int >= 0; default: %(default)s)")
     add("--workers", type=int, metavar="W", help="processes (int; default: one per usable CPU, fewer for small sets)")
     add("--overwrite", action="store_true", help="replace a data set made with other options (flag; default: no)")
-    add("--contact-sheet", type=Path, metavar="PNG", help="draw twelve samples into this picture (path; default: none)")
+    add("--contact_sheet", type=Path, metavar="PNG", help="draw twelve samples into this picture (path; default: none)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args([underscored(word) for word in words])
     try:
         summary = generate(
             options.out,

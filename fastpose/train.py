@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastpose.data.dataset import Dataset
 from fastpose.data.datasets import open_dataset
+from fastpose.data.pack import Pack
 from fastpose.device import choose_device, require_cuda
 from fastpose.engine.epoch import NotFiniteError
 from fastpose.engine.loading import make_loader
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.parser.error(str(error))
         try:
             settings = settle(asked, run=values) if own.resume else settle(asked, recipe=values)
+            dataset = open_dataset(settings.data, settings.network.size)
         except OptionError as error:
             command.parser.error(naming(error, file, values, asked))
         what = f"run {folder}" if own.resume else f"recipe {file.stem}"
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"{folder} exists and is not empty: choose another --run, or go on with it: --resume {folder}"
             )
-        run = make_run(settings, folder, begin, resume=bool(own.resume))
+        run = make_run(settings, dataset, folder, begin, resume=bool(own.resume))
         return run.dry_run() if own.dry_run else run.train()
     except (ValueError, OSError, NotFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -98,14 +101,13 @@ def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
     return file, folder
 
 
-def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = False) -> Run:
+def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: float, *, resume: bool = False) -> Run:
     """Everything that a run consists of, each part from the options that it reads."""
     network, pixels, compute, schedule = settings.network, settings.pixels, settings.compute, settings.schedule
     device = choose_device(compute.device)
     for name, wanted in (("cuda_graph", compute.cuda_graph == "on"), ("decoder gpu", pixels.decoder == "gpu")):
         if wanted:  # said now, and not after the images have been drawn or decoded
             require_cuda(name, device)
-    dataset = open_dataset(settings.data, network.size)
     train, valid = dataset.read("train"), dataset.read("valid")
     scorer, skeleton = dataset.scorer(valid), valid.skeleton
     train_loader = make_loader(

@@ -20,6 +20,10 @@ from fastpose.options.settings import Settings
 from fastpose.options.settle import settle
 from fastpose.skeletons import Skeleton, read_skeleton
 
+# For --help: what a file that is not a checkpoint of ours does not tell.
+OTHERS = """Another program's network is taken for the size in its file's name (384x288), else 256 256, or 256 192 if it
+has COCO's 17 joints; for MPII's joints if it has 16 and for COCO's otherwise; for bgr if it is SimpleBaselines'."""
+
 
 @dataclass(frozen=True)
 class Trained:

@@ -26,7 +26,7 @@ class Command:
         own: a dataclass with the options that are the command's alone, of which a bool is a flag; None: there are none.
         places: positional arguments and their help.
         offered: names of settings that it offers as options, too.
-        otherwise: what stands for settings that are not asked for; empty: their defaults, which --help then shows.
+        otherwise: what --help gives as the default of settings that are not asked for; empty: their own defaults.
         defaults: defaults of offered settings that are the command's own.
     """
 
@@ -64,9 +64,9 @@ class Command:
         for name in offered:
             field, help = FIELDS[name], FIELDS[name].metadata["help"]
             kind = get_type_hints(GROUPS[GROUP_OF[name]])[name]
+            default = (defaults or {}).get(name, field.default)
             if otherwise and name not in (defaults or {}):
-                help = f"{help}; not asked for: {otherwise}"
-            default = (defaults or {}).get(name, None if otherwise else field.default)
+                default, help = argparse.SUPPRESS, f"{help}; default: {otherwise}"
             self._add(field, kind, default, help)
 
     def _add(self, field: dataclasses.Field[Any], kind: Any, default: Any, help: str) -> None:

@@ -83,7 +83,8 @@ def settle(
         if values[name]:
             values[name] = str(Path(values[name]).expanduser().resolve())
     if settings.network.color_order == "auto":
-        values["color_order"] = color_order_of_weights(settings.network)
+        of_weights = weights.color_order if weights else color_order_of_weights(settings.network)
+        values["color_order"] = of_weights or "rgb"
     if reads_data and is_pack(Path(values["data_root"])):
         values |= _packed(values, wanted, inherited, called or {})
     return Settings.of(values)
@@ -100,9 +101,9 @@ def _trained_with(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, Any]
         if config.get("decoder") == "gpu":  # which reduces nothing; what evaluates now may
             config["reduced_decode"] = False
         return config | {"color_order": weights.color_order}
-    if "model" not in wanted:
+    if not wanted.get("model"):
         check_pose_network("checkpoint", weights)
-    dataset = wanted.get("dataset") or dataset_with_joints(weights.num_joints, named="skeleton" in wanted)
+    dataset = wanted.get("dataset") or dataset_with_joints(weights.num_joints, named=bool(wanted.get("skeleton")))
     found: dict[str, Any] = {
         "dataset": dataset,
         "color_order": weights.color_order or "rgb",

@@ -37,7 +37,8 @@ from fastpose.options.settings import DEFAULTS, FIELDS, Settings
 from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
 from tests.helpers.persons import persons_of
-from tests.helpers.settings import changed, make_loader
+from tests.helpers.reading import loader_of, read_split
+from tests.helpers.settings import changed
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -233,10 +234,10 @@ def test_evaluation_reduces_images_where_training_did(finished, tmp_path, monkey
 
 def test_training_reduces_as_its_smallest_crops_allow_and_evaluation_as_its_own(recipe):
     settings = settle({"data_root": yaml.safe_load(recipe.read_text())["data_root"], "size": (32, 32)})
-    persons = open_dataset(settings.data, settings.network.size).read("valid")  # boxes of 96 px
+    persons = read_split(settings, "valid")  # boxes of 96 px
     for changes, to_train, to_evaluate in [({}, 2, 2), ({"scale_min": 0.5}, 1, 2), ({"reduced_decode": False}, 0, 0)]:
-        for is_training, expected in ((True, to_train), (False, to_evaluate)):
-            source = make_loader(persons, changed(settings, **changes), training=is_training).source
+        for split, expected in (("train", to_train), ("valid", to_evaluate)):
+            source = loader_of(changed(settings, **changes), split, persons=persons).source
             assert set([0] if source.reduction is None else source.reduction.tolist()) == {expected}
 
 
@@ -265,7 +266,7 @@ def test_a_pack_trains_and_evaluates_as_its_files_do(recipe, finished, tmp_path,
     assert train.main([*again, "--run", str(tmp_path / "wide")]) == 1
     # The recipe that draws persons finds a pack instead of them.
     settings = settle({"data_root": str(root), "synthetic_persons": 2})
-    assert len(open_dataset(settings.data, settings.network.size).read("train")) == 10
+    assert len(read_split(settings, "train")) == 10
     assert not (root / "images").exists()
 
 
@@ -713,7 +714,7 @@ def test_synthetic_data_is_drawn_once_and_then_found(tmp_path, capsys):
     dataset = open_dataset(settings.data, settings.network.size)
     assert len(dataset.read("train")) + len(dataset.read("valid")) == 2
     assert capsys.readouterr().out.count("drawing 2 pictures into ") == 1
-    open_dataset(settings.data, settings.network.size).read("valid")
+    read_split(settings, "valid")
     assert capsys.readouterr().out == f"found 2 synthetic persons in {tmp_path / 'set'}\n"
 
 
@@ -1051,6 +1052,26 @@ def test_every_verb_s_help_calls_it_by_the_script_s_name(verb, capsys):
     with pytest.raises(SystemExit):
         cli.main([verb, "--help"])
     assert capsys.readouterr().out.startswith(f"usage: fastpose {verb} ")
+
+
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb != "doctor"])
+def test_help_spells_options_with_underscores(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    names = set(re.findall(r"(?<![\w-])--[a-z_-]+", capsys.readouterr().out))
+    assert any("_" in name for name in names)
+    assert not [name for name in names if "-" in name[2:]]
+
+
+def test_options_may_be_spelt_with_hyphens(tmp_path, capsys):
+    for name in ("--num_joints", "--num-joints"):
+        assert cli.main(["models", "--depth", "18", "--size", "64", "64", name, "17"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
+    words = [str(tmp_path / "set"), "--persons", "3", "--valid-persons=1", "--workers", "1"]
+    assert cli.main(["synthetic", *words, "--contact-sheet", str(tmp_path / "a-b.png")]) == 0
+    assert "2 training and 1 validation persons" in capsys.readouterr().out
+    assert (tmp_path / "a-b.png").is_file()
 
 
 def test_the_script_lists_its_verbs_and_refuses_others(capsys):

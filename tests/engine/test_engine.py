@@ -25,7 +25,7 @@ from fastpose.models import pose_resnet
 from fastpose.models.decoding import Decoder
 from fastpose.options.settings import Settings
 from fastpose.skeletons import MPII
-from tests.helpers import settings
+from tests.helpers.reading import loader_of
 from tests.helpers.settings import changed, evaluate, make_step
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -528,9 +528,7 @@ def test_bfloat16_and_off_are_what_they_say():
 
 
 def test_crops_are_made_in_the_type_that_the_network_runs_in(persons):
-    loaders = {
-        amp: settings.make_loader(persons, changed(OPTIONS, amp=amp), training=True) for amp in ("off", "bfloat16")
-    }
+    loaders = {amp: loader_of(changed(OPTIONS, amp=amp), "train", persons=persons) for amp in ("off", "bfloat16")}
     off, bfloat16 = (next(loader.epoch()).images for loader in loaders.values())
     assert (off.dtype, bfloat16.dtype) == (torch.float32, torch.bfloat16)
     assert torch.equal(off.to(torch.bfloat16), bfloat16)
@@ -539,7 +537,7 @@ def test_crops_are_made_in_the_type_that_the_network_runs_in(persons):
 def test_bgr_is_the_same_normalisation_on_channels_in_the_other_order(persons):
     """Blue comes first, by red's mean and deviation, as in SimpleBaselines: cv2.imread's pixels by RGB's numbers."""
     rgb, bgr = (
-        next(settings.make_loader(persons, options, training=True).epoch()).images
+        next(loader_of(options, "train", persons=persons).epoch()).images
         for options in (OPTIONS, changed(OPTIONS, color_order="bgr"))
     )
     mean, std = (torch.tensor(values)[:, None, None] for values in (fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD))
@@ -552,7 +550,7 @@ def test_loaders_are_made_as_the_options_say(persons):
     options = changed(
         OPTIONS, udp=True, half_body=0.3, brightness=0.1, contrast=0.2, saturation=0.4, rotation=10, scale_min=0.9
     )
-    training, evaluation = (settings.make_loader(persons, options, training=t) for t in (True, False))
+    training, evaluation = (loader_of(options, split, persons=persons) for split in ("train", "valid"))
     assert training.udp
     assert evaluation.udp
     assert evaluation.augmentation is None

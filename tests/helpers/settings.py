@@ -11,8 +11,6 @@ from torch import nn
 
 from fastpose.data.loader import PoseLoader
 from fastpose.data.mpii import PckhScorer
-from fastpose.data.persons import Persons
-from fastpose.engine import loading
 from fastpose.engine.evaluation import Scored, predict_all, scored
 from fastpose.engine.schedule import make_optimizer
 from fastpose.engine.step import TrainStep
@@ -23,23 +21,6 @@ from fastpose.options.settings import Settings
 def changed(settings: Settings, **changes: Any) -> Settings:
     """The settings with others for some of them, by their flat names."""
     return Settings.of({**settings.flat(), **changes})
-
-
-def make_loader(
-    persons: Persons, settings: Settings, device: torch.device | str = "cpu", *, training: bool
-) -> PoseLoader:
-    """A run's batches of persons to train on or to evaluate."""
-    schedule = settings.schedule
-    return loading.make_loader(
-        persons,
-        settings.network,
-        settings.pixels,
-        settings.compute,
-        torch.device(device),
-        batch_size=schedule.batch_size if training else schedule.eval_batch_size,
-        augmentation=settings.augmentation if training else None,
-        seed=schedule.seed,
-    )
 
 
 def make_step(model: nn.Module, settings: Settings, device: torch.device | str = "cpu", **others: Any) -> TrainStep:
