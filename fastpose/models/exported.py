@@ -63,7 +63,6 @@ class PixelsToPoints(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.options, self.decode, self.skeleton, self.input = model, network, decode, skeleton, input
-        self.arguments = decode.arguments(skeleton, network.udp)
         height, width = network.size
         sides = torch.tensor([width, height], dtype=torch.float32)
         stride = (sides - 1) / (sides / 4 - 1) if network.udp else torch.full((2,), 4.0)
@@ -88,13 +87,13 @@ class PixelsToPoints(nn.Module):
         crops = self.cropped(pixels, crop_to_image) if self.input == "image" else pixels.float()
         images = (crops @ self.color[:, :3].mT + self.color[:, 3]).permute(0, 3, 1, 2)
         maps, flipped = self.heatmaps(images)
-        # The op's own arguments, for its version in torch's operators.
+        # As DecodeOptions.decode has it, by the op's version in torch's operators.
         return plain_decode_heatmaps(
             maps,
             self.heatmap_to_image(crop_to_image),
             flipped,
             mirror_order(self.skeleton.mirror_pairs, maps.shape[1]) if self.decode.flip_test else [],
-            self.arguments["flip_shift"],
+            self.decode.shifts(self.options.udp),
             REFINEMENTS.index(self.decode.refine),
             self.decode.blur_kernel,
         )
@@ -220,7 +219,7 @@ def metadata(network: PixelsToPoints) -> dict[str, Any]:
         "color_order": "rgb",
         "udp": options.udp,
         **dataclasses.asdict(network.decode),
-        "flip_shift": network.arguments["flip_shift"],
+        "flip_shift": network.decode.shifts(options.udp),
     }
 
 
@@ -294,7 +293,7 @@ def differences(network: PixelsToPoints, exported: Run, picture: Tensor) -> tupl
     heatmap_to_image = network.heatmap_to_image(crop_to_image)
 
     def decode(maps: Tensor) -> tuple[Tensor, Tensor]:
-        return fastpose.decode_heatmaps(maps, heatmap_to_image=heatmap_to_image, flipped=flipped, **network.arguments)
+        return network.decode.decode(maps, flipped, heatmap_to_image, network.skeleton, udp=network.options.udp)
 
     points, scores = decode(maps)
     highest = maps.abs().max().clamp(min=1e-30)
