@@ -281,7 +281,7 @@ def decode_heatmaps(
     maps = maps.astype(np.promote_types(maps.dtype, np.float32))
     if flipped is not None:
         if flip_pairs is None:
-            raise ValueError("flip_pairs must be given with flipped: (left, right) joint pairs, got None")
+            raise ValueError("flip_pairs must be passed with flipped: (left, right) joint pairs, got None")
         mirrored = _un_mirror(_array(flipped).astype(maps.dtype), flip_pairs, flip_shift)
         maps = (maps + mirrored) * maps.dtype.type(0.5)
     batch, joints = maps.shape[:2]

@@ -121,13 +121,13 @@ class PixelsToPoints(nn.Module):
 def write(network: PixelsToPoints, path: Path, pictures: Sequence[np.ndarray]) -> str:
     """Writes an ONNX graph (.onnx) or a torch.export program (.pt2), compares it with fastpose and names it `path`.
 
-    Both hold plain operators only and take any number of persons. ONNX: inputs `crops` or `image`, and
+    Both have plain operators only and take any number of persons. ONNX: inputs `crops` or `image`, and
     `crop_to_image`, outputs `keypoints` and `scores`, as `PixelsToPoints.forward` has them. What a caller must know
     of the network, see `metadata`, is in the graph's metadata_props, or in the program's extra file fastpose.json.
 
     Args:
         network: what to export.
-        path: the file; its suffix tells the format. Until the comparison is done it has another name.
+        path: the file; its suffix says the format. Until the comparison is done it has another name.
         pictures: uint8 RGB [h, w, 3], what to compare on.
 
     Returns:
@@ -181,7 +181,7 @@ def write_onnx(program: ExportedProgram, network: PixelsToPoints, path: Path) ->
     Raises:
         ExportError: an operator of the network has no counterpart in ONNX.
     """
-    # It would print at every export that there is no torchvision, whose operators are in no pose network.
+    # It would print at every export that torchvision, whose operators no pose network uses, is missing.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
         made = torch.onnx.export(
@@ -256,7 +256,7 @@ def require(name: str) -> ModuleType:
 def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarray]) -> str:
     """Runs `exported` and fastpose's own ops on four crops of each picture; returns a line about the differences.
 
-    A keypoint that hangs on rounding, one of two equal maxima for example, is not compared: one that moves when
+    A keypoint that rounding decides, one of two equal maxima for example, is not compared: one that moves when
     fastpose's heatmaps are changed at random by 1e-4 of their highest value.
 
     Raises:
@@ -268,7 +268,7 @@ def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarra
     points = torch.where(steady, points, 0.0)
     difference = (
         f"compared with fastpose on {len(steady)} crops: {int(steady.sum())} of {steady.numel()} keypoints, those that "
-        f"do not hang on rounding, differ by up to {float(points.max()):.2g} pixels of the crop, scores by up to "
+        f"do not depend on rounding, differ by up to {float(points.max()):.2g} pixels of the crop, scores by up to "
         f"{float(scores.max()):.2g} of the highest heatmap value"
     )
     if not (steady.any() and (points <= 0.01).all() and (scores <= 1e-4).all()):
@@ -278,7 +278,7 @@ def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarra
 
 def differences(network: PixelsToPoints, exported: Run, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of four crops and K joints, [4, K] each: how far keypoints lie from fastpose's, in pixels of the crop, how far
-    scores are from its, as a share of the highest heatmap value, and which keypoints do not hang on rounding."""
+    scores are from its, as a share of the highest heatmap value, and which keypoints do not depend on rounding."""
     crop_to_image = views(network, picture)
     if network.input == "image":
         pixels, through = picture, crop_to_image

@@ -57,7 +57,7 @@ def jitter_color(
 
     Brightness: value → factor · value. Contrast: value → 127.5 + factor · (value − 127.5), about a grey that is the
     same for all pictures. Saturation: value → grey + factor · (value − grey), the pixel's own grey being
-    0.299 R + 0.587 G + 0.114 B. These are torchvision's `ColorJitter` in a fixed order, but for two things that no
+    0.299 R + 0.587 G + 0.114 B. These are torchvision's `ColorJitter` in a fixed order, except for two things that no
     affine map can do: torchvision's contrast is about the picture's own mean grey, and it clips values to the range of
     pixels after each step.
 

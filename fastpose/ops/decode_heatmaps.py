@@ -88,7 +88,7 @@ def decode_heatmaps(
     mirrored: list[int] = []
     if flipped is not None:
         if flip_pairs is None:
-            raise ValueError("flip_pairs must be given with flipped: (left, right) joint pairs, got None")
+            raise ValueError("flip_pairs must be passed with flipped: (left, right) joint pairs, got None")
         joints = tensor("heatmaps", heatmaps).size(1) if heatmaps.dim() == 4 else 0
         mirrored = mirror_order(flip_pairs, joints) if joints else []
     return torch.ops.fastpose.decode_heatmaps(

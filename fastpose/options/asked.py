@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was asked for, on the command line and in a recipe: values by name, without those that nobody named."""
+"""What was asked for, on the command line and in a recipe: values by name, without those that were not named."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Command:
     Args:
         name: its verb.
         description: for --help.
-        own: a dataclass with the options that are the command's alone, of which a bool is a flag; None: there are none.
+        own: a dataclass with the options that are the command's alone, of which a bool is a flag; None: it has none.
         places: positional arguments and their help.
         offered: names of settings that it offers as options, too.
-        otherwise: what stands for settings that are not asked for; empty: their defaults, which --help then shows.
+        otherwise: what settings are by default, for --help; empty: their defaults, which --help then shows.
         defaults: defaults of offered settings that are the command's own.
     """
 
@@ -68,7 +68,7 @@ class Command:
             field, help = FIELDS[name], FIELDS[name].metadata["help"]
             kind = get_type_hints(GROUPS[GROUP_OF[name]])[name]
             if otherwise and name not in (defaults or {}):
-                help = f"{help}; not asked for: {otherwise}"
+                help = f"{help}; by default {otherwise}"
             default = (defaults or {}).get(name, None if otherwise else field.default)
             self._add(field, kind, default, help)
 
@@ -86,7 +86,7 @@ class Command:
             self.once.append(field.name)
 
     def parse(self, argv: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
-        """Parses `argv`, in which --on-bad-image may stand for --on_bad_image.
+        """Parses `argv`, in which --on-bad-image means --on_bad_image.
 
         Returns:
             The command's own options, and what else was asked for by name; without what was not.
@@ -164,7 +164,7 @@ def find_recipe(name: str) -> Path:
     """The file of a recipe, by its name or by its path.
 
     Raises:
-        ValueError: there is no such recipe; the message lists those there are.
+        ValueError: an unknown recipe; the message lists the known ones.
     """
     if name in recipes():
         return recipes()[name]

@@ -390,7 +390,7 @@ def test_maps_that_require_grad_are_read_only(device: torch.device) -> None:
         ({"refine": "taylor"}, "refine must be one of 'none', 'quarter', 'dark', 'dark_udp', got 'taylor'"),
         ({"heatmap_to_image": torch.zeros(2, 2, 3)}, r"heatmap_to_image must have shape \[B, 2, 3\] = \[1, 2, 3\]"),
         ({"flipped": torch.zeros(1, 3, 4, 5), "flip_pairs": []}, "flipped must have shape of heatmaps"),
-        ({"flipped": torch.zeros(1, 3, 4, 4)}, "flip_pairs must be given with flipped"),
+        ({"flipped": torch.zeros(1, 3, 4, 4)}, "flip_pairs must be passed with flipped"),
         (
             {"flipped": torch.zeros(1, 3, 4, 4), "flip_pairs": [(0, 3)]},
             "flip_pairs must be disjoint",

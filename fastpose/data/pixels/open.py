@@ -43,7 +43,7 @@ def open_pixels(
         augmentation: what the crops are drawn with; None for evaluation.
 
     Raises:
-        ValueError: the GPU is to decode, and there is none or nvImageCodec is missing; too little memory for all of
+        ValueError: the GPU is to decode, and it or nvImageCodec is missing; too little memory for all of
             the images; the crops need more of the images than a pack has.
         BadImageError: the images are to be resident, one is bad, and `on_bad_image` is "error".
         PackError: see PackedImages.
