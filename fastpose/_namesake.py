@@ -7,7 +7,7 @@ from importlib import metadata  # imported by torch already
 
 
 def namesake() -> str | None:
-    """Where the other distribution is and what to do about it; None if there is none.
+    """Where the other distribution is and what to do about it; None if it is not installed.
 
     This one is called fastpose-torch. It used to be called fastpose, too, and is known by its script then.
     """

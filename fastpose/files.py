@@ -90,6 +90,6 @@ def read_lines(path: Path, epochs: int) -> list[dict[str, Any]]:
 
 
 def check_is_file(option: str, path: Path) -> None:
-    """Raises FileNotFoundError, naming the option, if there is no such file."""
+    """Raises FileNotFoundError, naming the option, if the file does not exist."""
     if not path.is_file():
         raise FileNotFoundError(f"{option}: no file {path}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores that the field compares, from arrays; each is at home with its data set in `fastpose.data`."""
+"""Scores that the field compares, from arrays; the code of each is with its data set, in `fastpose.data`."""
 
 from fastpose.data.coco import auc, epe, keypoint_ap, keypoint_results, nme, oks, oks_nms, pck, rescore
 from fastpose.data.mpii import pckh, pckh_from_mat

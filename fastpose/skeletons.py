@@ -172,8 +172,8 @@ COCO = Skeleton(
 def read_skeleton(path: str | PathLike[str]) -> Skeleton:
     """Reads a skeleton from a YAML file whose keys are the fields of `Skeleton`.
 
-    ``joints`` is needed; ``name`` is the file's own where it is left out. In ``mirror_pairs``, ``limbs`` and
-    ``upper_body`` a joint is given by its name or by its index from 0.
+    ``joints`` is needed; ``name`` is the file's own by default. In ``mirror_pairs``, ``limbs`` and
+    ``upper_body`` a joint is its name or its index from 0.
 
     Raises:
         FileNotFoundError: no such file.
@@ -221,7 +221,7 @@ def read_skeleton(path: str | PathLike[str]) -> Skeleton:
 
 
 def _checked(path: Path, contents: dict[str, Any], key: str, kind: type | tuple[type, ...], expected: str) -> list[Any]:
-    """The list under `key`, empty where there is none, if all of it is of type `kind`."""
+    """The list under `key`, empty if it is missing, if all of it is of type `kind`."""
     values = contents.get(key, [])
     if not isinstance(values, list) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
         raise ValueError(f"{path}: {key}: expected a list of {expected}, got {values!r}")

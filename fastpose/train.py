@@ -80,12 +80,12 @@ def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
     """The file that has the options that were not asked for, and the run's folder.
 
     Raises:
-        ValueError: the options do not go together, or there is no such recipe or run.
+        ValueError: the options do not go together, or recipe or run do not exist.
     """
     if not own.resume:
         if not own.recipe and "data_root" in asked:
             raise ValueError(
-                f"--data_root goes with a recipe that says what the data is for: add --recipe and one of "
+                f"--data_root needs a recipe that says what the data is for: add --recipe and one of "
                 f"{', '.join(recipes())}; {DEFAULT_RECIPE} draws synthetic persons there"
             )
         file = find_recipe(own.recipe or DEFAULT_RECIPE)

@@ -31,7 +31,7 @@ class Trained:
 
     Attributes:
         file: where it comes from.
-        weights: what the file holds.
+        weights: what the file contains.
         settings: in effect.
         model: on the device, in evaluation mode or not.
         skeleton: its joints.

@@ -33,7 +33,7 @@ class HostWait:
 
 
 class DeviceWait:
-    """The time that a GPU stands without work because of its input, and a bound on how far the host is ahead of it.
+    """The time that a GPU is idle because of its input, and a bound on how far the host is ahead of it.
 
     A host that waits for the next batch may have a GPU that is still busy with the last. So an event goes into the
     consumer's stream behind the work it has, and another behind the arrival of the input: what lies between the two on

@@ -23,7 +23,7 @@ MissingImages = Literal["error", "drop"]
 
 
 class AnnotationError(ValueError):
-    """An annotation file holds something unusable. The message names the file and the record."""
+    """An annotation file contains something unusable. The message names the file and the record."""
 
 
 class PersonRow(NamedTuple):
@@ -40,7 +40,7 @@ class PersonRow(NamedTuple):
 
 
 def read_json(file: Path) -> Any:
-    """The contents of a JSON file; AnnotationError where it is none."""
+    """The contents of a JSON file; AnnotationError if it is not JSON."""
     content = file.read_bytes()
     if not content.strip():
         raise AnnotationError(f"{file}: the file is empty")
@@ -53,7 +53,7 @@ def read_json(file: Path) -> Any:
 def read_numbers(
     record: dict[str, Any], key: str, shape: tuple[int, ...], where: str, *, kinds: str = "iuf", largest: float = 1e6
 ) -> np.ndarray:
-    """The finite numbers of `record[key]`, float64 of `shape`; AnnotationError naming `where` if it does not hold them.
+    """The finite numbers of `record[key]`, float64 of `shape`; AnnotationError naming `where` if they are not there.
 
     Args:
         kinds: NumPy's kinds of numbers that may be there.
@@ -133,7 +133,7 @@ def _image_path(root: str, row: PersonRow, file: Path, missing_images: MissingIm
     try:
         path = os.path.realpath(os.path.join(root, row.image))
     except ValueError as error:
-        raise AnnotationError(f"{file}, {row.where}: image {row.image!r} is no path: {error}") from error
+        raise AnnotationError(f"{file}, {row.where}: image {row.image!r} is not a path: {error}") from error
     if os.path.commonpath([root, path]) != root:
         raise AnnotationError(f"{file}, {row.where}: image {row.image!r} leads outside the image folder {root}")
     if os.path.isfile(path):

@@ -86,9 +86,9 @@ def body_boxes(persons: Persons, size: tuple[int, int], *, half_body: bool) -> N
     """The boxes that a person may be cropped to: its own, and with `half_body` those of its lower and its upper body.
 
     A half-body box is HRNet's (`half_body_transform`): centred on the mean of the half's visible joints, 1.5 times
-    their extent, then wider or higher for the crop's aspect ratio. A half of two visible joints or fewer gives way to
-    the other. The person's own box stands in for both where 8 joints or fewer are visible, and for one whose joints are
-    all in one place.
+    their extent, then wider or higher for the crop's aspect ratio. A half of two visible joints or fewer is replaced
+    by the other. The person's own box replaces both if 8 joints or fewer are visible, and one whose joints are all in
+    one place.
 
     Args:
         persons: N persons. A joint of the skeleton that is not in `upper_body` is of the lower body.

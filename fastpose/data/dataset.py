@@ -25,12 +25,12 @@ Split = Literal["train", "valid"]
 class DataOptions:
     """Which data to train and evaluate on, and which score to give.
 
-    `fastpose.options.settle` names the files that nobody named, by the data set's own layout.
+    `fastpose.options.settle` fills in the names of files that were not named, from the data set's own layout.
     """
 
     data_root: str = option(
         "",
-        "directory the data paths are relative to, or a pack (see fastpose pack), which holds all of the data; empty: "
+        "directory the data paths are relative to, or a pack (see fastpose pack), which has all of the data; empty: "
         "the environment variable FASTPOSE_DATA_ROOT, else data/mpii or data/coco",
     )
     dataset: str = option(
@@ -149,7 +149,7 @@ class Scorer(Protocol):
             seen: bool [N], whether it could.
 
         Returns:
-            Values by name, percent unless the name says otherwise, NaN where nobody is annotated; None if there is
+            Values by name, percent unless the name says otherwise, NaN if nobody is annotated; None if there is
             nothing to compare with.
 
         Raises:
@@ -166,7 +166,7 @@ class Scorer(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Tells what is compared with from other annotations: a pack is made again if it changes."""
+        """Distinguishes what is compared with from other annotations: a pack is made again if it changes."""
         ...
 
 
@@ -180,7 +180,7 @@ class Dataset(Protocol):
         layout: the files and directories that the options may leave out, by option.
         joints: the skeleton of the data set if no file names another.
         any_joints: whether a file may name others, option `skeleton`.
-        input_size: (h, w) that networks for it usually take, for files of weights that do not tell.
+        input_size: (h, w) that networks for it usually take, for files of weights that do not say.
         fits_boxes: whether boxes grow to the aspect ratio of the network's input when they are read.
         skeleton: the joints of `read`'s persons.
     """
@@ -201,7 +201,7 @@ class Dataset(Protocol):
 
         Raises:
             FileNotFoundError: a file or folder is missing; names the option and the path.
-            ValueError: a file holds something unusable; names the file and the record.
+            ValueError: a file contains something unusable; names the file and the record.
         """
         ...
 

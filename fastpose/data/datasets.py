@@ -21,7 +21,7 @@ DATASETS: dict[str, type[Dataset]] = {
 
 
 def dataset_named(name: str) -> type[Dataset]:
-    """The data set of option `dataset`; OptionError if there is none of that name."""
+    """The data set of option `dataset`; OptionError if the name is unknown."""
     if name not in DATASETS:
         raise OptionError("dataset", f"expected one of {', '.join(DATASETS)}, got {name!r}")
     return DATASETS[name]

@@ -27,7 +27,7 @@ _JPEG_SCAN, _JPEG_END_OF_IMAGE = 0xDA, 0xD9
 
 
 class BadImageError(ValueError):
-    """An image file cannot be read or decoded. The message holds its path and why."""
+    """An image file cannot be read or decoded. The message has its path and why."""
 
 
 def read_image(path: str | os.PathLike[str], reduction: int = 1) -> np.ndarray:
@@ -38,7 +38,7 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1) -> np.ndarray:
     is ignored. Meant to run in threads: reading and decoding release the interpreter lock.
 
     A truncated file is an error, also where a decoder would fill the rest with grey. Damage in the middle of a JPEG
-    whose end is there cannot be told from pixels.
+    whose end is there cannot be distinguished from pixels.
 
     Reduced, a pixel is a mean over those it covers: pixel i is centred on `reduction * i + (reduction - 1) / 2` of the
     whole image. Of a JPEG the decoder computes no more than that (a smaller inverse DCT); other images are decoded and
@@ -71,7 +71,7 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1) -> np.ndarray:
     except cv2.error as error:
         raise BadImageError(f"{path}: OpenCV cannot decode it: {error}") from error
     if image is None:
-        raise BadImageError(f"{path}: OpenCV cannot decode its {len(data)} bytes (damaged, or no image)")
+        raise BadImageError(f"{path}: OpenCV cannot decode its {len(data)} bytes (damaged, or not an image)")
     return image if by_decoder or reduction == 1 else average(image, reduction, 1)
 
 
@@ -113,7 +113,7 @@ def average(image: np.ndarray, pixels: int, into: int) -> np.ndarray:
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) in pixels of what `read_image` makes of a file.
 
-    JPEG and PNG tell it in their headers; files of other kinds, and those with an unusual header, are decoded.
+    JPEG and PNG have it in their headers; files of other kinds, and those with an unusual header, are decoded.
 
     Raises:
         BadImageError: as from read_image, though damage behind the header goes unnoticed.

@@ -87,7 +87,7 @@ class Persons:
         )
 
     def fingerprint(self) -> str:
-        """Tells these annotations from others, wherever they are stored: the number of persons and a checksum."""
+        """What distinguishes these annotations from others: the number of persons and a checksum."""
         names = "\n".join(path.name for path in self.image_paths).encode()
         arrays = (self.image_index, self.center, self.scale, self.keypoints, self.visible)
         return f"{len(self)} persons, checksum {zlib.crc32(b''.join([names, *(a.tobytes() for a in arrays)])):08x}"

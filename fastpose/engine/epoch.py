@@ -77,7 +77,7 @@ class StopSignals(AbstractContextManager["StopSignals"]):
 class LossWatch:
     """Brings the epoch's loss to the host every now and then; the host does not wait for it, but looks if it is there.
 
-    Between a training step and the look at it a GPU would otherwise stand still.
+    Between a training step and the look at it a GPU would otherwise be idle.
     """
 
     def __init__(self) -> None:

@@ -93,7 +93,7 @@ class Scored:
 
     @property
     def score(self) -> float | None:
-        """The value that ranks networks, percent; None where it is not known."""
+        """The value that ranks networks, percent; None if it is not known."""
         return self.values[self.scorer.main] if self.values else None
 
 
@@ -105,7 +105,7 @@ def scored(evaluation: Evaluation, scorer: Scorer) -> Scored:
 def scores_entry(scorer: Scorer, values: dict[str, float] | None) -> dict[str, Any]:
     """What files of a run have of a score, under its name: the values and the score's notes; null without one.
 
-    JSON has no NaN: joints or persons that nobody has annotated get null.
+    JSON has no NaN: values without annotated joints or persons are null.
     """
     if values is None:
         return {scorer.name: None}

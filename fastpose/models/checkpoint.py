@@ -20,7 +20,7 @@ FORMAT = "fastpose-checkpoint-1"
 CONTENTS = {"format", "model", "optimizer", "learning_rate", "progress", "config", "skeleton"}
 
 
-# What other programs' files hold beside tensors and plain values: scores, histories (with their methods, hence
+# What other programs' files have beside tensors and plain values: scores, histories (with their methods, hence
 # getattr), tables of joints. Nothing of them is needed, nor the code that would read them: each is read as an _Ignored.
 IGNORED = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
@@ -34,7 +34,7 @@ class CheckpointError(ValueError):
 
 
 class _Ignored:
-    """Stands for a value that nobody looks at."""
+    """A value that is not used."""
 
     def __init__(self, *arguments: object) -> None: ...
 
@@ -86,7 +86,7 @@ def save_contents(path: Path, contents: Any, *, keep_previous: bool = False, for
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The checkpoint that `path` stands for: best.pt of a run's folder, else the file itself."""
+    """The checkpoint that `path` means: best.pt of a run's folder, else the file itself."""
     return path / "best.pt" if path.is_dir() else path
 
 
@@ -94,7 +94,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU, as tensors and plain values only (nothing in the file is executed).
 
     Raises:
-        CheckpointError: the file is missing, damaged, not ours, or holds more than tensors and plain values.
+        CheckpointError: the file is missing, damaged, not ours, or contains more than tensors and plain values.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
@@ -110,7 +110,7 @@ def read_contents(path: Path, ignored: Sequence[str] = IGNORED) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is damaged, or holds more than that.
+        CheckpointError: the file is damaged, or contains more than that.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of weights")
@@ -118,7 +118,7 @@ def read_contents(path: Path, ignored: Sequence[str] = IGNORED) -> Any:
         with torch.serialization.safe_globals([(_Ignored, name) for name in ignored]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead to
-        # Of a file that it refuses to unpickle torch says, at length, how to run the code in it; that is no advice.
+        # For a file that it refuses to unpickle torch explains at length how to run the code in it; that is bad advice.
         reason = str(error).strip().partition("\n")[0]
         if "weights_only" in str(error):
             found = re.search(r"GLOBAL (\S+)", str(error))
@@ -142,7 +142,7 @@ def check_checkpoint(path: Path, contents: Any) -> dict[str, Any]:
 
 
 def load_latest(path: Path) -> tuple[dict[str, Any], Path]:
-    """Reads `path` or, with a warning where it is missing or damaged, the one before it. Returns contents and file.
+    """Reads `path` or, with a warning if it is missing or damaged, the one before it. Returns contents and file.
 
     Raises:
         CheckpointError: neither can be read; the message says why for both.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -38,14 +38,33 @@ class DecodeOptions:
         3/4 of a pixel off, and a pixel is the nearest that a shift can be. With udp they lie where they should."""
         return self.flip_test and (self.flip_shift == "on" or (self.flip_shift == "auto" and not udp))
 
-    def arguments(self, skeleton: Skeleton, udp: bool) -> dict[str, Any]:
-        """These options as arguments of `fastpose.decode_heatmaps`."""
-        return {
-            "refine": self.refine,
-            "blur_kernel": self.blur_kernel,
-            "flip_pairs": skeleton.mirror_pairs if self.flip_test else None,
-            "flip_shift": self.shifts(udp),
-        }
+    def decode(
+        self,
+        heatmaps: Tensor,
+        flipped: Tensor | None,
+        heatmap_to_image: Tensor,
+        skeleton: Skeleton,
+        *,
+        udp: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Joints of B heatmaps, see `fastpose.decode_heatmaps`. `models/exported.py` has the same in torch's operators.
+
+        Args:
+            heatmaps: [B, K, h, w].
+            flipped: the same of the mirror images, for the mirror test; else None.
+            heatmap_to_image: float32 [B, 2, 3].
+            skeleton: the K joints.
+            udp: whether heatmaps are measured from first to last pixel centre.
+        """
+        return fastpose.decode_heatmaps(
+            heatmaps,
+            refine=self.refine,
+            blur_kernel=self.blur_kernel,
+            heatmap_to_image=heatmap_to_image,
+            flipped=flipped,
+            flip_pairs=skeleton.mirror_pairs if self.flip_test else None,
+            flip_shift=self.shifts(udp),
+        )
 
 
 class Decoder:
@@ -68,8 +87,7 @@ class Decoder:
         *,
         udp: bool = False,
     ) -> None:
-        self.model, self.options, self.compute = model, options, compute
-        self._arguments = options.arguments(skeleton, udp)
+        self.model, self.skeleton, self.options, self.compute, self.udp = model, skeleton, options, compute, udp
 
     def __call__(self, images: Tensor, heatmap_to_image: Tensor) -> tuple[Tensor, Tensor]:
         """Joints of B crops: float32 [B, K, 2] in image pixels and scores float32 [B, K].
@@ -81,4 +99,4 @@ class Decoder:
         with self.compute.autocast(images.device):
             heatmaps = self.model(images)
             flipped = self.model(images.flip(-1)) if self.options.flip_test else None
-        return fastpose.decode_heatmaps(heatmaps, heatmap_to_image=heatmap_to_image, flipped=flipped, **self._arguments)
+        return self.options.decode(heatmaps, flipped, heatmap_to_image, self.skeleton, udp=self.udp)

@@ -63,7 +63,6 @@ class PixelsToPoints(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.options, self.decode, self.skeleton, self.input = model, network, decode, skeleton, input
-        self.arguments = decode.arguments(skeleton, network.udp)
         height, width = network.size
         sides = torch.tensor([width, height], dtype=torch.float32)
         stride = (sides - 1) / (sides / 4 - 1) if network.udp else torch.full((2,), 4.0)
@@ -88,13 +87,13 @@ class PixelsToPoints(nn.Module):
         crops = self.cropped(pixels, crop_to_image) if self.input == "image" else pixels.float()
         images = (crops @ self.color[:, :3].mT + self.color[:, 3]).permute(0, 3, 1, 2)
         maps, flipped = self.heatmaps(images)
-        # The op's own arguments, for its version in torch's operators.
+        # As DecodeOptions.decode has it, by the op's version in torch's operators.
         return plain_decode_heatmaps(
             maps,
             self.heatmap_to_image(crop_to_image),
             flipped,
             mirror_order(self.skeleton.mirror_pairs, maps.shape[1]) if self.decode.flip_test else [],
-            self.arguments["flip_shift"],
+            self.decode.shifts(self.options.udp),
             REFINEMENTS.index(self.decode.refine),
             self.decode.blur_kernel,
         )
@@ -122,13 +121,13 @@ class PixelsToPoints(nn.Module):
 def write(network: PixelsToPoints, path: Path, pictures: Sequence[np.ndarray]) -> str:
     """Writes an ONNX graph (.onnx) or a torch.export program (.pt2), compares it with fastpose and names it `path`.
 
-    Both hold plain operators only and take any number of persons. ONNX: inputs `crops` or `image`, and
+    Both have plain operators only and take any number of persons. ONNX: inputs `crops` or `image`, and
     `crop_to_image`, outputs `keypoints` and `scores`, as `PixelsToPoints.forward` has them. What a caller must know
     of the network, see `metadata`, is in the graph's metadata_props, or in the program's extra file fastpose.json.
 
     Args:
         network: what to export.
-        path: the file; its suffix tells the format. Until the comparison is done it has another name.
+        path: the file; its suffix says the format. Until the comparison is done it has another name.
         pictures: uint8 RGB [h, w, 3], what to compare on.
 
     Returns:
@@ -182,7 +181,7 @@ def write_onnx(program: ExportedProgram, network: PixelsToPoints, path: Path) ->
     Raises:
         ExportError: an operator of the network has no counterpart in ONNX.
     """
-    # It would print at every export that there is no torchvision, whose operators are in no pose network.
+    # It would print at every export that torchvision, whose operators no pose network uses, is missing.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
         made = torch.onnx.export(
@@ -220,7 +219,7 @@ def metadata(network: PixelsToPoints) -> dict[str, Any]:
         "color_order": "rgb",
         "udp": options.udp,
         **dataclasses.asdict(network.decode),
-        "flip_shift": network.arguments["flip_shift"],
+        "flip_shift": network.decode.shifts(options.udp),
     }
 
 
@@ -257,7 +256,7 @@ def require(name: str) -> ModuleType:
 def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarray]) -> str:
     """Runs `exported` and fastpose's own ops on four crops of each picture; returns a line about the differences.
 
-    A keypoint that hangs on rounding, one of two equal maxima for example, is not compared: one that moves when
+    A keypoint that rounding decides, one of two equal maxima for example, is not compared: one that moves when
     fastpose's heatmaps are changed at random by 1e-4 of their highest value.
 
     Raises:
@@ -269,7 +268,7 @@ def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarra
     points = torch.where(steady, points, 0.0)
     difference = (
         f"compared with fastpose on {len(steady)} crops: {int(steady.sum())} of {steady.numel()} keypoints, those that "
-        f"do not hang on rounding, differ by up to {float(points.max()):.2g} pixels of the crop, scores by up to "
+        f"do not depend on rounding, differ by up to {float(points.max()):.2g} pixels of the crop, scores by up to "
         f"{float(scores.max()):.2g} of the highest heatmap value"
     )
     if not (steady.any() and (points <= 0.01).all() and (scores <= 1e-4).all()):
@@ -279,7 +278,7 @@ def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarra
 
 def differences(network: PixelsToPoints, exported: Run, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of four crops and K joints, [4, K] each: how far keypoints lie from fastpose's, in pixels of the crop, how far
-    scores are from its, as a share of the highest heatmap value, and which keypoints do not hang on rounding."""
+    scores are from its, as a share of the highest heatmap value, and which keypoints do not depend on rounding."""
     crop_to_image = views(network, picture)
     if network.input == "image":
         pixels, through = picture, crop_to_image
@@ -294,7 +293,7 @@ def differences(network: PixelsToPoints, exported: Run, picture: Tensor) -> tupl
     heatmap_to_image = network.heatmap_to_image(crop_to_image)
 
     def decode(maps: Tensor) -> tuple[Tensor, Tensor]:
-        return fastpose.decode_heatmaps(maps, heatmap_to_image=heatmap_to_image, flipped=flipped, **network.arguments)
+        return network.decode.decode(maps, flipped, heatmap_to_image, network.skeleton, udp=network.options.udp)
 
     points, scores = decode(maps)
     highest = maps.abs().max().clamp(min=1e-30)

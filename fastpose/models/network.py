@@ -110,7 +110,7 @@ def make_network(
         device: where it will be.
         seed: of the random weights.
         memory_format: of its tensors.
-        to_train: weights for another number of joints will do, and the last layer begins anew.
+        to_train: weights for another number of joints will do, and the last layer starts from random weights.
 
     Raises:
         FileNotFoundError: a file does not exist; names the option.
@@ -179,8 +179,8 @@ def load_network(
     has no code in it.
 
     Args:
-        weights: what the file holds, see `read_weights`.
-        options: settled options: those that the file tells, and what was asked for instead.
+        weights: what the file contains, see `read_weights`.
+        options: settled options: those that the file says, and what was asked for instead.
         skeleton: the joints; None: those in the checkpoint.
         device: where the network will be.
         memory_format: of its tensors.

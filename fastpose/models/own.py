@@ -23,8 +23,8 @@ def make_own_model(name: str, num_joints: int) -> nn.Module:
             [B, K, H/4, W/4]; see `check_heatmaps`.
 
     Raises:
-        ValueError: the name is no such name, there is no such module or factory, it cannot be called, fails, or returns
-            no `nn.Module`. Errors of the user's code are told with the line they come from.
+        ValueError: the name has another form, module or factory do not exist, it cannot be called, fails, or returns
+            no `nn.Module`. Errors of the user's code are reported with the line they come from.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
@@ -75,7 +75,7 @@ def check_heatmaps(model: nn.Module, name: str, num_joints: int, size: tuple[int
         with torch.no_grad():
             heatmaps = model(image)
     except Exception as error:
-        raise _failed(f"{name}, given images {list(image.shape)},", error) from error
+        raise _failed(f"{name}, called with images {list(image.shape)},", error) from error
     finally:
         model.train(training)
     expected = [1, num_joints, size[0] // 4, size[1] // 4]

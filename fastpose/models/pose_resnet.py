@@ -29,7 +29,7 @@ def pose_resnet(depth: int, head: Head = "fcn", num_joints: int = 16, *, channel
         channels: width of the head; for "fcn" a multiple of 4.
 
     Raises:
-        ValueError: an argument is none of these; calling the model: the image's size does not fit.
+        ValueError: an argument has another value; calling the model: the image's size does not fit.
     """
     if head not in get_args(Head):
         raise ValueError(f"head must be one of {', '.join(get_args(Head))}, got {head!r}")

@@ -78,7 +78,7 @@ WIDTHS = (64, 128, 256, 512)  # of the four stages' blocks
 
 
 def resnet_depth(names: Collection[str]) -> int | None:
-    """The depth of the ResNet whose parameters have these names; None if it is none of `DEPTHS`."""
+    """The depth of the ResNet whose parameters have these names; None if it is not one of `DEPTHS`."""
     block = Bottleneck if "layer1.0.conv3.weight" in names else BasicBlock
     counts = tuple(
         len({name.split(".")[1] for name in names if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)
@@ -119,7 +119,7 @@ class ResNet(nn.Module):
         """The outputs of the four stages for images [B, 3, H, W].
 
         Raises:
-            ValueError: H or W is no multiple of 32, or there are not 3 channels.
+            ValueError: H or W is not a multiple of 32, or there are not 3 channels.
         """
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % 32 != 0 or x.shape[3] % 32 != 0:
             raise ValueError(f"images must be [B, 3, H, W] with H and W multiples of 32, got {list(x.shape)}")

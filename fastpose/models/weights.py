@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of weights, ours and other programs': what they hold, and into which networks it fits."""
+"""Files of weights, ours and other programs': what they contain, and which networks it fits."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _ARCHITECTURES = {"stage2.": "HRNet", "patch_embed.": "ViT"}
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file of weights holds.
+    """What a file of weights contains.
 
     Attributes:
         path: the file.
         state: the tensors, by their names in the file.
         origin: whose layout it is: "fastpose", "SimpleBaselines", "mmpose 0.x", "mmpose 1.x", "mmpose" (a backbone),
-            "torchvision", or "" where it is none of them.
+            "torchvision", or "" if it is another.
         architecture: "ResNet", "HRNet", "ViT", or "" for another.
-        depth: layers of the ResNet; None if it is no ResNet of ours.
+        depth: layers of the ResNet; None if it is not a ResNet of ours.
         head: "deconv", "fcn", or None where there is neither.
-        channels, num_joints: of ``final_layer``, from its shape; None where there is none.
-        color_order: of the images that the network was trained on, as far as the layout tells: BGR for
-            SimpleBaselines, which takes images as OpenCV reads them; None where it does not tell.
-        checkpoint: all that is in the file where it is a checkpoint of ours, else None.
+        channels, num_joints: of ``final_layer``, from its shape; None if it is missing.
+        color_order: of the images that the network was trained on, as far as the layout says: BGR for
+            SimpleBaselines, which takes images as OpenCV reads them; None if it does not say.
+        checkpoint: all that is in the file if it is a checkpoint of ours, else None.
     """
 
     path: Path
@@ -83,12 +83,12 @@ def read_weights(path: str | PathLike[str]) -> Weights:
     - any other state dict: `load_weights` loads it into a network that has its names.
 
     Whether a ResNet strides in its bottlenecks' 3x3 convolutions, as ours, or in the first 1x1 ("caffe" style) is
-    nothing that a file tells; SimpleBaselines' ``*_caffe`` models are of the second kind and do not fit.
+    nothing that a file says; SimpleBaselines' ``*_caffe`` models are of the second kind and do not fit.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is damaged, or holds more than tensors and plain values (a ValueError).
-        ValueError: there is no state dict in it.
+        CheckpointError: the file is damaged, or contains more than tensors and plain values (a ValueError).
+        ValueError: it has no state dict.
     """
     path = Path(path)
     contents, checkpoint = read_contents(path), None
@@ -99,7 +99,7 @@ def read_weights(path: str | PathLike[str]) -> Weights:
         contents = contents["state_dict"]
     if not isinstance(contents, Mapping) or not (checkpoint or all(isinstance(v, Tensor) for v in contents.values())):
         raise ValueError(f"{path}: must hold a state dict of tensors, got {type(contents).__name__}")
-    # In a checkpoint a network of the user's own may have an extra state that is none.
+    # In a checkpoint a network of the user's own may have an extra state that is not a tensor.
     state = {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
     *_, flat = _layouts(state)
     depth = resnet_depth(flat)

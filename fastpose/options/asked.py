@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was asked for, on the command line and in a recipe: values by name, without those that nobody named."""
+"""What was asked for, on the command line and in a recipe: values by name, without those that were not named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Command:
     Args:
         name: its verb.
         description: for --help.
-        own: a dataclass with the options that are the command's alone, of which a bool is a flag; None: there are none.
+        own: a dataclass with the options that are the command's alone, of which a bool is a flag; None: it has none.
         places: positional arguments and their help.
         offered: names of settings that it offers as options, too.
         otherwise: what --help gives as the default of settings that are not asked for; empty: their own defaults.
@@ -83,7 +83,7 @@ class Command:
             self.once.append(field.name)
 
     def parse(self, argv: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
-        """Parses `argv`, in which --on-bad-image may stand for --on_bad_image.
+        """Parses `argv`, in which --on-bad-image means --on_bad_image.
 
         Returns:
             The command's own options, and what else was asked for by name; without what was not.
@@ -161,7 +161,7 @@ def find_recipe(name: str) -> Path:
     """The file of a recipe, by its name or by its path.
 
     Raises:
-        ValueError: there is no such recipe; the message lists those there are.
+        ValueError: an unknown recipe; the message lists the known ones.
     """
     if name in recipes():
         return recipes()[name]

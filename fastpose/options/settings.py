@@ -43,7 +43,7 @@ class Settings:
 
         Raises:
             OptionError: a value cannot be used.
-            TypeError: there is no option of that name.
+            TypeError: an unknown name.
         """
         if unknown := values.keys() - FIELDS.keys():
             raise TypeError(f"there is no option {', '.join(map(repr, sorted(unknown)))}")

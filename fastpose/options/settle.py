@@ -39,8 +39,8 @@ def settle(
     1. `asked`: the command line. A name that is not in it was not asked for.
     2. `recipe`: a recipe.
     3. `instead`: what the command takes unless it was asked for, whatever the training had.
-    4. `run`, the config of a run that goes on, or `weights`, a checkpoint: what that training had. Of another program's
-       file it is what the file tells, and what is usual for its joints.
+    4. `run`, the config of a run that goes on, or `weights`, a checkpoint: what that training had. For another
+       program's file it is what the file says, and what is usual for its joints.
     5. the defaults, which are the paper's settings.
 
     Then the data root becomes absolute; files that nobody named get the names of the data set's layout; the colour
@@ -95,7 +95,7 @@ def _is_inherited(error: Exception, wanted: Mapping[str, Any]) -> bool:
 
 
 def _trained_with(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What the network of a file was trained with, as far as the file tells."""
+    """What the network of a file was trained with, as far as the file says."""
     if weights.checkpoint is not None:
         config = {**BEFORE, **weights.checkpoint["config"]}
         if config.get("decoder") == "gpu":  # which reduces nothing; what evaluates now may
@@ -111,8 +111,8 @@ def _trained_with(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, Any]
         "size": dataset_named(dataset).input_size,
     }
     found |= {name: value for name in ("depth", "head", "channels") if (value := getattr(weights, name))}
-    # Only the name tells the size; SimpleBaselines and mmpose name files so, height first. No network of theirs has a
-    # side that is no multiple of 16.
+    # Only the name says the size; SimpleBaselines and mmpose name files so, height first. The sides of all their
+    # networks are multiples of 16.
     named = re.search(r"(?<!\d)(\d{2,4})x(\d{2,4})(?!\d)", weights.path.name)
     if named and not any(int(side) % 16 for side in named.groups()):
         found["size"] = (int(named[1]), int(named[2]))

@@ -74,8 +74,8 @@ def read_coco(
         side of the box as the file has it, px.
 
     Raises:
-        AnnotationError: a file does not hold what it should; names file and annotation. That the images are of the size
-            that it tells is looked at in 1,000 of them, evenly spread.
+        AnnotationError: a file does not have what it should; names file and annotation. Whether images have the size
+            that it says is checked for 1,000 of them, evenly spread.
         FileNotFoundError: one of the files, or the image folder, does not exist.
     """
     file, root = Path(annotations), Path(images)
@@ -95,7 +95,7 @@ def read_coco(
     elif not rows:
         raise AnnotationError(
             f"{file}: none of its {len(contents.get('annotations') or [])} annotations is a person (category "
-            f"{category}) with joints and a box; a file that has none on purpose goes with detections"
+            f"{category}) with joints and a box; a file without them, on purpose, needs detections"
         )
     persons = persons_from_rows(rows, source, root, missing_images, skeleton)
     if not box_sides:

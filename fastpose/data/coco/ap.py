@@ -106,10 +106,10 @@ def keypoint_ap(
         without_images: ids of images to leave out.
 
     Returns:
-        AP, AP50, AP75, APM, APL, AR, AR50, AR75, ARM, ARL; NaN where nobody (of that size) is annotated.
+        AP, AP50, AP75, APM, APL, AR, AR50, AR75, ARM, ARL; NaN if nobody (of that size) is annotated.
 
     Raises:
-        ValueError: pycocotools is not there; there are no results, or one is of an image that is not evaluated.
+        ValueError: pycocotools is not installed; results are empty, or one is of an image that is not evaluated.
     """
     require_pycocotools()
     from pycocotools.coco import COCO

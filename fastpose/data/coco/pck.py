@@ -34,7 +34,7 @@ def pck(
         threshold: the largest error, in units of ``size``, positive.
 
     Returns:
-        The mean, and each joint's, float64 [K], in percent; NaN where nobody counts.
+        The mean, and each joint's, float64 [K], in percent; NaN if nobody counts.
 
     Raises:
         ValueError: an argument has another shape, or a value that is not finite or out of range; names its person.

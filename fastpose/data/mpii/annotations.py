@@ -43,7 +43,7 @@ def read_mpii(
     """Reads the persons of an MPII annotation file.
 
     Both formats are 1-based and become 0-based. The box is SimpleBaselines': centre + 15 * scale in y, scale * 1.25
-    (not where the centre's x is -1). ``visible`` tells which joints are annotated.
+    (not where the centre's x is -1). ``visible`` says which joints are annotated.
 
     ``*.json`` is the community's ``annot/{train,valid}.json``: a list of ``{"image", "center" [2], "scale",
     "joints" [16][2], "joints_vis" [16]}``.
@@ -61,14 +61,14 @@ def read_mpii(
             (``imgname`` and ``person`` of Newell's ``valid.h5``). Blank lines and lines that begin with # are skipped.
         head_boxes: for ``.json``: the ``gt_valid.mat`` whose rows are those of ``annotations``; gives
             ``extras["head_size"]``, float32 [N]. The ``.mat`` has its own head boxes.
-        missing_images: "error", or "drop" to leave out the persons whose image is not there; ``source_row`` then tells
+        missing_images: "error", or "drop" to leave out the persons whose image is missing; ``source_row`` then says
             which rows are left.
 
     Returns:
         The persons in the order of the file.
 
     Raises:
-        AnnotationError: the file does not hold what it should; names file and record.
+        AnnotationError: the file does not have what it should; names file and record.
         FileNotFoundError: one of the files, or the image folder, does not exist.
         ValueError: an argument that the format has no use for.
     """
@@ -89,7 +89,7 @@ def read_mpii(
 
 
 class GroundTruth(NamedTuple):
-    """What ``gt_valid.mat`` tells, one row per person.
+    """What ``gt_valid.mat`` says, one row per person.
 
     keypoints: float32 [N, 16, 2], 0-based px. visible: bool [N, 16], True = annotated. head_size: float64 [N], px.
     """
@@ -102,7 +102,7 @@ class GroundTruth(NamedTuple):
 def read_ground_truth(path: str | PathLike[str]) -> GroundTruth:
     """Reads the community's ``gt_valid.mat``.
 
-    It holds ``pos_gt_src`` [16, 2, N] (1-based), ``jnt_missing`` [16, N] and ``headboxes_src`` [2, 2, N] (corner,
+    It has ``pos_gt_src`` [16, 2, N] (1-based), ``jnt_missing`` [16, N] and ``headboxes_src`` [2, 2, N] (corner,
     x/y, person). The head size is MPII's: 0.6 times the diagonal of the head box.
 
     Raises:

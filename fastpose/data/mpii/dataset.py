@@ -31,9 +31,9 @@ class Mpii:
 
     def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
         if data.detections:
-            raise OptionError("detections", f"goes with --dataset coco, got {data.detections!r} with MPII's format")
+            raise OptionError("detections", f"is for --dataset coco, got {data.detections!r} with MPII's format")
         if data.score != "auto":
-            raise OptionError("score", f"{data.score} goes with --dataset coco; data in MPII's format get PCKh")
+            raise OptionError("score", f"{data.score} is for --dataset coco; data in MPII's format get PCKh")
         if skeleton is None and data.skeleton:
             raise OptionError(
                 "skeleton", f"MPII's format has joints of its own, got {data.skeleton}: add --dataset coco"

@@ -160,7 +160,7 @@ def _read_split_list(path: Path, people: Sequence[_Entry]) -> set[tuple[str, int
             continue
         there = persons_on.get(words[0])
         if there is None:
-            raise AnnotationError(f"{path}, line {number}: {words[0]} is no training image with people on it")
+            raise AnnotationError(f"{path}, line {number}: {words[0]} is not a training image with people on it")
         if len(words) == 1:
             listed.update((words[0], person) for person in there)
         elif len(words) == 2 and words[1].isdecimal() and int(words[1]) in there:

@@ -24,7 +24,7 @@ class PckhScorer:
 
     Args:
         persons: N persons with MPII's joints.
-        head_size: [N]; None: not known, and there is no score.
+        head_size: [N]; None: not known, and nothing is scored.
     """
 
     name, main, label, note = "pckh", "Mean", "PCKh@0.5", ""
@@ -81,7 +81,7 @@ def pckh_from_mat(
         rows: N different rows of the file that the predictions are for, in their order; None: all of the file.
 
     Raises:
-        AnnotationError: the file does not hold what it should.
+        AnnotationError: the file does not have what it should.
         ValueError: predictions or rows have another shape, are not finite or are out of range.
     """
     truth = read_ground_truth(gt_valid_mat)

@@ -122,7 +122,7 @@ class Plan:
         quality: of the JPEGs, 1 to 100.
         shard_bytes: a shard ends with the record that reaches this size.
         margins: of each split.
-        persons: what tells each split's annotations from others.
+        persons: what distinguishes each split's annotations from others.
         options: the data options that named them, as plain values.
     """
 
@@ -150,7 +150,7 @@ def is_pack(root: Path) -> bool:
 
 
 def pack_of(paths: Sequence[Path]) -> tuple[Path, str] | None:
-    """The pack and the split that these images of `Persons` belong to; None where they are files."""
+    """The pack and the split that these images of `Persons` belong to; None if they are files."""
     if not paths or len(paths[0].parents) < 3:
         return None
     record, split, root = list(paths[0].parents)[:3]

@@ -123,7 +123,7 @@ def write_pack(
         False if the complete pack was there already.
 
     Raises:
-        PackError: `out` holds something else, another process is packing into it, or a region is too large for a JPEG.
+        PackError: `out` has other contents, another process is packing into it, or a region is too large for a JPEG.
         BadImageError: an image cannot be read and `on_bad_image` is "error".
     """
     wanted = plan.as_plain()

@@ -57,7 +57,7 @@ def frame_of(reduction: NDArray[np.int64]) -> Tensor:
 
 
 def read_or_error(path: Path, reduction: int = 1) -> tuple[np.ndarray, BadImageError | None]:
-    """An image file's pixels; where it is bad, one black pixel and why."""
+    """An image file's pixels; if it is bad, one black pixel and why."""
     try:
         return read_image(path, reduction), None
     except BadImageError as error:

@@ -105,7 +105,7 @@ class GpuJpegFiles:
         )
 
     def _open(self, image: int) -> Any:
-        """The file as nvImageCodec wants it; None where it is not a whole JPEG, in grey or three colours."""
+        """The file as nvImageCodec wants it; None if it is not a whole JPEG, in grey or three colours."""
         try:
             data = read_file(self.paths[image])
             stream = self._codec.CodeStream(data) if is_whole_jpeg(data) else None

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.boxes import reductions
@@ -41,7 +43,7 @@ def open_pixels(
         augmentation: what the crops are drawn with; None for evaluation.
 
     Raises:
-        ValueError: the GPU is to decode, and there is none or nvImageCodec is missing; too little memory for all of
+        ValueError: the GPU is to decode, and it or nvImageCodec is missing; too little memory for all of
             the images; the crops need more of the images than a pack has.
         BadImageError: the images are to be resident, one is bad, and `on_bad_image` is "error".
         PackError: see PackedImages.
@@ -56,7 +58,8 @@ def open_pixels(
     reduction = None
     if options.reduced_decode and options.decoder == "cpu":
         reduction = reductions(persons, size, crops.scale_min, half_body=crops.half_body > 0.0)
-    files = ImageFiles(paths, threads, reduction) if options.decoder == "cpu" else GpuJpegFiles(paths, device, threads)
+    cpu = options.decoder == "cpu"
+    files = open_images(paths, threads, reduction) if cpu else GpuJpegFiles(paths, device, threads)
     if not options.resident:
         return files
     return ResidentImages.from_files(
@@ -102,9 +105,9 @@ def _open_pack(
     )
 
 
-def open_images(paths: Sequence[Path], threads: int = 2) -> PixelSource:
-    """The source that has the images of `Persons.image_paths`: files in full resolution, or a pack."""
-    return PackedImages(paths, threads) if pack_of(paths) else ImageFiles(paths, threads)
+def open_images(paths: Sequence[Path], threads: int = 2, reduction: NDArray[np.int64] | None = None) -> PixelSource:
+    """The source that has the images of `Persons.image_paths`: files, reduced as ImageFiles says, or a pack."""
+    return PackedImages(paths, threads) if pack_of(paths) else ImageFiles(paths, threads, reduction)
 
 
 def _decoding(device: torch.device, images: int) -> Callable[[int, int], None]:

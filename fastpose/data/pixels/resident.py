@@ -156,7 +156,7 @@ class ResidentImages:
 
 
 def size_or_error(path: Path) -> tuple[tuple[int, int], BadImageError | None]:
-    """An image file's (h, w) in pixels; where it is bad, (1, 1) and why."""
+    """An image file's (h, w) in pixels; if it is bad, (1, 1) and why."""
     try:
         return image_size(path), None
     except BadImageError as error:
@@ -174,7 +174,7 @@ def check_memory(needed: int, device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that `device` can still give, bytes; None where the system does not tell."""
+    """Memory that `device` can still give, bytes; None if the system does not say."""
     if device.type == "cuda":
         # What torch has reserved and does not use it gives back before it runs out.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

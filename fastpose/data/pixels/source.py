@@ -58,7 +58,7 @@ class Pixels:
     """What a pixel source was asked for.
 
     Attributes:
-        images: the pixels, on the device asked for. In the place of a bad image stands one black pixel.
+        images: the pixels, on the device asked for. A bad image is one black pixel instead.
         index: int64 [B] on that device, where in `images` each asked-for image lies.
         errors: what is wrong with the bad ones among the asked-for images, by number.
         frame: float32 [N, 3] on that device, (step, x, y) of each of `images`: its pixel p is centred on

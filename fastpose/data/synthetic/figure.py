@@ -176,7 +176,7 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """RGB in 0-255 of a colour given in 0-1."""
+    """RGB in 0-255 of a colour in 0-1."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return red * 255, green * 255, blue * 255
 
@@ -197,7 +197,7 @@ _HAIR_TONES: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class Outfit:
-    """Colours and cut; the tuples hold the left side's colour, then the right side's."""
+    """Colours and cut; the tuples have the left side's colour, then the right side's."""
 
     skin: Colour
     hair: Colour
@@ -233,7 +233,7 @@ def _perhaps(
     saturation: tuple[float, float],
     value: tuple[float, float],
 ) -> Colour | None:
-    """The colour of something that not every figure wears, drawn from ranges in 0-1; None where it is not worn."""
+    """The colour of something that not every figure wears, drawn from ranges in 0-1; None if it is not worn."""
     if rng.random() >= chance:
         return None
     return hsv(rng.uniform(*hue), rng.uniform(*saturation), rng.uniform(*value))
@@ -441,7 +441,7 @@ class Figure:
         return parts
 
     def _draw_head(self, canvas: np.ndarray) -> None:
-        """The head is an ellipse of hair with a face on the side it looks to: the face tells front from back."""
+        """The head is an ellipse of hair with a face on the side it looks to: the face distinguishes front and back."""
         joints, outfit, head = self.pose.joints, self.outfit, self.pose.head
         neck, crown = joints[NECK], joints[HEAD]
         length = float(np.linalg.norm(crown - neck))

@@ -11,9 +11,9 @@
 
 Convention: written coordinates are 1-based, a missing joint is (-1, -1) with ``joints_vis`` 0, and ``center`` and
 ``scale`` are raw, before a reader moves the centre down by 15·scale and enlarges the scale by 1.25. A joint is missing
-when it lies outside its picture or, now and then, because nobody annotated it; a merely hidden joint is annotated.
+when it lies outside its picture or, now and then, because it was not annotated; a merely hidden joint is annotated.
 
-Left and right can be told apart by where a figure faces and by its clothes: each side wears its own colours. No colour
+What tells left from right is where a figure faces, and its clothes: each side wears its own colours. No colour
 stands for a side, since a mirrored picture of a person must remain a picture of a person.
 
 The same parameters give the same bytes with the same versions of NumPy, OpenCV and SciPy, whatever the number of
@@ -86,7 +86,7 @@ class SyntheticSummary:
 
 
 def _figure_heights(rng: np.random.Generator, count: int) -> tuple[list[float], int, int]:
-    """Heights in px of the figures when they stand upright, and the picture's height and width."""
+    """Heights in px of the figures standing upright, and the picture's height and width."""
     tallest = rng.uniform(135, 315)
     heights = [tallest * (1.0 if i == 0 else rng.uniform(0.7, 1.0)) for i in range(count)]
     height = tallest * rng.uniform(1.05, 1.4)
@@ -233,7 +233,7 @@ def _write_ground_truth(rows: list[dict[str, Any]], path: Path) -> None:
         "headboxes_src": np.array([row["head_box"] for row in rows], dtype=np.float64).transpose(1, 2, 0),
     }
     savemat(buffer, content)
-    # The header's 116 bytes of free text hold the time of writing; the same seed must give the same file.
+    # The header's 116 bytes of free text have the time of writing; the same seed must give the same file.
     header = b"MATLAB 5.0 MAT-file, written by fastpose.synthetic".ljust(116)
     path.write_bytes(header + buffer.getvalue()[116:])
 
@@ -295,7 +295,7 @@ def generate(
     """Write a data set to the folder ``out`` (layout and conventions: the module's docstring).
 
     persons: figures in all; valid_persons of them (default: a fifth, at least one) are validation rows. No picture
-    holds figures of both splits.
+    has figures of both splits.
     workers: processes (default: the usable CPUs, fewer for small sets). With more than one, a script that calls this
     needs the usual ``if __name__ == "__main__":`` guard.
     overwrite: replace a synthetic data set made with other parameters. A folder with anything else is never replaced.

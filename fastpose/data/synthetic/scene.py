@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cluttered but calm backgrounds, things that stand in front of figures, and the look of a camera."""
+"""Cluttered but calm backgrounds, things in front of figures, and the look of a camera."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def draw_shadow(canvas: np.ndarray, feet: np.ndarray, height: float) -> None:
 
 
 def draw_occluder(canvas: np.ndarray, rng: np.random.Generator, centre: tuple[float, float], height: float) -> None:
-    """A post or a low box in front of a figure that stands at ``centre`` and is ``height`` px tall."""
+    """A post or a low box in front of a figure at ``centre`` and is ``height`` px tall."""
     colour = _calm_colour(rng)
     x, y = centre[0] + rng.uniform(-0.22, 0.22) * height, centre[1]
     if rng.random() < 0.5:
