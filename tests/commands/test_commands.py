@@ -385,6 +385,16 @@ def test_a_resumed_run_keeps_its_optimiser(recipe, finished, tmp_path, capsys):
     assert_same_run(finished, run)
 
 
+def test_a_resumed_run_keeps_or_takes_weight_decay_learning_rate_and_foreach(recipe, tmp_path):
+    run = tmp_path / "run"
+    assert train.main(["--recipe", str(recipe), "--run", str(run), "--epochs", "1", "--weight_decay", "0.2"]) == 0
+    others = ["--weight-decay", "0.1", "--lr", "1e-3", "--foreach", "on"]
+    for epochs, words, expected in (("2", [], (0.2, 2.5e-4, False)), ("3", others, (0.1, 1e-3, True))):
+        assert train.main(["--resume", str(run), "--epochs", epochs, *words]) == 0
+        (group,) = torch.load(run / "last.pt", weights_only=True)["optimizer"]["param_groups"]
+        assert (group["weight_decay"], group["lr"], group["foreach"]) == expected
+
+
 FIELD = {
     **{"encoding": "udp", "udp": True, "refine": "none", "flip_shift": "auto", "joint_weights": True},
     **{"half_body": 0.5, "brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "color_order": "bgr"},
