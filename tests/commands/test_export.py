@@ -390,7 +390,7 @@ def test_a_file_that_differs_does_not_get_its_name(tmp_path, picture, monkeypatc
 def test_a_file_that_decodes_with_another_setting_is_found_out(picture, change):
     options = changed(OPTIONS, refine="dark", blur_kernel=5, flip_shift="off", flip_test=True)
     network, other = (module_of(small_network(16), changed(options, **changes)) for changes in ({}, change))
-    assert " of 64 keypoints, those that do not hang on rounding" in exported.compare(network, network, [picture])
+    assert " of 64 keypoints, those that do not depend on rounding" in exported.compare(network, network, [picture])
     with pytest.raises(ExportError, match="does not compute what fastpose does"):
         exported.compare(network, other, [picture])
 

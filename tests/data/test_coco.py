@@ -618,7 +618,7 @@ def test_a_missing_pycocotools_is_reported_before_the_training_begins(tiny, tmp_
 
 def test_detections_are_refused_with_the_format_of_mpii():
     data = settle({"detections": "boxes.json"}).data
-    with pytest.raises(OptionError, match="detections: goes with --dataset coco, got 'boxes"):
+    with pytest.raises(OptionError, match="detections: is for --dataset coco, got 'boxes"):
         open_dataset(data, (64, 64))
 
 

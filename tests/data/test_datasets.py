@@ -161,8 +161,8 @@ def test_without_head_boxes_there_is_no_pckh_and_no_training(mpii):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"detections": "boxes.json"}, "detections: goes with --dataset coco, got 'boxes.json' with MPII's format"),
-        ({"score": "pck"}, "score: pck goes with --dataset coco; data in MPII's format get PCKh"),
+        ({"detections": "boxes.json"}, "detections: is for --dataset coco, got 'boxes.json' with MPII's format"),
+        ({"score": "pck"}, "score: pck is for --dataset coco; data in MPII's format get PCKh"),
         ({"skeleton": "mine.yaml"}, r"skeleton: MPII's format has joints of its own, got .*mine.yaml: add --dataset"),
         ({"joints": COCO}, "dataset: MPII's format has joints of its own, the network those of 'coco'"),
     ],
@@ -284,7 +284,7 @@ def test_a_pack_of_mpii_has_the_persons_and_the_score_of_the_files(mpii, tmp_pat
     assert isinstance(scorer, PckhScorer)
     assert values["Mean"] == 100
     assert pack.skeleton == MPII
-    with pytest.raises(OptionError, match="score: pck goes with --dataset coco"):
+    with pytest.raises(OptionError, match="score: pck is for --dataset coco"):
         opened(pack.root, score="pck")
 
 

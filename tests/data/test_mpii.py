@@ -95,7 +95,7 @@ def test_an_unknown_position_is_not_adjusted(tmp_path, images):
         ([{k: v for k, v in record().items() if k != "scale"}], "record 0: has no 'scale'"),
         ([record(), record("absent.jpg")], "record 1: image 'absent.jpg' is not in"),
         ([record("sub")], "record 0: image 'sub' is not in"),
-        ([record("x\0.jpg")], "record 0: image .* is no path"),
+        ([record("x\0.jpg")], "record 0: image .* is not a path"),
         ([record("x" * 5000)], "record 0: image .* is not in"),
     ],
 )
