@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import fastpose
 
 VERBS = {
-    "train": "train a network and print its score",
+    "train": "train a network and tell its score",
     "evaluate": "score a checkpoint, write MPII's pred.mat",
     "predict": "find the joints of persons in pictures",
     "export": "write a network as ONNX or torch.export program, pixels in, points out",
@@ -22,7 +22,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; returns its exit code, 2 if there is no such verb."""
+    """Runs a verb; returns its exit code, 2 where there is no such verb."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--version"]:
         print(f"fastpose {fastpose.__version__}")
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] not in VERBS:
         asked = words[:1] in (["--help"], ["-h"])
         verbs = "\n".join(f"  {verb:10}{text}" for verb, text in VERBS.items())
-        text = f"usage: fastpose VERB [OPTIONS]; fastpose VERB --help lists the options; fastpose --version\n\n{verbs}"
+        text = f"usage: fastpose VERB [OPTIONS]; fastpose VERB --help tells the options; fastpose --version\n\n{verbs}"
         print(text, file=sys.stdout if asked else sys.stderr)
         if words and not asked:
             print(f"\nerror: no verb {words[0]!r}", file=sys.stderr)
