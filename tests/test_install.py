@@ -70,13 +70,13 @@ def test_another_package_of_the_name_is_reported(
     before = doctor.main(["--strict"])
     assert "Another project's package" not in capsys.readouterr().out
     monkeypatch.syspath_prepend(another)
-    told = namesake()
-    assert told is not None
-    assert str(another) in told
-    assert "pip uninstall fastpose" in told
+    message = namesake()
+    assert message is not None
+    assert str(another) in message
+    assert "pip uninstall fastpose" in message
     assert doctor.main([]) == before
     assert doctor.main(["--strict"]) == 1
-    assert capsys.readouterr().out.count(told) == 2
+    assert capsys.readouterr().out.count(message) == 2
 
 
 def test_importing_beside_another_package_of_the_name_warns(another: Path) -> None:

@@ -2,7 +2,7 @@
 """Targets: maps of Gaussians, against SimpleBaselines' loop, plain and compiled torch, numba and NumPy.
 
 `make bench` renders 32 × 16 maps of 64 × 64 with sigma 1. In SimpleBaselines' loop each joint has its stamp computed
-anew; here a sample has one, which saves most of the time.
+again; here a sample has one, which saves most of the time.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ void draw_matrix(Random& random, float x, float y, const ImageView& image, float
   m[3] = scale * std::sin(angle) * (pick(random, 0, 1) == 0 ? 1.0f : -1.0f);
   m[4] = scale * std::cos(angle);
   switch (pick(random, 0, 5)) {
-    case 0:  // the rows are parallel but for a little
+    case 0:  // the rows are almost parallel
       m[3] = m[0] * uniform(random, 0.999f, 1.001f);
       m[4] = m[1];
       break;

@@ -316,7 +316,7 @@ HALVES = Augmentation(rotation=30, scale_min=0.75, scale_max=1.25, flip=0.5, hal
 
 
 def test_a_half_body_crop_is_centred_on_the_half(persons):
-    """Draws are the loader's own; what they do to a box is worked out anew."""
+    """Draws are the loader's own; what they do to a box is worked out again."""
     few = np.arange(10) % 2 == 0  # persons with too few joints for a half
     visible = np.where(few[:, None] & (np.arange(16) > 7), 0, persons.visible).astype(np.float32)
     persons = dataclasses.replace(persons, visible=visible)

@@ -286,14 +286,14 @@ def experiment(root: Path, work: Path, pair: tuple[str, str], ours: bool) -> Con
 @pytest.mark.parametrize("pair", [("msra", "quarter"), ("udp", "dark_udp")], ids="-".join)
 def test_a_training_in_mmpose_goes_as_with_its_own_pipeline(pair, tmp_path):
     root = write_tiny_mpii(tmp_path / "mpii", persons=8)
-    told = {}
+    results = {}
     for name in ("ours", "theirs"):
         runner = Runner.from_cfg(experiment(root, tmp_path / name, pair, name == "ours"))
         runner.train()
         losses, _ = runner.message_hub.get_scalar("train/loss").data
         scores = {name: hub.current() for name, hub in runner.message_hub.log_scalars.items() if "PCK" in name}
-        told[name] = losses, scores
-    (losses, scores), (their_losses, their_scores) = told["ours"], told["theirs"]
+        results[name] = losses, scores
+    (losses, scores), (their_losses, their_scores) = results["ours"], results["theirs"]
     assert len(losses) == 4
     # The crops differ by a grey level here and there.
     np.testing.assert_allclose(losses[:1], their_losses[:1], rtol=1e-3)

@@ -80,5 +80,5 @@ def test_vitpose_of_transformers(guide, tmp_path, monkeypatch):
     network = guide("vitpose").VitPose(17)
     path = tmp_path / "vitpose.pth"
     torch.save(network.state_dict(), path)
-    told = scores(path, "vitpose:VitPose", tmp_path, "--udp", "true", "--refine", "dark_udp")
-    assert "AP" in told["coco"]
+    written = scores(path, "vitpose:VitPose", tmp_path, "--udp", "true", "--refine", "dark_udp")
+    assert "AP" in written["coco"]

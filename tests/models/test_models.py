@@ -400,7 +400,7 @@ class Wrong(Own):
         ("mine:Full", r"mine:Full must map .* to heatmaps \[1, 16, 8, 12\], got torch.float32 \[1, 16, 4, 12\]"),
         ("mine:Two", "got tuple"),
         ("mine:Whole", r"got torch.int64 \[1, 16, 8, 12\]"),
-        ("mine:Wrong", r"mine:Wrong, called with images \[1, 3, 32, 48\], fails: RuntimeError: .*\(\w+\.py, line \d+\)"),
+        ("mine:Wrong", r"called with images \[1, 3, 32, 48\], fails: RuntimeError: .*\(\w+\.py, line \d+\)"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_network_of_one_s_own_is_said_before_the_training(here, name, message):

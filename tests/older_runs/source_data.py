@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data that the older runs were trained on and the older packs made of, drawn anew: two data sets in PNG files.
+"""The data that the older runs were trained on and the older packs made of, drawn again: two data sets in PNG files.
 
 Everything comes from whole-number arithmetic, and PNG keeps it: the same pixels with any version of any library.
 """
