@@ -239,7 +239,7 @@ def test_does_not_synchronise(call: Call) -> None:
 
 @each_forward
 def test_compiles_into_one_graph(call: Call) -> None:
-    """With torch's own compiler. It may lay intermediate maps out differently, so sums may be added in another order."""
+    """With torch's own compiler. It may lay out intermediate maps differently, so sums may come in another order."""
     pytest.importorskip("triton")
     arguments = on_cuda(call)
     compiled = torch.compile(call, fullgraph=True)
