@@ -770,7 +770,7 @@ def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys, tmp_path,
         (["--channels_last", "perhaps"], "channels_last"),
         (["--decode_threads", "-1"], "decode_threads"),
         (["--dataset", "lsp"], "dataset: expected one of mpii, coco, got 'lsp'"),
-        (["--detections", "x.json"], "detections: goes with --dataset coco, got 'x.json' with MPII's format"),
+        (["--detections", "x.json"], "--dataset coco, got 'x.json' with MPII's format"),
     ],
 )
 def test_wrong_options_are_refused_by_name(arguments, message, capsys):
