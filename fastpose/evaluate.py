@@ -115,7 +115,7 @@ def run(own: EvaluateOptions, asked: dict[str, Any]) -> int:
     write_json(out / "scores.json", scores)
     print(scorer.table(values))
     if evaluation.skipped:
-        print(f"without {evaluation.skipped} persons whose image could not be read")
+        print(f"without {evaluation.skipped} persons whose image could not be read: {predictions.name} has no pose of theirs")
     print(f"wrote {predictions}\nwrote {out / 'scores.json'}")
     return 0
 

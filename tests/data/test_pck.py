@@ -214,7 +214,7 @@ def test_a_run_is_scored_by_box_torso_or_pixels(options, elbow, nme_percent, lef
     assert scorer.main in values
     assert scorer.label == f"PCK@{threshold}"
     assert scorer.curves.keys() <= values.keys()
-    assert ("not known for 1 of 3 persons" in scorer.note) == (left_out == 1)
+    assert ("1 of 3 persons left out" in scorer.note) == (left_out == 1)
 
 
 def test_persons_whose_image_could_not_be_read_are_left_out():

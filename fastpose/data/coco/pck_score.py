@@ -52,9 +52,9 @@ class PckScorer:
             "pixels": data.pck_pixels,
             "left_out": left_out,
         }
-        self.note = f"errors relative to {self._norm()}"
+        self.note = f"by {data.pck_pixels:g} px" if data.pck_norm == "pixels" else f"by {data.pck_norm}"
         if left_out:
-            self.note += f", not known for {left_out} of {len(persons)} persons, who are left out"
+            self.note += f", {left_out} of {len(persons)} persons left out"
 
     def needs(self, *, to_train: bool) -> None:
         persons, norm = self.persons, self.data.pck_norm
@@ -103,7 +103,10 @@ class PckScorer:
         if not values:
             return "no annotations, no PCK: predictions only"
         means = {self.label: "PCK", "AUC": "AUC", "EPE (px)": "EPE", "NME": "NME"}
-        parts = [format_values({shown: values[name] for shown, name in means.items()}), self.note]
+        unknown = self.notes["left_out"]
+        left_out = f", not known for {unknown} of {len(self.persons)} persons, who are left out" if unknown else ""
+        explained = f"errors relative to {self._norm()}{left_out}"
+        parts = [format_values({shown: values[name] for shown, name in means.items()}), explained]
         joints = self.persons.skeleton.joints
         for first in range(0, len(joints), _JOINTS_PER_ROW):
             parts.append(format_values({name: values[name] for name in joints[first : first + _JOINTS_PER_ROW]}))
