@@ -11,7 +11,7 @@ import fastpose
 
 VERBS = {
     "train": "train a network and print its score",
-    "evaluate": "score a checkpoint, write MPII's pred.mat",
+    "evaluate": "score a checkpoint, write its predictions",
     "predict": "find the joints of persons in pictures",
     "export": "write a network as ONNX or torch.export program, pixels in, points out",
     "pack": "cut a data set's persons out, into a few files that load quickly",

@@ -22,7 +22,7 @@ from fastpose.models.weights import Weights
 from fastpose.option import OptionError, option
 from fastpose.options.asked import Command
 from fastpose.options.settings import Settings
-from fastpose.options.settle import BEFORE
+from fastpose.options.settle import completed
 from fastpose.progress import CountedProgress
 from fastpose.trained import OTHERS, load_trained
 
@@ -115,7 +115,7 @@ def run(own: EvaluateOptions, asked: dict[str, Any]) -> int:
     write_json(out / "scores.json", scores)
     print(scorer.table(values))
     if evaluation.skipped:
-        print(f"without {evaluation.skipped} persons whose image could not be read: {predictions.name} has no pose of theirs")
+        print(f"{evaluation.skipped} persons have no pose in {predictions.name}: their images could not be read")
     print(f"wrote {predictions}\nwrote {out / 'scores.json'}")
     return 0
 
@@ -130,7 +130,7 @@ def results_folder(out: str, checkpoint: Path, weights: Weights, data: DataOptio
         return Path(out)
     if weights.checkpoint is None:  # another program's, with no run around it
         return checkpoint.with_name(checkpoint.name.partition(".")[0] + "-results")
-    trained = Settings.of({**BEFORE, **weights.checkpoint["config"]}).data
+    trained = Settings.of(completed(weights.checkpoint["config"])).data
     if changed := other_data(trained, data):
         raise OptionError(
             "out",

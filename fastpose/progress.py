@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 
@@ -43,6 +44,8 @@ class ProgressLine:
 
     def _print(self, text: str, *, end: str) -> None:
         self._last = time.perf_counter()
+        if self.terminal and not end:  # a line that wraps could not be replaced
+            text = text[: shutil.get_terminal_size().columns - 1]
         print(f"\r\x1b[2K{text}" if self.terminal else text, end=end, flush=True)
 
 

@@ -23,7 +23,7 @@ from fastpose.models.network import make_network
 from fastpose.option import OptionError, option
 from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming, read_recipe, recipes
 from fastpose.options.settings import FIELDS, Settings
-from fastpose.options.settle import BEFORE, settle
+from fastpose.options.settle import completed, settle
 
 DESCRIPTION = """Train a pose network. Values come from the command line, else from the recipe, else from the defaults
 shown here, which are the paper's settings; without --recipe that is the recipe synthetic_resnet18_fcn_128, not these
@@ -35,7 +35,7 @@ class TrainOptions:
     """Which run, and what to do with it."""
 
     recipe: str = option("", f"YAML file of options, or a recipe's name; empty: {DEFAULT_RECIPE}")
-    run: str = option("", "folder to write to; empty: runs/RECIPE-TIME")
+    run: str | None = option(None, "folder to write to; without it: runs/RECIPE-TIME")
     resume: str = option("", "folder (or last.pt) of a run to go on with; further options override its own")
     dry_run: bool = option(
         False,
@@ -90,7 +90,7 @@ def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
             )
         file = find_recipe(own.recipe or DEFAULT_RECIPE)
         return file, Path(own.run or f"runs/{file.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if own.recipe or own.run:
+    if own.recipe or own.run is not None:
         raise ValueError(
             "--resume goes on in a run's own folder with its own settings: use it without --recipe and --run"
         )
@@ -149,7 +149,7 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
         scorer,
         Decoder(model, skeleton, settings.decode, compute, udp=network.udp),
         begin=begin,
-        resume={**Settings().as_plain(), **BEFORE} if resume else None,
+        resume=completed({}) if resume else None,
     )
 
 

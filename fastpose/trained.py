@@ -18,7 +18,7 @@ from fastpose.models.network import load_network
 from fastpose.models.weights import Weights, read_weights
 from fastpose.options.settings import Settings
 from fastpose.options.settle import settle
-from fastpose.skeletons import Skeleton, read_skeleton
+from fastpose.skeletons import Skeleton
 
 # For --help: what a file that is not a checkpoint of ours does not tell.
 OTHERS = """Another program's network is taken for the size in its file's name (384x288), else 256 256, or 256 192 if it
@@ -73,9 +73,15 @@ def load_trained(
     file = checkpoint_file(Path(checkpoint))
     weights = read_weights(file)
     settings = settle(asked, weights=weights, instead=instead, called=called, reads_data=reads_data)
-    skeleton = read_skeleton(settings.data.skeleton) if asked.get("skeleton") else None
-    if weights.checkpoint is None:
+    skeleton = None
+    if asked.get("skeleton") or weights.checkpoint is None:
         skeleton = dataset_named(settings.data.dataset)(settings.data, settings.network.size).skeleton
-    layout = settings.compute.memory_format(device)
-    model, skeleton = load_network(weights, settings.network, skeleton, device, memory_format=layout)
+    model, skeleton = load_network(
+        weights,
+        settings.network,
+        skeleton,
+        device,
+        seed=settings.schedule.seed,
+        memory_format=settings.compute.memory_format(device),
+    )
     return Trained(file, weights, settings, model, skeleton)

@@ -76,3 +76,8 @@ def test_no_module_imports_itself_through_others() -> None:
     graph.remove_import(importer="fastpose.ops._native", imported="fastpose")
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     TopologicalSorter(imports).prepare()  # CycleError names the modules
+
+
+def test_no_file_of_the_package_is_longer_than_a_thought() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "fastpose").rglob("*.py")}
+    assert not [path for path, count in lines.items() if count > 480]

@@ -171,6 +171,7 @@ def load_network(
     skeleton: Skeleton | None,
     device: torch.device,
     *,
+    seed: int = 0,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[nn.Module, Skeleton]:
     """The network of a checkpoint, or of another program's file of weights, and its joints.
@@ -183,6 +184,7 @@ def load_network(
         options: settled options: those that the file says, and what was asked for instead.
         skeleton: the joints; None: those in the checkpoint.
         device: where the network will be.
+        seed: that of the training: a network of the user's own may draw what is not in its state dict.
         memory_format: of its tensors.
 
     Raises:
@@ -206,14 +208,14 @@ def load_network(
         )
     if contents is None:
         options = dataclasses.replace(options, weights=str(path), backbone_weights="")
-        model = make_network(options, skeleton, device, memory_format=memory_format)
+        model = make_network(options, skeleton, device, seed=seed, memory_format=memory_format)
         order, (height, width) = options.color_order.upper(), options.size
         print(f"taken for {order} crops of {height}x{width} px and the joints of {skeleton.name}", flush=True)
         return model, skeleton
     if options.model:
         print(f"{path}: {weights}, made by {options.model}", flush=True)
     options = dataclasses.replace(options, weights="", backbone_weights="")
-    model = make_network(options, skeleton, device, memory_format=memory_format)
+    model = make_network(options, skeleton, device, seed=seed, memory_format=memory_format)
     try:
         model.load_state_dict(contents["model"])
     except RuntimeError as error:

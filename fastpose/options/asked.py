@@ -8,8 +8,9 @@ import dataclasses
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
+from fastpose.data.datasets import DATASETS
 from fastpose.option import OptionError, underscored
 from fastpose.options.settings import FIELDS, GROUP_OF, GROUPS
 
@@ -64,6 +65,8 @@ class Command:
         for name in offered:
             field, help = FIELDS[name], FIELDS[name].metadata["help"]
             kind = get_type_hints(GROUPS[GROUP_OF[name]])[name]
+            if name == "dataset":  # the list of them grows by a line elsewhere
+                kind = Literal[tuple(DATASETS)]
             default = (defaults or {}).get(name, field.default)
             if otherwise and name not in (defaults or {}):
                 default, help = argparse.SUPPRESS, f"{help}; default: {otherwise}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastpose.data.dataset import DATA_FILES
 from fastpose.data.datasets import dataset_named, dataset_with_joints
-from fastpose.data.pack.format import is_pack, margins_of, read_index
+from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.network import check_pose_network, color_order_of_weights
 from fastpose.models.weights import Weights
@@ -21,6 +21,7 @@ from fastpose.options.settings import DEFAULTS, FIELDS, Settings
 # What options were, in effect, before they existed: for the checkpoints and config.yaml files of older runs.
 BEFORE: dict[str, Any] = {"reduced_decode": False, "color_order": "rgb"}
 LAYOUT = ("train_annotations", "valid_annotations", "images", "valid_images")  # what a data set's layout names
+AS_THE_FILE_SAYS = ("model", "skeleton")  # what an empty value of these means where there is a file of weights
 PATHS = ("skeleton", "backbone_weights", "weights")  # files that are not below the data root
 
 
@@ -44,8 +45,9 @@ def settle(
     5. the defaults, which are the paper's settings.
 
     Then the data root becomes absolute; files that nobody named get the names of the data set's layout; the colour
-    order is that of the weights to begin with. A pack brings the names of its data, which is printed: naming others is
-    an error, and so is having inherited them, except the usual names, which runs have that named none.
+    order is that of the weights to begin with. A pack brings the names of its data, which is printed: asking for others
+    is an error, and so are others in a recipe or in what is inherited, except the usual names: runs have these that
+    named none.
 
     Args:
         asked, recipe, run, weights, instead: see above; values by their flat names.
@@ -54,10 +56,10 @@ def settle(
         reads_data: whether the command reads the data set; otherwise a pack in the data root does not matter.
 
     Raises:
-        OptionError: a value cannot be used, or the pack in the data root has other data.
+        OptionError: a value cannot be used.
         FileNotFoundError: a file of weights does not exist.
         CheckpointError: the checkpoint's config does not fit this version of fastpose.
-        PackError: the pack in the data root is unfinished or damaged.
+        PackError: the pack in the data root is unfinished or damaged, or of other data; names the option.
         ValueError: the weights are another program's, and their network or joints must be named.
     """
     wanted = {**(recipe or {}), **asked}
@@ -65,6 +67,7 @@ def settle(
     if run is not None:
         inherited = {**BEFORE, **run}
     elif weights is not None:
+        wanted = {name: value for name, value in wanted.items() if value or name not in AS_THE_FILE_SAYS}
         inherited = _trained_with(weights, wanted)
     values = {**DEFAULTS, **inherited, **(instead or {}), **wanted}
     try:
@@ -86,8 +89,13 @@ def settle(
         of_weights = weights.color_order if weights else color_order_of_weights(settings.network)
         values["color_order"] = of_weights or "rgb"
     if reads_data and is_pack(Path(values["data_root"])):
-        values |= _packed(values, wanted, inherited, called or {})
+        values |= _packed(values, asked, {**inherited, **(recipe or {})}, called or {})
     return Settings.of(values)
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run of any version, as plain values: what it does not name was, in effect, as here."""
+    return {**Settings().as_plain(), **BEFORE, **config}
 
 
 def _is_inherited(error: Exception, wanted: Mapping[str, Any]) -> bool:
@@ -130,7 +138,7 @@ def _named_files(values: Mapping[str, Any], layout: Mapping[str, str]) -> dict[s
 
 
 def _packed(
-    values: Mapping[str, Any], wanted: Mapping[str, Any], inherited: Mapping[str, Any], called: Mapping[str, str]
+    values: Mapping[str, Any], asked: Mapping[str, Any], others: Mapping[str, Any], called: Mapping[str, str]
 ) -> dict[str, Any]:
     """The data options of the pack in the data root; it also decides whether pixels are reduced.
 
@@ -141,20 +149,20 @@ def _packed(
     packed = {name: read_index(root)["options"].get(name, usual[name]) for name in DATA_FILES}
     if not values["head_boxes"]:
         packed["head_boxes"] = ""
-    unusual = {name: value for name, value in inherited.items() if name in packed and value != usual[name]}
-    named = {**unusual, **wanted}
+    unusual = {name: value for name, value in others.items() if name in packed and value != usual[name]}
+    named = {**unusual, **asked}
     for name, stored in packed.items():
         value = named.get(name, stored)
         if name in LAYOUT and not value:  # which stands for the layout's name
             continue
         if value != stored and called.get(name) != "":
-            raise OptionError(
-                called.get(name) or name,
-                f"the pack {root} holds the data of {stored!r}, got {value!r}: name what it holds, or pack the other",
+            raise PackError(
+                f"{called.get(name) or name}: the pack {root} has the data of {stored!r}, got {value!r}: "
+                "name what it has, or pack the other"
             )
     other = [f"{n} {stored!r}" for n, stored in packed.items() if stored != values[n] and called.get(n) != ""]
     if other:
-        print(f"the pack {root} holds the data of {', '.join(other)}", flush=True)
+        print(f"the pack {root} has the data of {', '.join(other)}", flush=True)
     return packed | {"reduced_decode": values["reduced_decode"] and margins_of(root, "train").reduce}
 
 

@@ -13,9 +13,11 @@ import torch
 import yaml
 
 from fastpose import train
+from fastpose.data.datasets import open_dataset
 from fastpose.models import network, pose_resnet
 from fastpose.options.asked import find_recipe, read_recipe, recipes
 from fastpose.options.settings import DEFAULTS
+from fastpose.options.settle import settle
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -84,7 +86,8 @@ def test_the_two_coco_recipes_of_resnet_50_differ_in_their_head_only() -> None:
 @pytest.mark.parametrize("name", recipes())
 def test_each_recipe_has_options_and_a_network_for_its_size(name: str) -> None:
     options = options_of(name)
-    joints = {"coco": 17, "mpii": 16}[options.dataset]
+    settings = settle({}, recipe=read_recipe(find_recipe(name)))  # each value can be used, and they go together
+    joints = open_dataset(settings.data, settings.network.size).skeleton.num_joints
     with torch.device("meta"):
         model = pose_resnet(options.depth, options.head, joints, channels=options.channels)
         heatmaps = model(torch.empty(1, 3, *options.size))

@@ -29,7 +29,6 @@ from fastpose.data.persons import Persons
 from fastpose.data.pixels import ImageFiles, PackedImages, Pixels, PixelSource, ResidentImages, packed
 from fastpose.models import network
 from fastpose.models.checkpoint import save_checkpoint
-from fastpose.option import OptionError
 from fastpose.options.settings import Settings
 from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
@@ -399,7 +398,7 @@ def test_an_unreadable_image_stops_the_packing_or_is_left_to_the_training(tmp_pa
         ({"scale_min": 0.7}, "scale_min: the pack .* boxes of at least 0.75 times .* 0.7 times"),
         ({"half_body": 0.3}, "half_body: the pack .* was made for whole persons"),
         ({"decoder": "gpu"}, "decoder"),
-        ({"images": "others"}, "images: the pack .* holds the data of 'images', got 'others'"),
+        ({"images": "others"}, "images: the pack .* has the data of 'images', got 'others'"),
     ],
 )
 def test_options_that_need_more_than_the_pack_holds_are_refused_by_name(data, tmp_path, changes, message):
@@ -446,7 +445,7 @@ def test_a_recipe_says_what_to_pack_for(data, tmp_path):
         assert len(read_split(settle({**asked, "valid_annotations": name}), "valid")) == 10
     for name in ("annot/train.json", "annot/valid.json", ""):
         assert len(read_split(settle(asked, run={"valid_annotations": name}), "valid")) == 10
-    with pytest.raises(OptionError, match=r"valid_annotations: the pack .* 'annot/train\.json', got 'other\.json'"):
+    with pytest.raises(PackError, match=r"valid_annotations: the pack .* 'annot/train\.json', got 'other\.json'"):
         settle(asked, run={"valid_annotations": "other.json"})
 
 
@@ -833,7 +832,7 @@ def test_an_evaluation_on_a_pack_takes_its_annotations_and_refuses_others(checkp
     for same in ([], ["--annotations", "annot/train.json", "--head_boxes", "annot/gt_valid.mat", "--images", "images"]):
         assert evaluate.main([*arguments, *same]) == 0
         out = capsys.readouterr().out
-        assert f"the pack {renamed} holds the data of valid_annotations 'annot/train.json'" * (not same) in out
+        assert f"the pack {renamed} has the data of valid_annotations 'annot/train.json'" * (not same) in out
         assert "train_annotations" not in out  # which is no option here
         scores = json.loads((tmp_path / "out/scores.json").read_text())
         assert scores["annotations"] == str(renamed)
@@ -842,7 +841,7 @@ def test_an_evaluation_on_a_pack_takes_its_annotations_and_refuses_others(checkp
     for name in ("annot/valid.json", str(data / "annot/valid.json")):
         assert evaluate.main([*arguments, "--annotations", name]) == 1
         error = capsys.readouterr().err
-        assert f"error: annotations: the pack {renamed} holds the data of 'annot/train.json', got '{name}'" in error
+        assert f"error: annotations: the pack {renamed} has the data of 'annot/train.json', got '{name}'" in error
     assert evaluate.main([*arguments, "--head_boxes", "other.mat"]) == 1
     assert "head_boxes: the pack" in capsys.readouterr().err
     assert evaluate.main([*arguments, "--split_list", "other.txt"]) == 1
@@ -859,20 +858,20 @@ def test_without_head_boxes_a_pack_is_evaluated_without_a_score(checkpoint, data
     assert evaluate.main([*arguments, str(bare)]) == 0
     assert "no PCKh" in capsys.readouterr().out
     assert evaluate.main([*arguments, str(bare), "--head_boxes", "annot/gt_valid.mat"]) == 1
-    assert f"head_boxes: the pack {bare} holds the data of '', got 'annot/gt_valid.mat'" in capsys.readouterr().err
+    assert f"head_boxes: the pack {bare} has the data of '', got 'annot/gt_valid.mat'" in capsys.readouterr().err
 
 
 def test_a_training_on_a_pack_is_written_down_with_the_annotations_of_the_pack(data, renamed, capsys):
     settings = settings_for(renamed)
     assert settings.data.valid_annotations == "annot/train.json"
-    assert f"the pack {renamed} holds the data of valid_annotations 'annot/train.json'" in capsys.readouterr().out
+    assert f"the pack {renamed} has the data of valid_annotations 'annot/train.json'" in capsys.readouterr().out
     assert settle({}, run=settings.as_plain()) == settings
     assert capsys.readouterr().out == ""
     # So an evaluation on the files finds the right ones.
     on_files = settle({"data_root": str(data)}, run=settings.as_plain())
     assert on_files.data.path("valid_annotations") == data / "annot/train.json"
     assert settle({}, run=on_files.as_plain()) == on_files
-    with pytest.raises(OptionError, match=r"train_annotations: the pack .* holds the data of 'annot/train\.json'"):
+    with pytest.raises(PackError, match=r"train_annotations: the pack .* has the data of 'annot/train\.json'"):
         settings_for(renamed, train_annotations=str(data / "annot/train.json"))
     for head_boxes, scored in (("", False), ("annot/gt_valid.mat", True)):
         settings = settings_for(renamed, head_boxes=head_boxes)

@@ -22,9 +22,12 @@ from fastpose.models import (
     pose_resnet,
 )
 from fastpose.models.__main__ import main
+from fastpose.models.checkpoint import save_checkpoint
 from fastpose.models.network import NetworkOptions, make_network
 from fastpose.models.own import check_heatmaps
+from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
+from fastpose.trained import load_trained
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -467,3 +470,26 @@ def test_the_documented_networks_train_evaluate_and_go_on(here, capsys, monkeypa
     assert evaluate.main(["--checkpoint", "run", "--device", "cpu", "--model", "moved:make"]) == 0
     assert train.main(["--resume", "run", "--model", "moved:make"]) == 1
     assert f"model is {factory} in the run, got moved:make: a run keeps its network" in capsys.readouterr().err
+
+
+def test_what_a_factory_draws_beside_the_state_dict_is_that_of_the_training(here):
+    (here / "drawn.py").write_text(
+        "import torch\n"
+        "def make(joints):\n"
+        "    network = torch.nn.Conv2d(3, joints, 4, stride=4)\n"
+        "    network.register_buffer('noise', torch.rand(4), persistent=False)\n"
+        "    return network\n"
+    )
+    settings = settle({"model": "drawn:make", "seed": 3, "size": (32, 32)})
+    trained = make_network(settings.network, MPII, torch.device("cpu"), seed=3)
+    save_checkpoint(
+        here / "best.pt",
+        model=trained.state_dict(),
+        optimizer=None,
+        learning_rate={},
+        progress={},
+        config=settings.as_plain(),
+        skeleton=MPII.name,
+    )
+    loaded = load_trained(here / "best.pt", {}, torch.device("cpu")).model
+    assert torch.equal(loaded.noise, trained.noise)

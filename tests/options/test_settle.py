@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastpose import pack
-from fastpose.data.pack.format import INDEX
+from fastpose.data.pack.format import INDEX, PackError
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.weights import Weights
 from fastpose.option import OptionError
@@ -236,7 +236,7 @@ def test_a_pack_brings_the_names_of_its_data_and_its_resolution(packed, capsys):
     settings = settle({"data_root": str(packed)})
     assert settings.data.valid_annotations == "annot/train.json"
     assert settings.pixels.reduced_decode is False
-    assert capsys.readouterr().out == f"the pack {packed} holds the data of valid_annotations 'annot/train.json'\n"
+    assert capsys.readouterr().out == f"the pack {packed} has the data of valid_annotations 'annot/train.json'\n"
     # Inherited from a run that named none, the usual names are not named; settled once more nothing changes.
     assert settle({"data_root": str(packed)}, run=settle({}).as_plain()).data == settings.data
     capsys.readouterr()
@@ -245,17 +245,19 @@ def test_a_pack_brings_the_names_of_its_data_and_its_resolution(packed, capsys):
 
 
 def test_other_data_than_the_pack_s_may_not_be_named(packed):
-    message = rf"^valid_annotations: the pack {packed} holds the data of 'annot/train.json', got 'annot/valid.json'"
-    for sources in ({}, {"recipe": {"valid_annotations": "annot/valid.json"}}):
-        asked = {} if sources else {"valid_annotations": "annot/valid.json"}
-        with pytest.raises(OptionError, match=message):
-            settle({"data_root": str(packed), **asked}, **sources)
-    with pytest.raises(OptionError, match=r"^annotations: the pack"):
+    message = rf"^valid_annotations: the pack {packed} has the data of 'annot/train.json', got "
+    with pytest.raises(PackError, match=message + "'annot/valid.json'"):
+        settle({"data_root": str(packed), "valid_annotations": "annot/valid.json"})
+    with pytest.raises(PackError, match=message + "'other.json'"):
+        settle({"data_root": str(packed)}, recipe={"valid_annotations": "other.json"})
+    usual = settle({"data_root": str(packed)}, recipe={"valid_annotations": "annot/valid.json"})
+    assert usual.data.valid_annotations == "annot/train.json"
+    with pytest.raises(PackError, match=r"^annotations: the pack"):
         settle(
             {"data_root": str(packed), "valid_annotations": "annot/valid.json"},
             called={"valid_annotations": "annotations"},
         )
-    with pytest.raises(OptionError, match=r"^dataset: the pack"):
+    with pytest.raises(PackError, match=r"^dataset: the pack"):
         settle({"data_root": str(packed), "dataset": "coco"})
     named = settle({"data_root": str(packed), "valid_annotations": "annot/train.json", "images": ""})
     assert (named.data.valid_annotations, named.data.images) == ("annot/train.json", "images")

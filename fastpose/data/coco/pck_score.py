@@ -63,6 +63,8 @@ class PckScorer:
                 "detections", "PCK compares each person with its own annotation, which a detector's boxes do not have"
             )
         if not persons.visible.any():
+            if not to_train:
+                return  # predictions only
             raise OptionError("valid_annotations", "PCK needs annotated joints to compare with, and there are none")
         if norm == "box" and "box_side" not in persons.extras:
             raise OptionError(
