@@ -57,7 +57,9 @@ class Oracle(torch.nn.Module):
 
     def __init__(self, loader):
         super().__init__()
-        self.batches, self.batch = loader.epoch(), None
+        # All of them at once: an epoch that is left half way, and found by the garbage collector while another thread
+        # starts, would wait for its own threads there and never end.
+        self.batches, self.batch = iter(list(loader.epoch())), None
         self.mirror_offset = 0.0 if loader.udp else 0.25
 
     def forward(self, images):
