@@ -21,6 +21,8 @@ from fastpose.options.settle import settle
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
+pytest.importorskip("jsonargparse", reason="jsonargparse, which reads recipes, is not installed")
+
 # SimpleBaselines' published settings: depth and size.
 PUBLISHED = {
     f"{dataset}_resnet{depth}_deconv_{name}": (dataset, depth, size)
