@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import torch
 
-from fastpose.data.loader import prepare_ahead
+from fastpose.data.ahead import PreparedAhead
 from fastpose.data.pixels import ImageFiles
 
 BATCH = 128
@@ -110,7 +110,7 @@ def loading(source: ImageFiles, rate: float) -> Iterator[list[float]]:
     def run() -> None:
         batch, cpu = torch.arange(BATCH), torch.device("cpu")
         jobs = repeat(partial(source.load, batch, cpu))
-        with closing(prepare_ahead(jobs, 2, threads=2)) as batches:
+        with closing(PreparedAhead(jobs, 2, threads=2)) as batches:
             start = time.perf_counter()
             for _ in batches:
                 done.append(time.perf_counter())

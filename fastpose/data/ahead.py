@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -82,30 +82,64 @@ class DeviceWait:
         self._seconds += begin.elapsed_time(end) / 1000
 
 
-def prepare_ahead(jobs: Iterator[Callable[[], T]], depth: int, threads: int = 1) -> Generator[T, None, None]:
-    """Begins `jobs` in order in background threads and yields their results in order, at most `depth` of them waiting.
+class PreparedAhead(Iterator[T]):
+    """The results of `jobs`, in order, from background threads that begin with the first one asked for.
 
-    A job's exception is raised here, where its result would have been. Closing the generator drops the jobs not begun,
-    waits for those that run and ends the threads. torch's number of threads stays what it is here and is 1 there.
+    A job's exception is raised here, where its result would have been. torch's number of threads stays what it is here
+    and is 1 there.
+
+    Args:
+        jobs: what to do, in order.
+        depth: results that may wait for their consumer, at most.
+        threads: background threads.
     """
-    cores = torch.get_num_threads()
-    started = threading.Barrier(threads)
-    worker = ThreadPoolExecutor(threads, thread_name_prefix="fastpose-prepare")
-    pending: deque[Future[T]] = deque()
-    try:
+
+    def __init__(self, jobs: Iterator[Callable[[], T]], depth: int, threads: int = 1) -> None:
+        self._jobs, self._depth, self._threads = jobs, depth, threads
+        self._pending: deque[Future[T]] = deque()
+        self._worker: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    def __next__(self) -> T:
+        try:
+            if self._closed:
+                raise StopIteration
+            worker = self._worker or self._start()
+            while len(self._pending) <= self._depth and (job := next(self._jobs, None)) is not None:
+                self._pending.append(worker.submit(job))
+            if not self._pending:
+                raise StopIteration
+            return self._pending.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Drops the jobs not begun, waits for those that run and ends the threads."""
+        self._end(wait=True)
+
+    def __del__(self) -> None:
+        # An iterator that nobody closed. If it was part of a cycle, the garbage collector is at work in whatever thread
+        # asked for memory, perhaps one that is just starting and holds threading's own locks: no thread can be waited
+        # for there.
+        self._end(wait=False)
+
+    def _end(self, *, wait: bool) -> None:
+        self._closed = True
+        self._pending.clear()
+        if self._worker is not None:
+            self._worker.shutdown(wait=wait, cancel_futures=True)
+
+    def _start(self) -> ThreadPoolExecutor:
+        cores = torch.get_num_threads()
+        started = threading.Barrier(self._threads)
+        self._worker = ThreadPoolExecutor(self._threads, thread_name_prefix="fastpose-prepare")
         # The barrier makes each thread take one of these.
-        for begun in [worker.submit(use_one_core, started) for _ in range(threads)]:
+        for begun in [self._worker.submit(use_one_core, started) for _ in range(self._threads)]:
             begun.result()
         # torch gives the number set last, in whichever thread, to every thread that asks for the first time.
         torch.set_num_threads(cores)
-        for job in jobs:
-            pending.append(worker.submit(job))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        worker.shutdown(wait=True, cancel_futures=True)
+        return self._worker
 
 
 def use_one_core(started: threading.Barrier) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Generator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import fastpose
-from fastpose.data.ahead import DeviceWait, HostWait, prepare_ahead
+from fastpose.data.ahead import DeviceWait, HostWait, PreparedAhead
 from fastpose.data.augmentation import Augmentation, Draws
 from fastpose.data.boxes import body_boxes
 from fastpose.data.images import BadImageError
@@ -48,6 +48,23 @@ class Batch:
     keypoints: Tensor
     visible: Tensor
     heatmap_to_image: Tensor
+
+
+class Epoch(Iterator[Batch]):
+    """Batches that are prepared ahead while they are taken. Its threads end with the last batch, with an error, or when
+    it is closed; of one that is left half way they end by themselves once it is collected."""
+
+    def __init__(
+        self, batches: Iterator[Batch], prepared: PreparedAhead[tuple[Batch, torch.cuda.Event | None]]
+    ) -> None:
+        self._batches, self._prepared = batches, prepared
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Drops what is not begun, waits for what is being prepared, and ends the threads."""
+        self._prepared.close()
 
 
 class PoseLoader:
@@ -154,35 +171,38 @@ class PoseLoader:
             heatmap_to_image=zeros(self.batch_size, 2, 3),
         )
 
-    def epoch(self, epoch: int = 0, first_step: int = 0) -> Generator[Batch, None, None]:
-        """Yields the batches of one epoch from `first_step` on. To stop early, close it (`contextlib.closing`).
+    def epoch(self, epoch: int = 0, first_step: int = 0) -> Epoch:
+        """The batches of one epoch from `first_step` on. To stop early, close it (`contextlib.closing`).
 
         A batch whose images are all bad is left out, so steps may jump.
 
         Raises:
-            BadImageError: an image cannot be read and `on_bad_image` is "error", or none of the epoch can be read.
+            BadImageError: when a batch is asked for: an image cannot be read and `on_bad_image` is "error", or none of
+                the epoch can be read.
         """
         order = self._order(epoch)
         with self._side_stream():
             on_device = to_device(order, self._maker)
         jobs = (lambda step=step: self._prepare(order, on_device, epoch, step) for step in range(first_step, len(self)))
         # Two threads: one waits for its pixels while the other crops or, for a GPU, fills and copies pinned memory.
-        prepared = prepare_ahead(jobs, self.prefetch, threads=2)
+        prepared = PreparedAhead(jobs, self.prefetch, threads=2)
+        return Epoch(self._arriving(prepared, first_step), prepared)
+
+    def _arriving(
+        self, prepared: PreparedAhead[tuple[Batch, torch.cuda.Event | None]], first_step: int
+    ) -> Iterator[Batch]:
         empty = True
-        try:
-            while True:
-                self._wait.begin()
-                made = next(prepared, None)
-                if made is None:
-                    break
-                batch, ready = made
-                self._wait.end(ready)
-                if len(batch.rows) == 0:
-                    continue
-                empty = False
-                yield self._handed_over(batch)
-        finally:
-            prepared.close()
+        while True:
+            self._wait.begin()
+            made = next(prepared, None)
+            if made is None:
+                break
+            batch, ready = made
+            self._wait.end(ready)
+            if len(batch.rows) == 0:
+                continue
+            empty = False
+            yield self._handed_over(batch)
         if empty and first_step == 0:
             first = next(iter(self.bad_images.values()))
             raise BadImageError(f"no image of the epoch could be read; the first error: {first}")

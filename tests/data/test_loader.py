@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import gc
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import fastpose
-from fastpose.data.ahead import DeviceWait, prepare_ahead
+from fastpose.data.ahead import DeviceWait, PreparedAhead
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.boxes import body_boxes, reductions
 from fastpose.data.images import BadImageError
@@ -636,7 +637,7 @@ def test_an_epoch_that_is_closed_early_leaves_nothing_in_gpu_memory(persons):
 
 def test_jobs_run_in_order_and_not_further_ahead_than_asked():
     begun = []
-    with closing(prepare_ahead(((lambda n=n: begun.append(n) or n) for n in range(100)), 3)) as results:
+    with closing(PreparedAhead(((lambda n=n: begun.append(n) or n) for n in range(100)), 3)) as results:
         assert [next(results), next(results)] == [0, 1]
     assert begun == list(range(len(begun)))
     assert 2 <= len(begun) <= 2 + 3
@@ -652,12 +653,35 @@ def test_several_threads_keep_the_order():
         return n, torch.get_num_threads()
 
     jobs = ((lambda n=n: job(n)) for n in range(6))
-    assert list(prepare_ahead(jobs, 2, threads=2)) == [(n, 1) for n in range(6)]
+    assert list(PreparedAhead(jobs, 2, threads=2)) == [(n, 1) for n in range(6)]
     assert background_threads() == []
 
 
+def test_an_epoch_that_is_left_half_way_is_collected_without_waiting_for_its_threads(persons, monkeypatch):
+    """The collector may be at work in a thread that is just starting, where to wait for another never ends."""
+    waits, shutdown = [], ThreadPoolExecutor.shutdown
+
+    def note(pool, wait=True, **options):
+        waits.append(wait)
+        shutdown(pool, wait, **options)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", note)
+    batches = loader(persons).epoch()
+    next(batches)
+    ring = [batches]
+    ring.append(ring)
+    del batches, ring
+    gc.collect()
+    assert waits == [False]
+    for _ in range(200):
+        if not background_threads():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{background_threads()} are still there")
+
+
 def test_the_error_of_a_job_is_raised_in_its_place():
-    results = prepare_ahead(iter([lambda: 1, lambda: 1 // 0, lambda: 3]), 2)
+    results = PreparedAhead(iter([lambda: 1, lambda: 1 // 0, lambda: 3]), 2)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -685,7 +709,7 @@ def three_threads():
 
 
 def test_only_the_background_thread_works_on_one_core(three_threads):
-    with closing(prepare_ahead(iter([torch.get_num_threads] * 5), 1)) as inside:
+    with closing(PreparedAhead(iter([torch.get_num_threads] * 5), 1)) as inside:
         assert next(inside) == 1
         assert torch.get_num_threads() == in_new_thread(torch.get_num_threads) == 3
         assert list(inside) == [1] * 4
@@ -694,7 +718,7 @@ def test_only_the_background_thread_works_on_one_core(three_threads):
 
 def test_a_consumer_that_has_not_used_torch_before_keeps_all_threads(three_threads):
     def consume():
-        return list(prepare_ahead(iter([torch.get_num_threads]), 1)), torch.get_num_threads()
+        return list(PreparedAhead(iter([torch.get_num_threads]), 1)), torch.get_num_threads()
 
     assert in_new_thread(consume) == ([1], 3)
 

@@ -57,9 +57,7 @@ class Oracle(torch.nn.Module):
 
     def __init__(self, loader):
         super().__init__()
-        # All of them at once: an epoch that is left half way, and found by the garbage collector while another thread
-        # starts, would wait for its own threads there and never end.
-        self.batches, self.batch = iter(list(loader.epoch())), None
+        self.batches, self.batch = loader.epoch(), None
         self.mirror_offset = 0.0 if loader.udp else 0.25
 
     def forward(self, images):
@@ -481,7 +479,9 @@ def test_no_step_is_captured_if_no_batch_is_full(persons, monkeypatch):
     step = step_of(small_network())
     step._side = "side"
     monkeypatch.setattr(TrainStep, "_capture", lambda *arguments: pytest.fail("captured"))
-    train_epoch(step, make_loader(persons.select([0, 1])))
+    progress = RunProgress()
+    train_epoch(step, make_loader(persons.select([0, 1])), progress)
+    assert (progress.step, progress.samples) == (1, 2)
 
 
 @pytest.mark.parametrize("name", AUTO_ON_CUDA)
