@@ -83,10 +83,12 @@ def expect(
 
 
 def described(value: Tensor) -> str:
+    """A tensor in an error, in the words of the native ops: dtype, shape, device."""
     return f"{NAMES.get(value.dtype, value.dtype)} {list(value.shape)} on {value.device}"
 
 
 def expect_map_size(op: str, height: int, width: int) -> None:
+    """RuntimeError unless maps have 1 to MAX_EXTENT pixels in either direction."""
     if not (1 <= height <= MAX_EXTENT and 1 <= width <= MAX_EXTENT):
         raise RuntimeError(
             f"{op}: the maps must be at least 1 x 1 pixels and at most {MAX_EXTENT} high or wide, "
@@ -104,6 +106,7 @@ def values_are_checked(device: torch.device) -> bool:
 
 
 def accumulate_type(dtype: torch.dtype) -> torch.dtype:
+    """The type in which values of maps are computed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -74,6 +74,7 @@ def plain_render_heatmaps(
 
 
 def expect_target(op: str, height: int, width: int, sigma: float, encoding: int) -> None:
+    """RuntimeError unless there are targets of this size in map pixels, sigma and encoding."""
     expect_map_size(op, height, width)
     if not 1e-30 <= sigma <= torch.finfo(torch.float32).max:  # what is left of it in float32 must be a divisor
         raise RuntimeError(f"{op}: sigma must be a positive number of map pixels, got {sigma}")

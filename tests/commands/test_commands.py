@@ -38,7 +38,7 @@ from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
 from tests.helpers.persons import persons_of
 from tests.helpers.reading import loader_of, read_split
-from tests.helpers.settings import changed
+from tests.helpers.settings import changed, small_network
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,14 +46,6 @@ RUN_FILES = {
     *("config.yaml", "metrics.jsonl", "summary.json", "last.pt", "last.prev.pt", "best.pt"),
     *("curves.png", "predictions.png", "heatmaps.png"),
 }
-
-
-def small_network(depth: int, head: str, num_joints: int, *, channels: int) -> torch.nn.Module:
-    """Stands in for a ResNet, whose checkpoints alone take longer to write than these tests should take."""
-    layers: list[torch.nn.Module] = []
-    for inputs in (3, channels):
-        layers += [torch.nn.Conv2d(inputs, channels, 3, 2, 1), torch.nn.BatchNorm2d(channels), torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers, torch.nn.Conv2d(channels, num_joints, 1))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -30,6 +30,7 @@ from fastpose.options.settings import Settings
 from fastpose.options.settle import settle
 from fastpose.skeletons import COCO, MPII, Skeleton
 from tests.helpers.reading import read_split
+from tests.helpers.settings import small_network
 from tests.helpers.tiny_coco import annotation, contents, write_tiny_coco
 
 
@@ -396,13 +397,6 @@ def test_images_that_cannot_be_read_are_left_out_of_ap(tmp_path):
 
 
 # ---- the commands ----
-
-
-def small_network(depth: int, head: str, num_joints: int, *, channels: int) -> torch.nn.Module:
-    layers: list[torch.nn.Module] = []
-    for inputs in (3, channels):
-        layers += [torch.nn.Conv2d(inputs, channels, 3, 2, 1), torch.nn.BatchNorm2d(channels), torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers, torch.nn.Conv2d(channels, num_joints, 1))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -52,10 +52,9 @@ def test_the_ops_run_one_after_the_other() -> None:
     assert names["scores"]["Mean@0.1"] == 100.0  # type: ignore[index]
 
 
-def test_the_code_of_every_other_page_runs() -> None:
-    with_code = {page for page in PAGES if blocks(page, "python")}
-    for page in with_code - ELSEWHERE - {"README.md", "conventions.md"}:
-        run(page)
+@pytest.mark.parametrize("page", sorted({p for p in PAGES if blocks(p, "python")} - ELSEWHERE))
+def test_the_code_of_a_page_runs(page: str) -> None:
+    assert run(page).keys() > {"__builtins__"}  # it has left something
 
 
 def test_every_public_name_is_documented() -> None:

@@ -190,6 +190,7 @@ def read_index(root: Path) -> dict[str, Any]:
 
 
 def split_files(root: Path, split: str) -> dict[str, Any]:
+    """What pack.json says of the files of a split; PackError if it says nothing."""
     try:
         return dict(read_index(root)["files"][split])
     except (KeyError, TypeError) as error:
@@ -197,6 +198,7 @@ def split_files(root: Path, split: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a pack; PackError if it is damaged, or something else."""
     try:
         contents = json.loads(path.read_bytes())
     except ValueError as error:
@@ -207,6 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_checked(path: Path, crc: int) -> bytes:
+    """The contents of a file of a pack; PackError if it is missing or its CRC-32 is not `crc`."""
     if not path.is_file():
         raise PackError(f"{path}: missing")
     data = path.read_bytes()
@@ -216,6 +219,7 @@ def read_checked(path: Path, crc: int) -> bytes:
 
 
 def load_table(path: Path, data: bytes) -> NDArray[np.void]:
+    """The rows of a shard's table, RECORD [N], from the contents of its file; PackError if they are not that."""
     try:
         table = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
