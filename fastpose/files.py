@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,3 +94,52 @@ def check_is_file(option: str, path: Path) -> None:
     """Raises FileNotFoundError, naming the option, if the file does not exist."""
     if not path.is_file():
         raise FileNotFoundError(f"{option}: no file {path}")
+
+
+def open_file(path: str | os.PathLike[str]) -> int:
+    """Opens a file to read; returns its descriptor. Never waits: a named pipe is refused, not waited for.
+
+    Every reader of a file that someone else may have made begins here.
+
+    Raises:
+        OSError: as from `os.open`.
+        ValueError: it is a folder, pipe, socket or device, also at the end of a link; names the path.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows would read text
+    file = os.open(path, flags)
+    mode = os.fstat(file).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(file)
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+        raise ValueError(f"{path}: expected a file, got a {kinds.get(stat.S_IFMT(mode), 'device')}")
+    return file
+
+
+def read_file(path: str | os.PathLike[str], most: int | None = None) -> bytes:
+    """All bytes of a file, with as few calls as that takes: each one gives the interpreter lock away and wants it back.
+
+    Args:
+        path: the file.
+        most: how many bytes to accept; None: any number.
+
+    Raises:
+        OSError: as from `os.open` and `os.read`.
+        ValueError: not a file, see `open_file`, or one of more than `most` bytes; names the path.
+    """
+    file = open_file(path)
+    try:
+        size = os.fstat(file).st_size
+        if most is not None and size > most:
+            raise ValueError(f"{path}: expected at most {most:,} bytes, got {size:,}")
+        data = os.read(file, size + 1)
+        if len(data) == size:
+            return data
+        parts, total = [data], len(data)  # it grows or shrinks, comes in parts, or has no size
+        while part := os.read(file, 1 << 20):
+            parts.append(part)
+            total += len(part)
+            if most is not None and total > most:
+                raise ValueError(f"{path}: expected at most {most:,} bytes, got more")
+        return b"".join(parts)
+    finally:
+        os.close(file)

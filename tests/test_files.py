@@ -2,11 +2,23 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fastpose.files import append_line, check_is_file, read_lines, replacing, write_json, write_text, written_beside
+from fastpose.files import (
+    append_line,
+    check_is_file,
+    open_file,
+    read_file,
+    read_lines,
+    replacing,
+    write_json,
+    write_text,
+    written_beside,
+)
 
 
 @pytest.fixture
@@ -118,3 +130,48 @@ def test_a_missing_file_is_an_error_that_names_its_option(tmp_path, path):
     for absent in (tmp_path / "absent.mat", tmp_path):
         with pytest.raises(FileNotFoundError, match=f"^head_boxes: no file {absent}$"):
             check_is_file("head_boxes", absent)
+
+
+def test_a_file_is_read_whole_also_where_the_system_gives_it_no_size(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(contents := bytes(range(256)) * 20_000)
+    assert read_file(path) == read_file(path, len(contents)) == contents
+    if Path("/proc/self/status").exists():
+        assert b"VmSize" in read_file("/proc/self/status")
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5000])
+def test_a_file_that_changes_its_size_is_read_to_its_end(tmp_path, monkeypatch, size):
+    (tmp_path / "a").write_bytes(bytes(range(250)) * 4)
+    monkeypatch.setattr(os, "fstat", lambda file: SimpleNamespace(st_size=size, st_mode=stat.S_IFREG))
+    assert read_file(tmp_path / "a") == bytes(range(250)) * 4
+
+
+def test_a_file_that_comes_in_parts_is_read_to_its_end(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(bytes(range(250)) * 4)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 300)))
+    assert read_file(tmp_path / "a") == bytes(range(250)) * 4
+
+
+def test_a_file_above_the_limit_is_refused_unread(tmp_path):
+    path = tmp_path / "large.json"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no space
+    with pytest.raises(ValueError, match=rf"^{path}: expected at most 1,000 bytes, got 1,099,511,627,776$"):
+        read_file(path, 1000)
+    if Path("/proc/self/status").exists():
+        with pytest.raises(ValueError, match="expected at most 10 bytes, got more"):
+            read_file("/proc/self/status", 10)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_not_a_file_is_refused_without_waiting(tmp_path):
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    (link := tmp_path / "link.jpg").symlink_to(pipe)
+    for path, kind in ((pipe, "named pipe"), (link, "named pipe"), (tmp_path, "folder"), (Path("/dev/zero"), "device")):
+        with pytest.raises(ValueError, match=f"^{path}: expected a file, got a {kind}$"):
+            open_file(path)
+    with pytest.raises(FileNotFoundError):
+        open_file(tmp_path / "absent")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
+from fastpose.files import read_file
+
 # SimpleBaselines and its descendants read pixels as stored, so the annotations are for the unrotated image.
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # The "grayscale" of these names is the absence of a colour flag; with IMREAD_REDUCED_COLOR_*, which stand for BGR,
@@ -73,26 +75,6 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1) -> np.ndarray:
     if image is None:
         raise BadImageError(f"{path}: OpenCV cannot decode its {len(data)} bytes (damaged, or not an image)")
     return image if by_decoder or reduction == 1 else average(image, reduction, 1)
-
-
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of a file, with as few calls as that takes: each one gives the interpreter lock away and wants it back.
-
-    Raises:
-        OSError, ValueError: as from `os.open` and `os.read`.
-    """
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # Windows would read text
-    try:
-        size = os.fstat(file).st_size
-        data = os.read(file, size + 1)
-        if len(data) == size:
-            return data
-        parts = [data]  # it grows or shrinks, comes in parts, or has no size
-        while part := os.read(file, 1 << 20):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        os.close(file)
 
 
 def average(image: np.ndarray, pixels: int, into: int) -> np.ndarray:

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
-import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastpose.data.images import BadImageError, average, is_whole_jpeg, read_file, read_image
+from fastpose.data.images import BadImageError, average, is_whole_jpeg, read_image
 from tests.helpers.shift import shift_between
 
 REAL_DATA = Path(os.environ.get("FASTPOSE_REAL_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
@@ -163,30 +161,6 @@ def test_a_second_picture_behind_the_image_may_be_cut(tmp_path, progressive):
 )
 def test_a_whole_jpeg_is_known_by_its_segments(data, whole):
     assert is_whole_jpeg(data) is whole
-
-
-@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5000])
-def test_a_file_that_changes_its_size_is_read_to_its_end(tmp_path, monkeypatch, size):
-    (tmp_path / "a").write_bytes(bytes(range(250)) * 4)
-    monkeypatch.setattr(os, "fstat", lambda file: SimpleNamespace(st_size=size))
-    assert read_file(tmp_path / "a") == bytes(range(250)) * 4
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
-def test_a_file_that_comes_in_parts_is_read_to_its_end(tmp_path):
-    data = save(tmp_path / "a.jpg", Image.fromarray(picture()))
-    os.mkfifo(tmp_path / "pipe")
-
-    def write() -> None:
-        with open(tmp_path / "pipe", "wb", buffering=0) as pipe:
-            for begin in range(0, len(data), 500):
-                pipe.write(data[begin : begin + 500])
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    image = read_image(tmp_path / "pipe")
-    writer.join()
-    np.testing.assert_array_equal(image, read_image(tmp_path / "a.jpg"))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

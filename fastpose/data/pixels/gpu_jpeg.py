@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpose.data.images import is_whole_jpeg, read_file
+from fastpose.data.images import is_whole_jpeg
 from fastpose.data.pixels.files import read_or_error
 from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
+from fastpose.files import read_file
 from fastpose.ops.image_batch import ImageBatch
 from fastpose.option import OptionError
 
