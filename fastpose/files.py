@@ -5,28 +5,34 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
 def written_beside(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """A path beside `path` to write a file to. It becomes `path`, whole and on the disk, once the block ends.
+    """A path beside `path` to write a file to. It becomes `path` once the block ends: contents and name are then on the
+    disk, and outlive a power cut.
 
     If the block raises, the file beside is removed and `path` stays as it was.
 
     Args:
         path: the file to replace or to make. Its suffix, which some writers go by, stays.
-        keep: where to keep the file that was at `path` before.
+        keep: where to keep the file that was at `path` before. A power cut may leave it there without a `path`.
 
     Raises:
-        OSError: as the block raised it; of a full disk, which does not say where, with `path` in it.
+        OSError: as the block raised it; with `path` in it if it does not say where, and of a full disk with the bytes
+            that are free.
     """
-    beside = path.with_name(f"{path.stem}.part{path.suffix}")
+    beside = part_of(path)
     try:
         yield beside
         with open(beside, "rb+") as file:
@@ -34,12 +40,126 @@ def written_beside(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(beside, path)
+        sync_folder(path.parent)
     except BaseException as error:
-        beside.unlink(missing_ok=True)  # a full disk is not to stay full
+        with suppress(OSError):  # which would hide the error that matters
+            beside.unlink(missing_ok=True)  # a full disk is not to stay full
         # BrokenPipeError comes from printing progress inside the block; an error without a number has its own words.
         if isinstance(error, OSError) and error.errno and error.filename is None and error.errno != errno.EPIPE:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise _of_file(error, path) from error
         raise
+
+
+def part_of(path: Path) -> Path:
+    """Where the file at `path` is written before it is whole: last.pt -> last.part.pt"""
+    return path.with_name(f"{path.stem}.part{path.suffix}")
+
+
+def _of_file(error: OSError, path: Path) -> OSError:
+    """The same error with the file that was being written; of a full disk with the bytes that are free."""
+    text = str(error.strerror)
+    if error.errno == errno.ENOSPC:
+        with suppress(OSError):
+            text += f", {shutil.disk_usage(path.parent).free:,} bytes free"
+    return OSError(error.errno, text, str(path))
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk: until then a power cut may undo that a file was made, renamed or
+    removed. Does nothing where the system cannot (Windows, some network file systems)."""
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise _of_file(error, folder) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, with those above it, unless it is there; its name is then on the disk."""
+    for part in reversed((folder, *folder.parents)):
+        if part == folder or not part.exists():
+            part.mkdir(exist_ok=True)
+            sync_folder(part.parent)
+
+
+@contextmanager
+def only_writer(folder: Path, otherwise: Exception) -> Iterator[None]:
+    """Locks a folder against other processes that ask for the same while the block runs.
+
+    The lock ends with the process, however that ends. Where the system has no such locks, it warns and goes on.
+
+    Args:
+        folder: which exists.
+        otherwise: what to raise if another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise otherwise from None
+        except OSError as error:  # some network file systems lock no folders
+            log.warning("%s: cannot be locked (%s): let no other process write into it", folder, error.strerror)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class WholeFile:
+    """A new file that takes all its bytes before it says that they could not be written, so that it can say how many
+    are needed: torch.save makes a traceback of an error within.
+
+    Raises:
+        OSError: on leaving the block, with the bytes needed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115  (closed in __exit__)
+        self._error: OSError | None = None
+        self._size = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        size = memoryview(data).nbytes
+        self._size += size
+        if self._error is None:
+            try:
+                write_all(self._file, data)
+            except OSError as error:
+                self._error = error
+        return size
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def __enter__(self) -> WholeFile:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        self._file.close()
+        if self._error is not None and kind is None:
+            raise _needing(self._error, self._size) from self._error
+
+
+def write_all(file: Any, data: bytes | memoryview) -> None:
+    """Writes all bytes to a raw file, which may take a part of them at a time."""
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[file.write(left) :]
+
+
+def _needing(error: OSError, size: int) -> OSError:
+    return OSError(error.errno, f"{error.strerror}: {size:,} bytes needed")
 
 
 @contextmanager
@@ -49,10 +169,15 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
         yield file
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    with written_beside(path) as beside, WholeFile(beside) as file:
+        file.write(data)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, contents: Any) -> None:
@@ -68,26 +193,66 @@ def write_yaml(path: Path, contents: dict[str, Any]) -> None:
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends one JSON object; NaN, which JSON lacks, is a ValueError."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+    """Appends one JSON object; NaN, which JSON lacks, is a ValueError. The line is then on the disk.
+
+    Raises:
+        OSError: with `path`, and the bytes needed and free if the disk is full; the file is as it was.
+    """
+    data = (json.dumps(line, allow_nan=False) + "\n").encode()
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            write_all(file, data)
+            os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                file.truncate(before)  # the next line must not follow a torn one
+            raise _of_file(_needing(error, len(data)), path) from error
+    if before == 0:  # it may be new
+        sync_folder(path.parent)
 
 
 def read_lines(path: Path, epochs: int) -> list[dict[str, Any]]:
-    """The lines of the first `epochs` epochs; drops those after, which a resumed run is about to write again."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    """The lines of the first `epochs` epochs; drops those after, which a resumed run is about to write again.
+
+    Torn lines, and all but the last of several for one epoch, are dropped too, with a warning that says how many, and
+    which epochs have no line.
+    """
+    try:
+        data = read_file(path)
+    except FileNotFoundError:
+        data = b""
+    found: dict[int, dict[str, Any]] = {}
+    dropped = 0
+    for text in data.split(b"\n"):
+        if not text:
+            continue
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:  # a torn last line; its epoch is trained again
-            break
-        if line["epoch"] > epochs:
-            break
-        lines.append(line)
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+            epoch = line["epoch"]
+            kept = isinstance(epoch, int) and epoch >= 1
+        except (ValueError, TypeError, KeyError, RecursionError):
+            kept = False
+        if not kept:
+            dropped += 1
+        elif epoch <= epochs:
+            dropped += epoch in found
+            found[epoch] = line
+    lines = [found[epoch] for epoch in sorted(found)]
+    if dropped:
+        log.warning("%s: dropped %d lines that are torn, or repeat an epoch", path, dropped)
+    if lost := [epoch for epoch in range(1, epochs + 1) if epoch not in found]:
+        log.warning("%s: the lines of %d epochs are lost, the first is epoch %d", path, len(lost), lost[0])
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    if whole.encode() != data:
+        write_text(path, whole)
     return lines
+
+
+def is_blank(data: bytes) -> bool:
+    """Whether a text file has nothing in it, as power cuts leave files that were not yet on the disk: of no length, or
+    with zeros for text."""
+    return not data.strip(b"\0 \t\r\n")
 
 
 def check_is_file(option: str, path: Path) -> None:

@@ -2,16 +2,24 @@
 import errno
 import json
 import os
+import re
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fastpose.files import (
     append_line,
     check_is_file,
+    make_folder,
+    only_writer,
     open_file,
+    part_of,
     read_file,
     read_lines,
     replacing,
@@ -19,6 +27,7 @@ from fastpose.files import (
     write_text,
     written_beside,
 )
+from fastpose.models.checkpoint import save_contents
 
 
 @pytest.fixture
@@ -95,7 +104,150 @@ def test_contents_are_on_the_disk_before_the_name_is(path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), sync(file)))
     monkeypatch.setattr(os, "replace", lambda *places: (done.append("replace"), replace(*places)))
     write_text(path, "new")
-    assert done == ["fsync", "replace"]
+    assert done == ["fsync", "replace", "fsync"]  # the last is the folder's
+
+
+def test_a_kept_file_and_the_new_one_are_on_the_disk_together(path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(stat.S_IFMT(os.fstat(file).st_mode)), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *places: (done.append(places[1].name), replace(*places)))
+    with replacing(path, keep=path.with_name("kept.json")) as file:
+        file.write(b"new")
+    assert done == [stat.S_IFREG, "kept.json", "scores.json", stat.S_IFDIR]
+
+
+def test_a_line_is_on_the_disk_and_so_is_the_name_of_its_file(tmp_path, monkeypatch):
+    done, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(stat.S_IFMT(os.fstat(file).st_mode)), sync(file)))
+    for _ in range(2):
+        append_line(tmp_path / "metrics.jsonl", {"epoch": 1})
+    assert done == [stat.S_IFREG, stat.S_IFDIR, stat.S_IFREG]
+
+
+def test_each_new_folder_s_name_is_on_the_disk(tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), sync(file)))
+    make_folder(tmp_path / "runs/a")
+    assert synced == [tmp_path.stat().st_ino, (tmp_path / "runs").stat().st_ino]
+    make_folder(tmp_path / "runs/a")  # it may be there only in memory, from a process that was killed
+    assert synced[2:] == [(tmp_path / "runs").stat().st_ino]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        make_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders_is_no_error(path, monkeypatch, number):
+    def refuse(file):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def writers() -> dict[str, Callable[[Path], None]]:
+    """What writes a run's files, each about 100,000 bytes."""
+    text = "0123456789" * 10_000
+    tensors = {"weight": torch.arange(25_000, dtype=torch.int32)}
+    return {
+        "write_text": lambda path: write_text(path, text),
+        "write_json": lambda path: write_json(path, {"text": text}),
+        "append_line": lambda path: append_line(path, {"text": text}),
+        "save_contents": lambda path: save_contents(path, tensors),
+        "save_contents for old torch": lambda path: save_contents(path, tensors, for_old_torch=True),
+    }
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("name", writers())
+def test_a_full_disk_is_one_line_with_the_file_and_the_bytes_needed_and_free(path, name):
+    """A real one: /dev/full, in the place of the file that is written."""
+    place = path if name == "append_line" else part_of(path)
+    place.unlink(missing_ok=True)
+    place.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full:
+        writers()[name](path)
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(path))
+    needed, free = re.search(r"device: ([\d,]+) bytes needed, ([\d,]+) bytes free: '", str(full.value)).groups()
+    assert 100_000 <= int(needed.replace(",", "")) < 110_000
+    assert int(free.replace(",", "")) > 0
+    assert "\n" not in str(full.value)
+    assert names(path.parent) == ["scores.json"]
+    assert name == "append_line" or path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", writers())
+def test_a_limit_of_the_system_leaves_the_old_file_alone(path, name):
+    """A real one, in the middle of the file."""
+    resource = pytest.importorskip("resource", reason="Windows limits no file sizes")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: 10\d,\d\d\d bytes needed: '") as limit:
+            writers()[name](path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (limit.value.errno, limit.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_text() == "old"
+    assert names(path.parent) == ["scores.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("name", writers())
+def test_a_disk_that_fails_at_the_last_moment_is_one_line_with_the_file(path, monkeypatch, name, number):
+    def fail(file):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as failed:
+        writers()[name](path)
+    assert (failed.value.errno, failed.value.filename) == (number, str(path))
+    assert path.read_text() == "old"
+    assert names(path.parent) == ["scores.json"]
+
+
+def test_a_file_beside_that_cannot_be_removed_hides_no_error(path, monkeypatch):
+    def refuse(self, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        spoil(path, OSError(errno.EIO, "Input/output error"), None)
+
+
+def test_a_folder_is_locked_against_other_processes_until_the_one_that_has_it_ends(tmp_path):
+    pytest.importorskip("fcntl", reason="Windows has no such locks")
+    code = (
+        "import sys, time; from pathlib import Path; from fastpose.files import only_writer\n"
+        "with only_writer(Path(sys.argv[1]), SystemExit('in use')):\n"
+        "    print('locked', flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(PermissionError, match="in use"), only_writer(tmp_path, PermissionError("in use")):
+            pass
+    finally:
+        other.kill()  # it has no chance to give the lock back
+        other.communicate()
+    for _ in range(2):
+        with only_writer(tmp_path, PermissionError("in use")):
+            pass
+
+
+def test_a_file_system_without_locks_is_reported_and_no_error(tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
+
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with only_writer(tmp_path, PermissionError("in use")):
+        pass
+    assert f"{tmp_path}: cannot be locked (No locks available)" in caplog.text
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
@@ -123,6 +275,32 @@ def test_lines_of_epochs_to_be_repeated_and_a_torn_one_are_dropped(tmp_path):
     assert path.read_text() == whole
     assert [line["epoch"] for line in read_lines(path, 2)] == [1, 2]
     assert path.read_text().splitlines() == whole.splitlines()[:2]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "warned"),
+    [
+        ('{"epoch": 1}\n{"epoch": 2}\n', [1, 2], None),
+        ('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n', [1, 2], None),  # to be written again
+        ('{"epoch": 1}\n{"epoch": 2}\n{"epo', [1, 2], "dropped 1 lines"),
+        ('{"epoch": 1}\n\0\0\0\0\n{"epoch": 2}\n', [1, 2], "dropped 1 lines"),
+        ('{"epoch": 1}\n[[\n3\n{}\n{"epoch": "2"}\n{"epoch": 2}\n', [1, 2], "dropped 4 lines"),
+        ('{"epoch": 1, "n": 0}\n{"epoch": 1}\n{"epoch": 2}\n', [1, 2], "dropped 1 lines"),
+        ('{"epoch": 2}\n', [2], "the lines of 1 epochs are lost, the first is epoch 1"),
+        ("\0\0\0\0", [], "the lines of 2 epochs are lost, the first is epoch 1"),
+        ("", [], "the lines of 2 epochs are lost, the first is epoch 1"),
+        (None, [], "the lines of 2 epochs are lost, the first is epoch 1"),
+    ],
+)
+def test_what_a_power_cut_or_a_second_run_did_to_lines_is_reported_and_mended(tmp_path, caplog, text, kept, warned):
+    path = tmp_path / "metrics.jsonl"
+    if text is not None:
+        path.write_text(text)
+    assert read_lines(path, 2) == [{"epoch": epoch} for epoch in kept]
+    assert (f"{path}: " in caplog.text) == (warned is not None)
+    assert (warned or "") in caplog.text
+    append_line(path, {"epoch": 3})
+    assert path.read_text() == "".join(f'{{"epoch": {epoch}}}\n' for epoch in [*kept, 3])
 
 
 def test_a_missing_file_is_an_error_that_names_its_option(tmp_path, path):

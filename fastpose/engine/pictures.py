@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fastpose.files import write_bytes
 from fastpose.skeletons import Skeleton
 
 PREDICTION = "#1f6fff"
@@ -68,7 +70,7 @@ def draw_curves(
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_predictions(path: Path, people: Sequence[Person], skeleton: Skeleton) -> None:
@@ -91,7 +93,7 @@ def draw_predictions(path: Path, people: Sequence[Person], skeleton: Skeleton) -
         for color, label in ((PREDICTION, "prediction"), (GROUND_TRUTH, "ground truth"))
     ]
     figure.legend(handles=legend, loc="upper center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_heatmaps(
@@ -140,7 +142,7 @@ def draw_heatmaps(
         )
         _frame(axes, height, width)
         axes.set_title(f"{name.replace('_', ' ')}  {score:.2f}", fontsize=9)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_pose(path: Path, picture: np.ndarray, poses: np.ndarray, skeleton: Skeleton) -> None:
@@ -152,7 +154,7 @@ def draw_pose(path: Path, picture: np.ndarray, poses: np.ndarray, skeleton: Skel
     for joints in poses:
         draw_skeleton(axes, joints, np.ones(len(joints), bool), skeleton, PREDICTION, width=3.0)
     _frame(axes, height, width)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_skeleton(
@@ -164,6 +166,12 @@ def draw_skeleton(
             axes.plot(*points[[a, b]].T, color=color, linewidth=width, solid_capstyle="round", alpha=0.85)
     x, y = points[shown].T
     axes.scatter(x, y, s=(2.6 * width) ** 2 / 2, color=color, edgecolors="black", linewidths=0.5, zorder=3)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format=path.suffix.removeprefix("."))
+    write_bytes(path, picture.getvalue())
 
 
 def _frame(axes: Axes, height: int, width: int) -> None:

@@ -7,12 +7,12 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
-from fastpose.files import replacing
+from fastpose.files import WholeFile, written_beside
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,9 @@ def save_checkpoint(
         config: the run's options as plain values.
         skeleton: the joints, `dataclasses.asdict` of a Skeleton; in files of version 0.1 its name alone.
         keep_previous: keep the file that was there as `previous_path(path)`.
+
+    Raises:
+        OSError: it could not be written; names the file and, if the disk is full, the bytes needed and free.
     """
     contents = {
         "format": FORMAT,
@@ -81,8 +84,9 @@ def save_contents(path: Path, contents: Any, *, keep_previous: bool = False, for
 
     `for_old_torch`: in the format from before torch 1.6, which knows no other.
     """
-    with replacing(path, keep=previous_path(path) if keep_previous else None) as file:
-        torch.save(contents, file, _use_new_zipfile_serialization=not for_old_torch)
+    keep = previous_path(path) if keep_previous else None
+    with written_beside(path, keep=keep) as beside, WholeFile(beside) as file:
+        torch.save(contents, cast(BinaryIO, file), _use_new_zipfile_serialization=not for_old_torch)
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import fastpose
-from fastpose.files import written_beside
+from fastpose.files import WholeFile, written_beside
 from fastpose.models.decoding import DecodeOptions
 from fastpose.models.network import NetworkOptions
 from fastpose.ops.decode_heatmaps import REFINEMENTS, plain_decode_heatmaps
@@ -146,7 +146,9 @@ def write(network: PixelsToPoints, path: Path, pictures: Sequence[np.ndarray]) -
             if path.suffix == ".onnx":
                 write_onnx(program, network, beside)
             else:
-                torch.export.save(program, beside, extra_files={"fastpose.json": json.dumps(metadata(network))})
+                with WholeFile(beside) as file:
+                    extra = {"fastpose.json": json.dumps(metadata(network))}
+                    torch.export.save(program, cast(BinaryIO, file), extra_files=extra)
         return compare(network, load(beside), pictures)
 
 

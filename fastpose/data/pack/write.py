@@ -6,11 +6,9 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +35,7 @@ from fastpose.data.pack.format import (
     with_checksum,
 )
 from fastpose.data.persons import Persons
-from fastpose.files import replacing
+from fastpose.files import only_writer, replacing
 from fastpose.skeletons import MPII
 
 
@@ -131,7 +129,7 @@ def write_pack(
     if out.exists() and not out.is_dir():
         raise PackError(f"{out}: exists and is not a folder")
     out.mkdir(parents=True, exist_ok=True)
-    with _only_writer(out):
+    with only_writer(out, PackError(f"{out}: another `fastpose pack` is writing into it")):
         complete = (out / INDEX).exists()
         if complete:
             found = read_index(out)
@@ -160,27 +158,6 @@ def write_pack(
         if (out / UNFINISHED).exists():
             (out / UNFINISHED).unlink()
     return new
-
-
-@contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """Raises PackError where another process packs into `out`. Does nothing where the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PackError(f"{out}: another `fastpose pack` is writing into it") from error
-        except OSError:  # some network file systems lock no folders
-            pass
-        yield
-    finally:
-        os.close(folder)
 
 
 def _write_shards(
