@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Pack
 from fastpose.device import choose_device, require_cuda
 from fastpose.engine.epoch import NotFiniteError
+from fastpose.engine.folder import check_resumable, check_unused, run_folder
 from fastpose.engine.loading import make_loader
 from fastpose.engine.run import Run
+from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import make_network
 from fastpose.option import OptionError, option
-from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming, read_recipe, recipes
+from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming, read_recipe, read_run, recipes
 from fastpose.options.settings import FIELDS, Settings
 from fastpose.options.settle import completed, settle
 
@@ -49,10 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = Command("train", DESCRIPTION + ", ".join(recipes()), TrainOptions, FIELDS)
     own, asked = command.parse(argv)
     begin = time.perf_counter()
+    # The folder's lock: before a run that goes on is read, and for a new one only once there is something to write.
+    claim = ExitStack()
     try:
+        refuse_ranks(os.environ)
         file, folder = options_file(own, asked)
+        if own.resume and not own.dry_run:
+            claim.enter_context(run_folder(folder, new=False))
+        if own.resume:
+            check_resumable(folder)
         try:
-            values = read_recipe(file)
+            values = read_run(folder) if own.resume else read_recipe(file)
+        except CheckpointError:
+            raise
         except ValueError as error:
             command.parser.error(str(error))
         try:
@@ -62,18 +75,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.parser.error(naming(error, file, values, asked))
         what = f"run {folder}" if own.resume else f"recipe {file.stem}"
         print(f"{what}, data root {settings.data.data_root}", flush=True)
-        if not own.resume and not own.dry_run and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(
-                f"{folder} exists and is not empty: choose another --run, or go on with it: --resume {folder}"
-            )
+        if not own.resume and not own.dry_run:
+            check_unused(folder)
         run = make_run(settings, dataset, folder, begin, resume=bool(own.resume))
-        return run.dry_run() if own.dry_run else run.train()
+        if own.dry_run:
+            return run.dry_run()
+        if not own.resume:
+            claim.enter_context(run_folder(folder, new=True))
+        return run.train()
     except (ValueError, OSError, NotFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         return 128 + signal.SIGINT
+    finally:
+        claim.close()
+
+
+def refuse_ranks(environment: Mapping[str, str]) -> None:
+    """Raises ValueError in a process that torchrun started as one of several: each would train all of the run."""
+    count = environment.get("WORLD_SIZE", "")
+    if "RANK" in environment and count.isdecimal() and int(count) > 1:
+        raise ValueError(
+            f"WORLD_SIZE is {count}: fastpose trains in one process, and {count} would each train the whole run: "
+            "start it without torchrun"
+        )
 
 
 def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
@@ -95,10 +122,9 @@ def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
             "--resume goes on in a run's own folder with its own settings: use it without --recipe and --run"
         )
     folder = Path(own.resume).parent if Path(own.resume).is_file() else Path(own.resume)
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"--resume {own.resume}: no run to go on with, {file} is missing")
-    return file, folder
+    if not folder.is_dir():
+        raise ValueError(f"--resume {own.resume}: no run to go on with, {folder / 'config.yaml'} is missing")
+    return folder / "config.yaml", folder
 
 
 def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: float, *, resume: bool = False) -> Run:
@@ -149,7 +175,7 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
         scorer,
         Decoder(model, skeleton, settings.decode, compute, udp=network.udp),
         begin=begin,
-        resume=completed({}) if resume else None,
+        resume=completed if resume else None,
     )
 
 

@@ -10,8 +10,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ class RunProgress:
 
     `epoch` and `step` are the next to train; `loss_sum`, `samples`, `epoch_seconds` and `epoch_wait_seconds` belong to
     the epoch that `step` is in, the other sums to the whole run. `train_data` identifies the persons that `step`
-    counts.
+    counts, `valid_data` those that are evaluated, `train_images` and `valid_images` their image files.
+    `train_bad_images` and `valid_bad_images` are those of the loaders, as text. `changes`: what a resumed run did not
+    keep, each with the epoch and step that it holds from, and what it was.
     """
 
     epoch: int = 0
@@ -48,6 +51,12 @@ class RunProgress:
     wait_seconds: float = 0.0
     seconds: float = 0.0
     train_data: str = ""
+    valid_data: str = ""
+    train_images: str = ""
+    valid_images: str = ""
+    train_bad_images: dict[int, str] = field(default_factory=dict)
+    valid_bad_images: dict[int, str] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     def next_epoch(self) -> None:
         self.epoch, self.step, self.loss_sum, self.samples = self.epoch + 1, 0, 0.0, 0

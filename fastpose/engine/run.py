@@ -9,7 +9,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,29 +21,38 @@ from fastpose.data.dataset import Scorer
 from fastpose.data.images import BadImageError
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.pack.format import PackError
+from fastpose.data.pixels import images_fingerprint
 from fastpose.device import ComputeOptions
 from fastpose.engine import results
 from fastpose.engine.epoch import NotFiniteError, RunProgress, StopSignals, check_finite, train_one_epoch
 from fastpose.engine.evaluation import Scored, predict_all, scored, scores_entry
+from fastpose.engine.folder import started_as
 from fastpose.engine.report import TrainingReport
 from fastpose.engine.schedule import LearningRate, ScheduleOptions, make_optimizer
 from fastpose.engine.step import TargetOptions, TrainStep
-from fastpose.files import append_line, read_lines, write_json, write_yaml
+from fastpose.files import append_line, read_file, read_lines, write_json, write_yaml
 from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import skeleton_of
 from fastpose.option import OptionError
 from fastpose.progress import CountedProgress
+from fastpose.skeletons import Skeleton
 
 # What a run keeps from its first step on, by the reason.
 KEPT = {
     "a run keeps its network": ("model", "depth", "head", "channels", "color_order", "size"),
     "a run keeps its optimiser, whose state is in the checkpoint": ("optimizer",),
 }
+DATA = {
+    "train_data": "the training persons",
+    "valid_data": "the validation persons",
+    "train_images": "the training images",
+    "valid_images": "the validation images",
+}
 
 
 class Run:
-    """A training run in `folder`.
+    """A training run in `folder`, which exists, and which no other process uses (see `run_folder`).
 
     Args:
         folder: where its files are, or will be.
@@ -54,8 +63,8 @@ class Run:
         scorer: of the validation persons.
         decoder: how the network's heatmaps become joints; it has the network.
         begin: `time.perf_counter` when the run began, for the seconds it takes.
-        resume: go on with the run in `folder`: what settings were, by name, in runs of versions that did not have them.
-            None: it is a new run.
+        resume: go on with the run in `folder`: makes today's settings, as plain values, of the config in a checkpoint
+            of any version. None: it is a new run.
 
     Raises:
         CheckpointError: see load_latest; or the checkpoint does not fit this version of fastpose.
@@ -76,7 +85,7 @@ class Run:
         decoder: Decoder,
         *,
         begin: float,
-        resume: Mapping[str, Any] | None = None,
+        resume: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         self.begin = self.last_save = begin
         self.folder, self.name, self.config, self.schedule = folder, name, config, schedule
@@ -86,7 +95,13 @@ class Run:
         self.model: nn.Module = decoder.model
         self.optimizer = make_optimizer(self.model, schedule)
         self.rate = LearningRate.of(schedule)
-        self.progress = RunProgress(train_data=train_loader.persons.fingerprint())
+        train, valid = train_loader.persons, valid_loader.persons
+        self.progress = RunProgress(
+            train_data=train.fingerprint(),
+            valid_data=valid.fingerprint(),
+            train_images=images_fingerprint(train.image_paths),
+            valid_images=images_fingerprint(valid.image_paths),
+        )
         if resume is not None:
             self.load(resume)
         weights = self.skeleton.joint_weights if targets.joint_weights else None
@@ -101,7 +116,6 @@ class Run:
         if self.is_complete():
             print(f"nothing is left to do: {folder} has all its {self.progress.epoch} epochs; more: --epochs NUMBER")
             return 0
-        folder.mkdir(parents=True, exist_ok=True)
         write_yaml(folder / "config.yaml", dict(self.config))
         self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
         report = TrainingReport(self.schedule.epochs, len(self.train_loader), self.progress, self.scorer)
@@ -114,11 +128,11 @@ class Run:
         with StopSignals() as stop:
             try:
                 evaluation = self.train_epochs(report, stop)
+                if evaluation is None:
+                    return self.stopped(stop.received)
             except (BadImageError, PackError, OSError, NotFiniteError) as error:
                 self.failed(error)
                 raise
-            if evaluation is None:
-                return self.stopped(stop.received)
         self.write_results(evaluation)
         return 0
 
@@ -127,8 +141,12 @@ class Run:
         summary = self.folder / "summary.json"
         if self.progress.epoch < self.schedule.epochs or not summary.is_file():
             return False
+        try:
+            contents = json.loads(read_file(summary))
+        except ValueError:  # torn by a power cut
+            return False
         # It may be that of an earlier end; if it does not say, as in version 0.1, it is written again.
-        return json.loads(summary.read_text(encoding="utf-8")).get("epochs") == self.progress.epoch
+        return isinstance(contents, dict) and contents.get("epochs") == self.progress.epoch
 
     def dry_run(self) -> int:
         """Trains one step, evaluates one batch and prints what there is to know of both. Writes nothing. Returns 0."""
@@ -193,8 +211,22 @@ class Run:
         return None if evaluation is None else scored(evaluation, self.scorer)
 
     def finish_epoch(self, evaluation: Scored | None) -> None:
-        """Takes the epoch into metrics.jsonl and the checkpoints, and moves on to the next."""
+        """Takes the epoch into metrics.jsonl and the checkpoints, and moves on to the next.
+
+        A file that cannot be written leaves the run where it was, at the end of the epoch's steps.
+        """
+        progress, rate = dataclasses.replace(self.progress), self.rate.state_dict()
+        try:
+            self.write_epoch(evaluation)
+        except OSError:
+            self.progress = progress
+            self.rate.load_state_dict(rate)
+            raise
+
+    def write_epoch(self, evaluation: Scored | None) -> None:
         progress = self.progress
+        if not (self.folder / "last.pt").exists():  # results without a checkpoint could not go on after a power cut
+            self.save("last.pt")
         seconds = max(progress.epoch_seconds, 1e-9)
         line = {
             "epoch": progress.epoch + 1,
@@ -221,6 +253,8 @@ class Run:
         """Writes last.pt, from which training can go on, or best.pt, which does without the optimiser."""
         self.last_save = time.perf_counter()
         self.progress.seconds = self.seconds_before + self.last_save - self.begin
+        self.progress.train_bad_images = texts_of(self.train_loader.bad_images)
+        self.progress.valid_bad_images = texts_of(self.valid_loader.bad_images)
         save_checkpoint(
             self.folder / name,
             model=self.model.state_dict(),
@@ -232,22 +266,25 @@ class Run:
             keep_previous=name == "last.pt",
         )
 
-    def load(self, unset: Mapping[str, Any]) -> None:
+    def load(self, settings_of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
         """Takes over the run's checkpoint; without one the run failed early and begins again.
 
-        `unset`: what settings were in runs of versions that did not have them.
+        `settings_of`: makes today's settings of the config of a checkpoint.
         """
-        last, train_data = self.folder / "last.pt", self.progress.train_data
+        last, data = self.folder / "last.pt", self.progress
         if not last.exists() and not previous_path(last).exists():
             print(f"no checkpoint in {self.folder} to go on from: training from the beginning", flush=True)
             return
         contents, file = load_latest(last)
-        was, now = {**unset, **contents["config"]}, self.config
+        try:
+            was, now = settings_of(contents["config"]), self.config
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{file}: does not fit this version of fastpose: {error}") from error
         for reason, names in KEPT.items():
             refuse_changes(was, now, names, reason)
-        joints = skeleton_of(contents["skeleton"]).joints
+        skeleton = skeleton_of(contents["skeleton"])
         refuse_changes(
-            {"skeleton": joints}, {"skeleton": self.skeleton.joints}, ("skeleton",), "a run keeps its joints"
+            {"skeleton": skeleton.joints}, {"skeleton": self.skeleton.joints}, ("skeleton",), "a run keeps its joints"
         )
         try:
             self.model.load_state_dict(contents["model"])
@@ -265,11 +302,37 @@ class Run:
                 f"of it; go on with the run's own value, at least to the epoch's end (--epochs {progress.epoch + 1})"
             )
             refuse_changes(was, now, ("batch_size", "seed"), reason)
-            data = "train_annotations (or another option of the training data)"
-            refuse_changes({data: progress.train_data}, {data: train_data}, (data,), reason)
-        progress.train_data = train_data
+            name = "train_annotations (or another option of the training data)"
+            refuse_changes({name: progress.train_data}, {name: data.train_data}, (name,), reason)
+        for loader, texts, same in (
+            (self.train_loader, progress.train_bad_images, progress.train_data == data.train_data),
+            (self.valid_loader, progress.valid_bad_images, progress.valid_data == data.valid_data),
+        ):
+            if same:  # else their numbers are those of other images
+                loader.bad_images.update({image: BadImageError(text) for image, text in texts.items()})
+        self.take_changes({**was, **parts_of(skeleton)}, {**now, **parts_of(self.skeleton)}, data)
         if not self.is_complete():
             print(f"going on from {file}, epoch {progress.epoch + 1} after step {progress.step}", flush=True)
+
+    def take_changes(self, was: Mapping[str, Any], now: Mapping[str, Any], data: RunProgress) -> None:
+        """Prints and remembers each difference between what the run was saved with and what it goes on with.
+
+        Args:
+            was, now: settings by name.
+            data: identifies the data that the run goes on with.
+        """
+        changes = [(name, was.get(name), value) for name, value in now.items() if was.get(name) != value]
+        for name, called in DATA.items():
+            before, after = getattr(self.progress, name), getattr(data, name)
+            if before not in ("", after):  # empty in runs of versions that did not save it
+                changes.append((called, before, after))
+            setattr(self.progress, name, after)
+        if self.is_complete():
+            return
+        place = {"epoch": self.progress.epoch + 1, "step": self.progress.step}
+        for name, before, after in changes:
+            print(f"{name} was {before}, now {after}", flush=True)
+            self.progress.changes.append({**place, "option": name, "was": before, "now": after})
 
     def stopped(self, signal_number: int) -> int:
         self.save("last.pt")
@@ -281,7 +344,11 @@ class Run:
     def failed(self, error: Exception) -> None:
         """Saves the weights if a file is to blame and not they, and says how to go on once that is mended."""
         if not isinstance(error, NotFiniteError) and math.isfinite(self.progress.loss_sum):
-            self.save("last.pt")
+            try:
+                self.save("last.pt")
+            except OSError as second:
+                if str(second) != str(error):
+                    print(f"error: {second}", file=sys.stderr)
         hint = " (or with --on_bad_image skip)" if isinstance(error, BadImageError) else ""
         print(f"to go on after mending this: {started_as()} --resume {self.folder}{hint}", flush=True)
 
@@ -315,15 +382,22 @@ class Run:
             "valid_persons": len(self.valid_loader.persons),
             "skipped_persons": skipped,
             "bad_images": [str(error) for error in bad_images],
+            "changes": progress.changes,
         }
         write_json(folder / "summary.json", summary)  # last: with it the run is complete
         for name in ("summary.json", "curves.png", "predictions.png", "heatmaps.png", "best.pt", "last.pt"):
             print(f"wrote {folder / name}")
 
 
-def started_as() -> str:
-    """The command that this is: the script's verb, or the module."""
-    return "fastpose train" if Path(sys.argv[0]).stem == "fastpose" else "python -m fastpose.train"
+def texts_of(bad_images: Mapping[int, BadImageError]) -> dict[int, str]:
+    """What is wrong with each image, as plain values; threads may be adding others."""
+    return {image: str(error) for image, error in dict(bad_images).items()}
+
+
+def parts_of(skeleton: Skeleton) -> dict[str, Any]:
+    """What a run uses of a skeleton besides the names of its joints, by what to call it in messages."""
+    parts = dataclasses.asdict(skeleton)
+    return {f"the skeleton's {name}": value for name, value in parts.items() if name not in ("name", "joints")}
 
 
 def first_batch(loader: PoseLoader, epoch: int = 0) -> Batch:

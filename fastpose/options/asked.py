@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from fastpose.data.datasets import DATASETS
+from fastpose.files import is_blank, read_file
+from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path
 from fastpose.option import OptionError, underscored
 from fastpose.options.settings import FIELDS, GROUP_OF, GROUPS
+
+log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"
@@ -145,6 +150,32 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except (ValueError, argparse.ArgumentError, yaml.YAMLError) as error:
         message = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise ValueError(f"{path}: {message}") from error
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The options that a run goes on with: those in its config.yaml or, with a warning if a power cut has left nothing
+    in that, those in its checkpoint.
+
+    Raises:
+        ValueError: see `read_recipe`; there is neither file.
+        CheckpointError: the checkpoint is damaged, or of another version.
+    """
+    file, last = folder / "config.yaml", folder / "last.pt"
+    found = file.is_file()
+    if found and not is_blank(read_file(file)):
+        return read_recipe(file)
+    lost = f"{file} is {'empty' if found else 'missing'}"
+    try:
+        contents, checkpoint = load_latest(last)
+    except CheckpointError as error:
+        if last.exists() or previous_path(last).exists():
+            raise
+        raise CheckpointError(f"--resume {folder}: no run to go on with, {lost}, and so is last.pt") from error
+    log.warning("%s: going on with the options in %s", lost, checkpoint)
+    config = contents["config"]
+    if not isinstance(config, dict) or config.keys() - FIELDS.keys():
+        raise CheckpointError(f"{checkpoint}: does not fit this version of fastpose: its config has other options")
+    return config
 
 
 def naming(error: OptionError, file: Path | None, values: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -94,8 +94,15 @@ def settle(
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a run of any version, as plain values: what it does not name was, in effect, as here."""
-    return {**Settings().as_plain(), **BEFORE, **config}
+    """The config of a run of any version, as plain values in today's spelling: what it does not name was, in effect, as
+    here.
+
+    Raises:
+        OptionError, TypeError: see `Settings.of`.
+    """
+    values = {**DEFAULTS, **BEFORE, **config}
+    values |= _named_files(values, dataset_named(values["dataset"]).layout)
+    return Settings.of(values).as_plain()
 
 
 def _is_inherited(error: Exception, wanted: Mapping[str, Any]) -> bool:

@@ -29,7 +29,6 @@ from fastpose.data.pixels import open as pixel_sources
 from fastpose.device import ComputeOptions
 from fastpose.engine import pictures
 from fastpose.engine import run as training
-from fastpose.engine.epoch import StopSignals
 from fastpose.models import network, pose_resnet
 from fastpose.models.exported import PixelsToPoints
 from fastpose.options.asked import find_recipe, recipes
@@ -38,6 +37,7 @@ from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
 from tests.helpers.persons import persons_of
 from tests.helpers.reading import loader_of, read_split
+from tests.helpers.runs import start_and_stop
 from tests.helpers.settings import changed, small_network
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -292,25 +292,6 @@ def test_channels_last_by_device(channels_last, cpu, cuda):
     options, layout = Settings.of({"channels": 16}).network, compute.memory_format(device)
     model = network.make_network(options, MPII, device, memory_format=layout)
     assert model[3].weight.is_contiguous(memory_format=cpu)
-
-
-def start_and_stop(recipe: Path, run: Path, looks: int) -> None:
-    """Starts a run with a Ctrl-C at look `looks` at `StopSignals.received`."""
-
-    class StopAfter(StopSignals):
-        seen = 0
-
-        @property
-        def received(self):
-            self.seen += 1
-            return signal.SIGINT if self.seen >= looks else 0
-
-        @received.setter
-        def received(self, number): ...
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "StopSignals", StopAfter)
-        assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 128 + signal.SIGINT
 
 
 @pytest.mark.parametrize("looks", [1, 3, 5, 9], ids=["epoch 1", "end of epoch 1", "evaluation", "epoch 2"])
