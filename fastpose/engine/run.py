@@ -98,7 +98,7 @@ class Run:
         train, valid = train_loader.persons, valid_loader.persons
         self.progress = RunProgress(
             train_data=train.fingerprint(),
-            valid_data=valid.fingerprint(),
+            valid_data=f"{valid.fingerprint()}, {scorer.fingerprint()}",
             train_images=images_fingerprint(train.image_paths),
             valid_images=images_fingerprint(valid.image_paths),
         )

@@ -15,7 +15,7 @@ from fastpose.engine import pictures
 from fastpose.engine import results as drawing
 from fastpose.models import network
 from tests.helpers.disk import Disk, State, put
-from tests.helpers.runs import results, start_and_stop, write_recipe
+from tests.helpers.runs import go_on, results, start_and_stop, write_recipe
 from tests.helpers.settings import small_network
 
 
@@ -42,12 +42,6 @@ def recorded(folder: Path, run: Callable[[], int]) -> list[tuple[str, State]]:
         patch.setattr(drawing, "draw", draw_curves)
         assert run() == 0
     return disk.states
-
-
-def go_on(recipe: Path, run: Path, *words: str) -> int:
-    """What its user does after a power cut: the run goes on or, if nothing of it is left, begins again."""
-    begun = (run / "config.yaml").exists()
-    return train.main(["--resume", str(run)] if begun else ["--recipe", str(recipe), "--run", str(run), *words])
 
 
 def check(states: list[tuple[str, State]], recipe: Path, folder: Path, *words: str) -> None:

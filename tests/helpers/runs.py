@@ -49,6 +49,12 @@ def start_and_stop(recipe: Path, run: Path, looks: int, *words: str) -> None:
         assert train.main(["--recipe", str(recipe), "--run", str(run), *words]) == 128 + signal.SIGINT
 
 
+def go_on(recipe: Path, run: Path, *words: str) -> int:
+    """What its user does after a power cut or a kill: the run goes on or, if nothing of it is left, begins again."""
+    begun = (run / "config.yaml").exists()
+    return train.main(["--resume", str(run)] if begun else ["--recipe", str(recipe), "--run", str(run), *words])
+
+
 def results(run: Path) -> dict[str, Any]:
     """All numbers that a run leaves, without times; equal by == if they are to the bit."""
     found: dict[str, Any] = {name: torch.load(run / name, weights_only=True) for name in ("last.pt", "best.pt")}
