@@ -404,3 +404,17 @@ def test_maps_whose_maximum_is_anywhere_prove_nothing(picture):
     network = module_of(Flat(), OPTIONS, THREE)
     with pytest.raises(ExportError, match=r": 0 of 12 keypoints"):
         exported.compare(network, network, [picture])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.slow), ".pt2"])
+def test_a_full_disk_is_one_line_with_the_file(tmp_path, picture, suffix):
+    """A real one, in the place of the file that is written."""
+    path = tmp_path / f"pose{suffix}"
+    path.write_bytes(b"old")
+    (tmp_path / f"pose.part{suffix}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as full:
+        exported.write(module_of(small_network(16), OPTIONS), path, [picture])
+    assert full.value.filename == str(path)
+    assert "\n" not in str(full.value)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [(path.name, b"old")]
