@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from fastpose.data.dataset import Dataset
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Pack
 from fastpose.device import choose_device, require_cuda
+from fastpose.ending import ends_in_one_line, report
 from fastpose.engine.epoch import NotFiniteError
 from fastpose.engine.loading import make_loader
 from fastpose.engine.run import Run
@@ -44,6 +44,7 @@ class TrainOptions:
     )
 
 
+@ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 1 after an error, 128 + signal number when it was stopped."""
     command = Command("train", DESCRIPTION + ", ".join(recipes()), TrainOptions, FIELDS)
@@ -69,11 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = make_run(settings, dataset, folder, begin, resume=bool(own.resume))
         return run.dry_run() if own.dry_run else run.train()
     except (ValueError, OSError, NotFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return report(error)
 
 
 def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from fastpose.data.datasets import DATASETS
+from fastpose.ending import report
 from fastpose.option import OptionError, underscored
 from fastpose.options.settings import FIELDS, GROUP_OF, GROUPS
 
@@ -113,8 +114,7 @@ class Command:
         try:
             return run(own, asked)
         except (ValueError, OSError, ArithmeticError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+            return report(error)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
