@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused native ops for training and evaluating 2D human pose networks, on the CPU and on CUDA."""
 
+# First of all: the rest, with torch, takes seconds, in which a command can be stopped.
+from . import _program
+
+if _program.is_program(__name__):
+    _program.quit_when_stopped()
+
 import importlib
+import sys
 import warnings
 from typing import Any
+
+from . import ending
+
+if _program.is_program(__name__):
+    sys.excepthook = ending.print_exception  # torch needs memory and threads
 
 from ._namesake import namesake as _namesake
 from .ops._native import build_info

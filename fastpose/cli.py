@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import fastpose
+from fastpose.ending import ends_in_one_line
 
 VERBS = {
     "train": "train a network and print its score",
@@ -24,19 +25,25 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns its exit code, 2 for an unknown verb."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in VERBS:
+        return no_verb(words)
+    module = "models.__main__" if words[0] == "models" else words[0]  # of the verbs only this one is a package
+    return importlib.import_module(f"fastpose.{module}").main(words[1:])
+
+
+@ends_in_one_line
+def no_verb(words: Sequence[str]) -> int:
+    """Prints the version or the usage; returns 2 where neither was asked for."""
     if words[:1] == ["--version"]:
         print(f"fastpose {fastpose.__version__}")
         return 0
-    if not words or words[0] not in VERBS:
-        asked = words[:1] in (["--help"], ["-h"])
-        verbs = "\n".join(f"  {verb:10}{text}" for verb, text in VERBS.items())
-        text = f"usage: fastpose VERB [OPTIONS]; fastpose VERB --help lists the options; fastpose --version\n\n{verbs}"
-        print(text, file=sys.stdout if asked else sys.stderr)
-        if words and not asked:
-            print(f"\nerror: no verb {words[0]!r}", file=sys.stderr)
-        return 0 if asked else 2
-    module = "models.__main__" if words[0] == "models" else words[0]  # of the verbs only this one is a package
-    return importlib.import_module(f"fastpose.{module}").main(words[1:])
+    asked = words[:1] in (["--help"], ["-h"])
+    verbs = "\n".join(f"  {verb:10}{text}" for verb, text in VERBS.items())
+    text = f"usage: fastpose VERB [OPTIONS]; fastpose VERB --help lists the options; fastpose --version\n\n{verbs}"
+    print(text, file=sys.stdout if asked else sys.stderr)
+    if words and not asked:
+        print(f"\nerror: no verb {words[0]!r}", file=sys.stderr)
+    return 0 if asked else 2
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ import os
 import platform
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 import fastpose
 from fastpose._namesake import namesake
+from fastpose.ending import ends_in_one_line
 from fastpose.ops import _native
 
 
@@ -96,6 +98,7 @@ def _advice(info: dict[str, str] | None, csrc: Path) -> list[str]:
     return advice
 
 
+@ends_in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Prints the report; returns 1 if the native library cannot be loaded or FASTPOSE_SIMD is wrong, else 0.
 
@@ -150,10 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     if info and info["cuda"] and not torch.cuda.is_available():
         remarks.append("The CUDA kernels are built, but torch sees no GPU here: everything runs on the CPU.")
     lines = [f"{name:>15}  {value}" for name, value in rows] + [f"\n  ! {line}" for line in remarks]
-    try:
+    with suppress(BrokenPipeError):  # a reader that has seen enough: what was found does not change
         print("\n".join(lines), flush=True)
-    except BrokenPipeError:  # a reader such as `head` has seen enough; nor may the flush at exit complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if info is None or (strict and advice) else 0
 
 

@@ -14,6 +14,7 @@ from fastpose.data.dataset import DataOptions
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack.format import is_pack
 from fastpose.device import choose_device
+from fastpose.ending import ends_in_one_line
 from fastpose.engine.evaluation import predict_all, scored, scores_entry
 from fastpose.engine.loading import make_loader
 from fastpose.files import check_is_file, write_json
@@ -62,6 +63,7 @@ class EvaluateOptions:
     images: str | None = option(None, "directory of the images")
 
 
+@ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
     command = Command(

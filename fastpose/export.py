@@ -15,6 +15,7 @@ import torch
 
 from fastpose.data.images import read_image
 from fastpose.data.synthetic import render_scene
+from fastpose.ending import ends_in_one_line
 from fastpose.models.checkpoint import checkpoint_file
 from fastpose.models.decoding import DecodeOptions
 from fastpose.models.exported import PixelsToPoints, require, write
@@ -57,6 +58,7 @@ class ExportOptions:
     )
 
 
+@ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
     command = Command(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from fastpose.data.dataset import DATA_FILES
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Margins, Plan, is_pack, write_pack
+from fastpose.ending import Stopped, ends_in_one_line
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.options.asked import Command, find_recipe, naming, read_recipe
 from fastpose.options.settings import Settings
@@ -47,6 +47,7 @@ class PackOptions:
             raise OptionError("quality", f"expected 1 to 100, got {self.quality}")
 
 
+@ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 1 after an error, 128 + signal number when it was stopped."""
     places = {
@@ -56,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = Command("pack", DESCRIPTION, PackOptions, OFFERED, places=places, otherwise="as the recipe says")
     try:
         return command.run(run, argv)
-    except KeyboardInterrupt:
-        print("stopped by SIGINT; the same command goes on", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:
+        raise Stopped.by(stop, "the same command goes on") from None
 
 
 def run(own: PackOptions, asked: dict[str, Any]) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from fastpose.data.boxes import persons_in_boxes
 from fastpose.data.images import image_size, read_image
 from fastpose.device import choose_device
+from fastpose.ending import ends_in_one_line
 from fastpose.engine import pictures
 from fastpose.engine.evaluation import predict_all
 from fastpose.engine.loading import make_loader
@@ -67,6 +68,7 @@ class PredictOptions:
             raise OptionError("padding", f"expected a positive factor, got {self.padding}")
 
 
+@ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
     command = Command(

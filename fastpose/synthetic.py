@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from fastpose.data.synthetic import SyntheticDataError, generate
 from fastpose.data.synthetic.dataset import drawing_progress
 from fastpose.data.synthetic.sheet import write_contact_sheet
+from fastpose.ending import Stopped, ends_in_one_line, report
 from fastpose.option import underscored
 
 
@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@ends_in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -47,11 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=drawing_progress(options.out),
         )
     except (SyntheticDataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped by SIGINT; {options.out} is as it was", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return report(error)
+    except KeyboardInterrupt as stop:
+        raise Stopped.by(stop, f"{options.out} is as it was") from None
     state = "wrote" if summary.created else "already there, nothing to do:"
     print(f"{state} {summary.path}")
     persons = f"{summary.train_persons} training and {summary.valid_persons} validation persons"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from fastpose.data.dataset import Dataset
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Pack
 from fastpose.device import choose_device, require_cuda
+from fastpose.ending import ends_in_one_line, report
 from fastpose.engine.epoch import NotFiniteError
 from fastpose.engine.folder import check_resumable, check_unused, run_folder
 from fastpose.engine.loading import make_loader
@@ -48,6 +48,7 @@ class TrainOptions:
     )
 
 
+@ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 1 after an error, 128 + signal number when it was stopped."""
     command = Command("train", DESCRIPTION + ", ".join(recipes()), TrainOptions, FIELDS)
@@ -84,11 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             claim.enter_context(run_folder(folder, new=True))
         return run.train()
     except (ValueError, OSError, NotFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return report(error)
     finally:
         claim.close()
 

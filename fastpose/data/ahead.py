@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import deque
@@ -88,6 +89,9 @@ class PreparedAhead(Iterator[T]):
     A job's exception is raised here, where its result would have been. torch's number of threads stays what it is here
     and is 1 there.
 
+    Raises:
+        OSError: the system refuses one of the threads; none is left then.
+
     Args:
         jobs: what to do, in order.
         depth: results that may wait for their consumer, at most.
@@ -134,9 +138,19 @@ class PreparedAhead(Iterator[T]):
         cores = torch.get_num_threads()
         started = threading.Barrier(self._threads)
         self._worker = ThreadPoolExecutor(self._threads, thread_name_prefix="fastpose-prepare")
-        # The barrier makes each thread take one of these.
-        for begun in [self._worker.submit(use_one_core, started) for _ in range(self._threads)]:
-            begun.result()
+        begun: list[Future[None]] = []
+        try:
+            # The barrier makes each thread take one of these.
+            for _ in range(self._threads):
+                begun.append(self._worker.submit(use_one_core, started))
+            for one in begun:
+                one.result()
+        except BaseException as error:
+            started.abort()  # otherwise those that have come would wait for those that never will
+            if isinstance(error, RuntimeError):  # Python's "can't start new thread"
+                what = f"thread {len(begun) + 1} of {self._threads} that prepare batches"
+                raise OSError(errno.EAGAIN, f"{what}: {error}") from error
+            raise
         # torch gives the number set last, in whichever thread, to every thread that asks for the first time.
         torch.set_num_threads(cores)
         return self._worker

@@ -4,20 +4,18 @@
 from __future__ import annotations
 
 import math
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastpose.data.loader import PoseLoader
+from fastpose.ending import Stops, print_error
 from fastpose.engine.schedule import LearningRate
 from fastpose.engine.step import TrainStep
 from fastpose.ops._arguments import exact_type
@@ -63,24 +61,11 @@ class RunProgress:
         self.epoch_seconds = self.epoch_wait_seconds = 0.0
 
 
-class StopSignals(AbstractContextManager["StopSignals"]):
-    """Turns the first Ctrl-C or SIGTERM into `received`, which loops look at; a second one ends the program at once."""
+class StopSignals(Stops):
+    """Turns the first stop signal into `received`, which loops look at; a second one ends the program at once."""
 
-    received: int = 0
-
-    def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for other in self._before:
-            signal.signal(other, signal.SIG_DFL)
-        print("\nstopping after this step; once more to quit at once", file=sys.stderr, flush=True)
+    def act(self, number: int) -> None:
+        print_error("\nstopping after this step; once more to quit at once")
 
 
 class LossWatch:

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fastpose.ending import ends_in_one_line
 from fastpose.models.flops import compare_heads
 from fastpose.models.resnet import DEPTHS
 from fastpose.option import underscored
@@ -14,6 +15,7 @@ from fastpose.option import underscored
 DESCRIPTION = "Parameters and GFLOPs of networks with either head, side by side."
 
 
+@ends_in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table of both heads; returns 0."""
     parser = argparse.ArgumentParser(prog="fastpose models", description=DESCRIPTION)

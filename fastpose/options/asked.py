@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from fastpose.data.datasets import DATASETS
+from fastpose.ending import report
 from fastpose.files import is_blank, read_file
 from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path
 from fastpose.option import OptionError, underscored
@@ -118,8 +119,7 @@ class Command:
         try:
             return run(own, asked)
         except (ValueError, OSError, ArithmeticError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+            return report(error)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

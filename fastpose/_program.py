@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stop signal does to a command that is still being imported, which takes seconds, and to one that is through.
+
+Imports next to nothing: until this is in effect, Python prints a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+# Ctrl-C, what schedulers send before they kill, and the end of the terminal, which Windows does not have.
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def is_program(package: str) -> bool:
+    """Whether Python was started to run a module or the script of `package`, which it is importing now."""
+    if sys.argv[:1] == ["-m"]:  # until the module is found
+        words = sys.orig_argv
+        return "-m" in words[:-1] and words[words.index("-m") + 1].partition(".")[0] == package
+    # A worker process has its parent's argv, but was not started with it.
+    return (
+        bool(sys.argv) and sys.argv[0] in sys.orig_argv and os.path.basename(sys.argv[0]).partition(".")[0] == package
+    )
+
+
+def quit_when_stopped() -> None:
+    """Lets a stop signal print its line and end the program where it is: there is nothing to clean up, and an exception
+    would become whatever the import under way makes of it. A signal that is ignored stays ignored.
+    """
+    for number in STOPS:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, _quit)
+
+
+def _quit(number: int, frame: FrameType | None) -> None:
+    try:
+        os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+    finally:
+        os._exit(128 + number)
