@@ -175,7 +175,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 @functools.cache
 def _yaml_loader() -> Any:
-    """PyYAML's loader with the limits of `read_yaml`. Made when it is needed: fastpose can be imported without PyYAML."""
+    """PyYAML's loader with the limits of `read_yaml`; made when it is needed, as fastpose does without PyYAML."""
     import yaml
 
     class Loader(yaml.SafeLoader):
