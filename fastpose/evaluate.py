@@ -25,7 +25,7 @@ from fastpose.options.asked import Command
 from fastpose.options.settings import Settings
 from fastpose.options.settle import completed
 from fastpose.progress import CountedProgress
-from fastpose.trained import OTHERS, load_trained
+from fastpose.trained import OTHERS, TRUST_HELP, load_trained
 
 DESCRIPTION = """Evaluate a checkpoint and write scores.json: with PCKh and pred.mat on MPII, with AP or PCK and
 keypoints_results.json on data in COCO's format. Data options that are not asked for are those of the training. """
@@ -61,6 +61,7 @@ class EvaluateOptions:
         "annotations: MPII .json (community) or .mat (official), or COCO .json; a pack has its own and refuses others",
     )
     images: str | None = option(None, "directory of the images")
+    trust_model: bool = option(False, TRUST_HELP)
 
 
 @ends_in_one_line
@@ -79,7 +80,15 @@ def run(own: EvaluateOptions, asked: dict[str, Any]) -> int:
     if own.images is not None:
         asked |= {"images": own.images, "valid_images": ""}
     device = choose_device(asked.get("device", "auto"))
-    trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD, called=CALLED, reads_data=True)
+    trained = load_trained(
+        own.checkpoint,
+        asked,
+        device,
+        instead=INSTEAD,
+        called=CALLED,
+        reads_data=True,
+        trust_model=own.trust_model,
+    )
     settings, skeleton = trained.settings, trained.skeleton
     data, network = settings.data, settings.network
     out = results_folder(own.out, trained.file, trained.weights, data)

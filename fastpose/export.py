@@ -22,7 +22,7 @@ from fastpose.models.exported import PixelsToPoints, require, write
 from fastpose.models.weights import export_simple_baselines
 from fastpose.option import OptionError, option
 from fastpose.options.asked import Command
-from fastpose.trained import OTHERS, load_trained
+from fastpose.trained import OTHERS, TRUST_HELP, load_trained
 
 DESCRIPTION = """Write the network of a checkpoint, with the colour map before it and the decoding behind it, as an ONNX
 graph or a torch.export program: pixels in, points out. The file is compared with fastpose before it gets its name. Or
@@ -56,6 +56,7 @@ class ExportOptions:
     image: tuple[str, ...] = option(
         (), "picture files to compare the file with fastpose on; empty: a drawn one", once=True
     )
+    trust_model: bool = option(False, TRUST_HELP)
 
 
 @ends_in_one_line
@@ -81,7 +82,7 @@ def run(own: ExportOptions, asked: dict[str, Any]) -> int:
         for name in ("onnx", "onnxscript", "onnxruntime"):
             require(name)  # before the minute that the rest takes
     pictures = [read_image(path) for path in own.image] or [render_scene(np.random.default_rng(0), 2, "")[0]]
-    trained = load_trained(checkpoint, asked, torch.device("cpu"), instead=OWN_DEFAULTS)
+    trained = load_trained(checkpoint, asked, torch.device("cpu"), instead=OWN_DEFAULTS, trust_model=own.trust_model)
     settings = trained.settings
     out.parent.mkdir(parents=True, exist_ok=True)
     if own.format == "simple_baselines":

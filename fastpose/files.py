@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -308,3 +310,83 @@ def read_file(path: str | os.PathLike[str], most: int | None = None) -> bytes:
         return b"".join(parts)
     finally:
         os.close(file)
+
+
+# A recipe has 40 lines, a skeleton of 133 joints 400. What is longer is something else.
+YAML_BYTES, YAML_DEPTH = 256 << 10, 20
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The plain values of a YAML file; a number may be written 1e-3, which YAML 1.1 takes for text.
+
+    A small file must not become a large or a slow one, and no value may be lost: aliases (`*name`), tags (`!!name`),
+    more than YAML_DEPTH levels or YAML_BYTES bytes, keys that are not text and keys that come twice are errors.
+
+    Raises:
+        OSError: as from `open_file`.
+        ValueError: not a file, not UTF-8, not YAML or one of the above; one line that names the file and its line.
+    """
+    import yaml
+
+    text = read_file(path, YAML_BYTES)
+    try:
+        return yaml.load(text.decode("utf-8-sig"), Loader=_yaml_loader())
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{path}: not YAML: {line}{error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError) as error:  # a character that YAML has not, bytes that are not UTF-8
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    """PyYAML's loader with the limits of `read_yaml`; made when it is needed, as fastpose does without PyYAML."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent):
+                self.refuse(f"the alias *{event.anchor}: write the value again", event)
+            if event.tag is not None:
+                self.refuse(f"the tag {event.tag}: values are plain", event)
+            if self.depth == YAML_DEPTH:
+                self.refuse(f"more than {YAML_DEPTH} levels", event)
+            self.depth += 1
+            try:
+                return super().compose_node(parent, index)
+            finally:
+                self.depth -= 1
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            known = set()
+            for key, _ in node.value:
+                if key.tag != "tag:yaml.org,2002:str":
+                    kind = key.tag.rpartition(":")[2]
+                    self.refuse(f"a key that is not text but {kind}: {str(key.value)[:40]!r}: put it in quotes", key)
+                if key.value in known:
+                    self.refuse(f"the key {key.value[:40]!r} for the second time", key)
+                known.add(key.value)
+            return super().construct_mapping(node, deep)
+
+        def construct_number(self, node: Any) -> Any:
+            if len(node.value) > 100:  # the time that a number takes grows with the square of its length
+                self.refuse(f"a number of {len(node.value):,} characters", node)
+            kind = node.tag.rpartition(":")[2]
+            return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
+
+        def refuse(self, found: str, where: Any) -> None:
+            raise yaml.MarkedYAMLError(problem=f"found {found}", problem_mark=where.start_mark)
+
+    without = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in patterns if tag not in without]
+        for first, patterns in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    exponent = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789."))
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
+    return Loader

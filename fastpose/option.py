@@ -7,7 +7,10 @@ Each group of options is a frozen dataclass beside the code that reads it; `fast
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import os
+from contextlib import suppress
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 class OptionError(ValueError):
@@ -26,6 +29,55 @@ class OptionError(ValueError):
 def option(default: Any, help: str, *, once: bool = False) -> Any:
     """A dataclass field with its line of help, which names the unit. `once`: naming it twice is an error."""
     return dataclasses.field(default=default, metadata={"help": help, "once": once})
+
+
+def typed(name: str, value: Any, kind: Any) -> Any:
+    """The value of option `name` as its field has it: a whole number may stand for any number, a list for a tuple, a
+    path for its text.
+
+    Raises:
+        OptionError: it is of another type.
+    """
+    try:
+        return _typed(value, kind)
+    except TypeError:
+        found = repr(value) if isinstance(value, (bool, int, float, str, list, tuple)) else type(value).__name__
+        found = found if len(found) <= 60 else f"{found[:60]}…"
+        raise OptionError(name, f"expected {_in_words(kind)}, got {found}") from None
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    origin, members = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for member in members:
+            with suppress(TypeError):
+                return _typed(value, member)
+    elif origin is Literal:
+        if any(type(value) is type(member) and value == member for member in members):
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)) and (Ellipsis in members or len(value) == len(members)):
+            return tuple(_typed(one, members[0]) for one in value)
+    elif kind is str and isinstance(value, os.PathLike):
+        return str(value)
+    elif type(value) is int and kind in (int, float):
+        if abs(value) < 1 << 63:  # beyond that neither torch nor NumPy has whole numbers
+            return kind(value)
+    elif type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _in_words(kind: Any) -> str:
+    members = get_args(kind)
+    if get_origin(kind) is tuple:
+        numbers = "whole numbers" if members[0] is int else "numbers"
+        return f"a list of {numbers}" if Ellipsis in members else f"{len(members)} {numbers}"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, members))}"
+    if members:
+        return _in_words(members[0])  # the others, true and false for on and off, are what older runs have
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
 
 
 def check_at_least(options: object, least: float, *names: str) -> None:

@@ -118,7 +118,8 @@ def settings_of(own: PackOptions, asked: dict[str, Any], root: str) -> Settings:
     file = find_recipe(own.recipe) if own.recipe else None
     recipe = read_recipe(file) if file else {}
     try:
-        return settle({**asked, "data_root": root}, recipe=recipe, instead={"synthetic_persons": 0})
+        # No network is made here.
+        return settle({**asked, "data_root": root}, recipe=recipe, instead={"synthetic_persons": 0}, trust_model=True)
     except OptionError as error:
         raise ValueError(naming(error, file, recipe, asked)) from error
 

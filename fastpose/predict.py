@@ -23,7 +23,7 @@ from fastpose.files import write_json
 from fastpose.models.decoding import DecodeOptions
 from fastpose.option import OptionError, option
 from fastpose.options.asked import Command
-from fastpose.trained import OTHERS, load_trained
+from fastpose.trained import OTHERS, TRUST_HELP, load_trained
 
 DESCRIPTION = """Find the joints of a person, or of several in boxes, in each picture. Writes predictions.json, with the
 box and the joints of every person, and for every picture a copy with the skeletons drawn into it. """
@@ -55,6 +55,7 @@ class PredictOptions:
     )
     padding: float = option(1.25, "margin around the box as in training, factor; not used without a box")
     out: str = option("predictions", "folder to write to")
+    trust_model: bool = option(False, TRUST_HELP)
 
     def __post_init__(self) -> None:
         sides = np.array(self.box[2::4] + self.box[3::4])
@@ -82,7 +83,7 @@ def run(own: PredictOptions, asked: dict[str, Any]) -> int:
     device = choose_device(asked.get("device", "auto"))
     images, out = [Path(name) for name in own.image], Path(own.out)
     targets = drawn_files(images, out)
-    trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD)
+    trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD, trust_model=own.trust_model)
     settings, skeleton, network = trained.settings, trained.skeleton, trained.settings.network
     boxes = boxes_in(images, own.box)
     persons = persons_in_boxes(images, boxes, network.size, skeleton, own.padding if own.box else 1.0)

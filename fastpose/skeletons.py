@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fastpose.files import read_yaml
+
 
 @dataclass(frozen=True)
 class Skeleton:
@@ -179,15 +181,10 @@ def read_skeleton(path: str | PathLike[str]) -> Skeleton:
         FileNotFoundError: no such file.
         ValueError: not YAML, or a key that is missing, unknown or of other contents; names the file and the key.
     """
-    import yaml  # which the ops can do without
-
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"skeleton: no file {path}")
-    try:
-        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    contents = read_yaml(path)
     known = [field.name for field in dataclasses.fields(Skeleton)]
     if not isinstance(contents, dict):
         raise ValueError(f"{path}: expected keys {', '.join(known)}, got {type(contents).__name__}")

@@ -46,6 +46,9 @@ class TrainOptions:
         "build everything, train one step, evaluate one batch, print shapes, memory and speed, and end without writing "
         "a run folder",
     )
+    trust_model: bool = option(
+        False, "import and run the network that the recipe or the resumed run names, without naming it with --model"
+    )
 
 
 @ends_in_one_line
@@ -70,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             command.parser.error(str(error))
         try:
-            settings = settle(asked, run=values) if own.resume else settle(asked, recipe=values)
+            resumed, recipe = (values, None) if own.resume else (None, values)
+            settings = settle(asked, run=resumed, recipe=recipe, trust_model=own.trust_model)
             dataset = open_dataset(settings.data, settings.network.size)
         except OptionError as error:
             command.parser.error(naming(error, file, values, asked))

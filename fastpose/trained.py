@@ -20,6 +20,7 @@ from fastpose.options.settings import Settings
 from fastpose.options.settle import settle
 from fastpose.skeletons import Skeleton
 
+TRUST_HELP = "import and run the network that the file names (PACKAGE.MODULE:FACTORY), without naming it with --model"
 # For --help: what a file that is not a checkpoint of ours does not tell.
 OTHERS = """Another program's network is taken for the size in its file's name (384x288), else 256 256, or 256 192 if it
 has COCO's 17 joints; for MPII's joints if it has 16 and for COCO's otherwise; for bgr if it is SimpleBaselines'."""
@@ -56,6 +57,7 @@ def load_trained(
     instead: Mapping[str, Any] | None = None,
     called: Mapping[str, str] | None = None,
     reads_data: bool = False,
+    trust_model: bool = False,
 ) -> Trained:
     """Loads a checkpoint, or a file of another program, which is recognised; prints what it is.
 
@@ -64,7 +66,8 @@ def load_trained(
 
     Args:
         checkpoint: the file, or a run's folder for its best.pt.
-        asked, instead, called, reads_data: see `settle`.
+        asked, instead, called, reads_data, trust_model: see `settle`. A network of the user's own is code that runs:
+            it must be among `asked`, as `model`, or `trust_model` be true.
         device: where the network will be.
 
     Raises:
@@ -72,7 +75,9 @@ def load_trained(
     """
     file = checkpoint_file(Path(checkpoint))
     weights = read_weights(file)
-    settings = settle(asked, weights=weights, instead=instead, called=called, reads_data=reads_data)
+    settings = settle(
+        asked, weights=weights, instead=instead, called=called, reads_data=reads_data, trust_model=trust_model
+    )
     skeleton = None
     if asked.get("skeleton") or weights.checkpoint is None:
         skeleton = dataset_named(settings.data.dataset)(settings.data, settings.network.size).skeleton

@@ -22,6 +22,7 @@ from fastpose.files import (
     part_of,
     read_file,
     read_lines,
+    read_yaml,
     replacing,
     write_json,
     write_text,
@@ -353,3 +354,54 @@ def test_what_is_not_a_file_is_refused_without_waiting(tmp_path):
             open_file(path)
     with pytest.raises(FileNotFoundError):
         open_file(tmp_path / "absent")
+
+
+def bomb(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    return "\n".join(lines + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(9), r"line 2: found the alias \*a0: write the value again"),
+        ("a: &a [*a]", r"line 1: found the alias \*a"),
+        ("a: &a {b: 1}\nc:\n  <<: *a", r"line 3: found the alias \*a"),
+        ("a: !!python/object/apply:os.system ['true']", "line 1: found the tag .*os.system: values are plain"),
+        ("a: !!binary AAAA", "found the tag .*binary"),
+        ("a: " + "[" * 21 + "]" * 21, "found more than 20 levels"),
+        ("[" * 200_000, "found more than 20 levels"),
+        ("lr: 1\nsize: 2\nlr: 3", "line 3: found the key 'lr' for the second time"),
+        ("a:\n- {b: 1, b: 1}", "line 2: found the key 'b' for the second time"),
+        ("1: 2", "found a key that is not text but int: '1'"),
+        ("on: 2", "found a key that is not text but bool: 'on'"),
+        ("[a, b]: 2", "found a key that is not text but seq"),
+        ("a: " + "9" * 5000, "found a number of 5,000 characters"),
+        ("a: 1" + ":1" * 100_000, "found a number of 200,001 characters"),
+        ("a: [1, 2", "expected ',' or ']', but got '<stream end>'"),
+        ("a: 1\n--- \nb: 2", "line 2: but found another document"),
+        ("a: \x00", "special characters are not allowed"),
+        (b"\xff\xfe\xfd", "invalid start byte"),
+        ("a" * 300_000, "expected at most 262,144 bytes, got 300,000"),
+    ],
+    ids=lambda value: str(value)[:20] if len(value) < 1000 else "long",
+)
+def test_yaml_that_would_grow_or_lose_a_value_is_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(path)) + 200
+
+
+def test_yaml_has_its_values_and_numbers_as_they_are_written(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: [1, 1e-3, 1.0e-3, .5, -.inf, on, ~, 'on', 2020-01-01, 0x10]\nb: {c: '', d: x}\n")
+    assert read_yaml(path) == {
+        "a": [1, 0.001, 0.001, 0.5, float("-inf"), True, None, "on", "2020-01-01", 16],
+        "b": {"c": "", "d": "x"},
+    }
+    path.write_text("\ufeffa: ä", encoding="utf-8")
+    assert read_yaml(path) == {"a": "ä"}

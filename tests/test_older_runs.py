@@ -116,7 +116,7 @@ def test_a_run_stopped_in_an_epoch_by_an_earlier_version_ends_with_the_same_bits
     if name == "coco_pack":
         pytest.importorskip("pycocotools")
     run = shutil.copytree(FILES / "stopped" / name, tmp_path / "run")
-    assert train.main(["--resume", str(run), "--data_root", str(source_of(name, data))]) == 0
+    assert train.main(["--resume", str(run), "--trust_model", "--data_root", str(source_of(name, data))]) == 0
     for file in ("last.pt", "metrics.jsonl"):
         assert_same(read(run / file), read(FILES / "finished" / name / file), exact, file)
     assert_same(read(run / "config.yaml"), read(FILES / "stopped" / name / "config.yaml"), exact, "config.yaml")
@@ -127,7 +127,7 @@ def test_a_run_with_the_options_of_an_earlier_one_begins_with_the_same_bits(name
     if name == "coco_pack":
         pytest.importorskip("pycocotools")
     arguments = ["--recipe", str(FILES / "stopped" / name / "config.yaml"), "--data_root", str(source_of(name, data))]
-    assert train.main([*arguments, "--run", str(tmp_path / "run"), "--epochs", "2"]) == 0
+    assert train.main([*arguments, "--run", str(tmp_path / "run"), "--epochs", "2", "--trust_model"]) == 0
     older = read(FILES / "stopped" / name / "metrics.jsonl")
     assert_same(read(tmp_path / "run" / "metrics.jsonl"), older[:2], exact)
 
@@ -138,7 +138,10 @@ def test_a_checkpoint_of_an_earlier_version_evaluates_to_the_same_bits(name, dat
         pytest.importorskip("pycocotools")
     run = FILES / "stopped" / name.removesuffix("_on_files")
     root = source_of(name, data)
-    assert evaluate.main(["--checkpoint", str(run), "--data_root", str(root), "--out", str(tmp_path)]) == 0
+    assert (
+        evaluate.main(["--checkpoint", str(run), "--trust_model", "--data_root", str(root), "--out", str(tmp_path)])
+        == 0
+    )
     older = sorted((FILES / "evaluated" / name).iterdir())
     assert [file.name for file in older] == sorted(file.name for file in tmp_path.iterdir())
     for file in older:
@@ -148,7 +151,7 @@ def test_a_checkpoint_of_an_earlier_version_evaluates_to_the_same_bits(name, dat
 def test_a_checkpoint_of_an_earlier_version_predicts_to_the_same_bits(data, tmp_path, exact):
     arguments = ["--image", str(data["mpii"] / "images/valid/000.png"), "--box", *BOXES]
     checkpoint = FILES / "stopped" / "mpii_files" / "best.pt"
-    assert predict.main(["--checkpoint", str(checkpoint), *arguments, "--out", str(tmp_path)]) == 0
+    assert predict.main(["--checkpoint", str(checkpoint), "--trust_model", *arguments, "--out", str(tmp_path)]) == 0
     older = FILES / "predicted" / "mpii_files" / "predictions.json"
     assert_same(read(tmp_path / "predictions.json"), read(older), exact)
 
@@ -205,7 +208,7 @@ def test_a_checkpoint_like_those_of_the_first_version_ends_with_the_same_bits(da
     older |= {"channels_last": False, "amp": "off", "decode_threads": 2}
     torch.save(contents | {"config": older, "skeleton": "mpii"}, run / "last.pt")
     (run / "config.yaml").write_text(yaml.safe_dump(older))
-    assert train.main(["--resume", str(run), "--data_root", str(data["mpii"])]) == 0
+    assert train.main(["--resume", str(run), "--trust_model", "--data_root", str(data["mpii"])]) == 0
     finished = read(FILES / "finished" / "mpii_files" / "last.pt")
     for name in ("model", "optimizer", "learning_rate", "progress", "skeleton"):
         assert_same(read(run / "last.pt")[name], finished[name], exact, name)
@@ -214,5 +217,5 @@ def test_a_checkpoint_like_those_of_the_first_version_ends_with_the_same_bits(da
 def test_a_new_run_can_begin_with_the_weights_of_an_earlier_version(data, capsys):
     weights = FILES / "stopped" / "mpii_pack" / "best.pt"
     config = ["--recipe", str(FILES / "stopped" / "mpii_pack" / "config.yaml"), "--data_root", str(data["mpii_pack"])]
-    assert train.main([*config, "--weights", str(weights), "--dry_run"]) == 0
+    assert train.main([*config, "--trust_model", "--weights", str(weights), "--dry_run"]) == 0
     assert str(weights) in capsys.readouterr().out

@@ -89,6 +89,9 @@ class Run:
     ) -> None:
         self.begin = self.last_save = begin
         self.folder, self.name, self.config, self.schedule = folder, name, config, schedule
+        self.again = f"{started_as()} --resume {folder}"
+        if model := config.get("model"):  # which config.yaml alone may not choose
+            self.again += f" --model {model}"
         self.train_loader, self.valid_loader = train_loader, valid_loader
         self.scorer, self.decoder = scorer, decoder
         self.skeleton, self.device = valid_loader.persons.skeleton, train_loader.device
@@ -338,7 +341,7 @@ class Run:
         self.save("last.pt")
         name, progress = signal.Signals(signal_number).name, self.progress
         print(f"stopped by {name} in epoch {progress.epoch + 1} after step {progress.step}")
-        print(f"to go on: {started_as()} --resume {self.folder}", flush=True)
+        print(f"to go on: {self.again}", flush=True)
         return 128 + signal_number
 
     def failed(self, error: Exception) -> None:
@@ -350,7 +353,7 @@ class Run:
                 if str(second) != str(error):
                     print(f"error: {second}", file=sys.stderr)
         hint = " (or with --on_bad_image skip)" if isinstance(error, BadImageError) else ""
-        print(f"to go on after mending this: {started_as()} --resume {self.folder}{hint}", flush=True)
+        print(f"to go on after mending this: {self.again}{hint}", flush=True)
 
     def write_results(self, evaluation: Scored) -> None:
         """Writes summary.json and the pictures; prints the score and what was written."""

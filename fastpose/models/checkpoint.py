@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -13,32 +11,12 @@ import torch
 from torch import Tensor
 
 from fastpose.files import WholeFile, written_beside
+from fastpose.models.torch_file import CheckpointError, read_torch_file
 
 log = logging.getLogger(__name__)
 
 FORMAT = "fastpose-checkpoint-1"
 CONTENTS = {"format", "model", "optimizer", "learning_rate", "progress", "config", "skeleton"}
-
-
-# What other programs' files have beside tensors and plain values: scores, histories (with their methods, hence
-# getattr), tables of joints. Nothing of them is needed, nor the code that would read them: each is read as an _Ignored.
-IGNORED = (
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *("numpy.dtype", "numpy.ndarray"),
-    *("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr"),
-)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint file is missing, damaged or not ours; the message names the file."""
-
-
-class _Ignored:
-    """A value that is not used."""
-
-    def __init__(self, *arguments: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
 
 
 def save_checkpoint(
@@ -100,48 +78,43 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, not ours, or contains more than tensors and plain values.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint file")
-    return check_checkpoint(path, read_contents(path, ignored=()))
+    contents, unknown = read_torch_file(path)
+    if unknown:
+        raise CheckpointError(f"{path}: holds {unknown[0]}, and only tensors and plain values are read")
+    return check_checkpoint(path, contents)
 
 
-def read_contents(path: Path, ignored: Sequence[str] = IGNORED) -> Any:
+def read_contents(path: Path) -> Any:
     """What any program has written with `torch.save`: tensors, on the CPU, and plain values. Nothing in it is executed.
 
-    Args:
-        path: the file.
-        ignored: full names of the classes and functions whose objects are read as ones without content.
+    Scores, histories, tables of joints, hyper-parameters: whatever else there is becomes an `Unknown`, without content.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is damaged, or contains more than that.
+        CheckpointError: see `read_torch_file`.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file of weights")
-    try:
-        with torch.serialization.safe_globals([(_Ignored, name) for name in ignored]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damaged bytes lead to
-        # For a file that it refuses to unpickle torch explains at length how to run the code in it; that is bad advice.
-        reason = str(error).strip().partition("\n")[0]
-        if "weights_only" in str(error):
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"holds {found[1]}, and only tensors and plain values are read" if found else ""
-        kind = type(error).__name__ + (f": {reason}" if reason else "")
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({kind})") from error
+    return read_torch_file(path)[0]
 
 
 def check_checkpoint(path: Path, contents: Any) -> dict[str, Any]:
     """The contents of a file, if they are a checkpoint of ours.
 
     Raises:
-        CheckpointError: they are not, or something is missing.
+        CheckpointError: they are not, or something is missing or of another kind.
     """
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         found = f"format {contents.get('format')!r}" if isinstance(contents, dict) else type(contents).__name__
-        raise CheckpointError(f"{path}: not a fastpose checkpoint: expected format {FORMAT!r}, got {found}")
+        raise CheckpointError(f"{path}: not a fastpose checkpoint: expected format {FORMAT!r}, got {found[:60]}")
     if missing := CONTENTS - contents.keys():
         raise CheckpointError(f"{path}: incomplete checkpoint: {', '.join(sorted(missing))} missing")
+    for name in ("model", "learning_rate", "progress", "config"):
+        values = contents[name]
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise CheckpointError(f"{path}: {name}: expected values by name, got {type(values).__name__}")
     return contents
 
 
@@ -153,10 +126,10 @@ def load_latest(path: Path) -> tuple[dict[str, Any], Path]:
     """
     try:
         return load_checkpoint(path), path
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         try:
             contents = load_checkpoint(previous_path(path))
-        except CheckpointError as previous_error:
+        except (CheckpointError, OSError) as previous_error:
             raise CheckpointError(f"{error}; {previous_error}") from error
         log.warning("%s; taking the one before it, %s", error, previous_path(path))
         return contents, previous_path(path)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastpose.files import check_is_file
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
-from fastpose.models.own import check_heatmaps, make_own_model
+from fastpose.models.own import check_heatmaps, make_own_model, names_of
 from fastpose.models.pose_resnet import pose_resnet
 from fastpose.models.weights import Weights, load_backbone, load_weights, read_weights
 from fastpose.ops.color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
@@ -58,6 +58,8 @@ class NetworkOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "channels")
+        if self.model:
+            names_of(self.model)
         step = 4 if self.model else 32
         if len(self.size) != 2 or any(side < step or side % step for side in self.size):
             raise OptionError(
@@ -176,8 +178,8 @@ def load_network(
 ) -> tuple[nn.Module, Skeleton]:
     """The network of a checkpoint, or of another program's file of weights, and its joints.
 
-    A network of the user's own is built again by its factory, whose module is imported for that: the file names it and
-    has no code in it.
+    A network of the user's own is built again by its factory, whose module is imported for that. The file may name it,
+    but has no code in it; `settle` accepts a name only from whoever runs the program.
 
     Args:
         weights: what the file contains, see `read_weights`.

@@ -12,6 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastpose.option import OptionError
+
+
+def names_of(model: str) -> tuple[str, str]:
+    """Module and factory of PACKAGE.MODULE:FACTORY.
+
+    Raises:
+        OptionError: it has another form. So it may be printed as part of a command line, also where a file says it.
+    """
+    module, colon, factory = model.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), *factory.split("."))):
+        raise OptionError("model", f"expected PACKAGE.MODULE:FACTORY, for instance mynet:make, got {model[:60]!r}")
+    return module, factory
+
 
 def make_own_model(name: str, num_joints: int) -> nn.Module:
     """Calls a factory of the user's own for a network with ``num_joints`` heatmaps.
@@ -26,9 +40,7 @@ def make_own_model(name: str, num_joints: int) -> nn.Module:
         ValueError: the name has another form, module or factory do not exist, it cannot be called, fails, or returns
             no `nn.Module`. Errors of the user's code are reported with the line they come from.
     """
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
-        raise ValueError(f"model: expected PACKAGE.MODULE:FACTORY, for instance mynet:make, got {name!r}")
+    module_name, attribute = names_of(name)
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` has it; the fastpose script has its own folder there
     try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from fastpose.models.checkpoint import FORMAT, check_checkpoint, read_contents, save_contents
+from fastpose.models.pickles import Unknown
 from fastpose.models.pose_resnet import Head, PoseResNet
 from fastpose.models.resnet import resnet_depth
+
+log = logging.getLogger(__name__)
 
 ColorOrder = Literal["rgb", "bgr"]
 
@@ -24,6 +28,8 @@ _HEADS = ("fc.", "deconv_layers.", "fcn_layers.", "final_layer.")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 # mmpose's names of its parts, and the versions that have them. Ours have no such parts: their names are flat.
 _MMPOSE = {"keypoint_head.": "mmpose 0.x", "head.": "mmpose 1.x", "backbone.": "mmpose"}
+# Where programs keep the state dict, the weights that were trained before their moving averages.
+_STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "state_dict_ema", "model_ema")
 _ARCHITECTURES = {"stage2.": "HRNet", "patch_embed.": "ViT"}
 
 
@@ -74,7 +80,8 @@ class Weights:
 def read_weights(path: str | PathLike[str]) -> Weights:
     """Reads a file of weights and recognises what it is. Only tensors and plain values are read, no code is run.
 
-    The layouts, bare or under ``"state_dict"``, the names with or without ``module.`` before them:
+    The layouts, bare or under ``state_dict``, ``model_state_dict``, ``model``, ``net``, ``network`` or ``ema`` (or any
+    other key, if nothing else in the file has tensors by name), the names with or without ``module.`` before them:
 
     - fastpose's: its checkpoints, and state dicts of `pose_resnet`;
     - SimpleBaselines': ``pose_resnet_*.pth.tar``, ``checkpoint.pth.tar``, what `export_simple_baselines` writes;
@@ -87,19 +94,17 @@ def read_weights(path: str | PathLike[str]) -> Weights:
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is damaged, or contains more than tensors and plain values (a ValueError).
-        ValueError: it has no state dict.
+        CheckpointError: the file is damaged or of another kind (a ValueError); see `read_torch_file`.
+        ValueError: it has no state dict; lists what it has.
     """
     path = Path(path)
     contents, checkpoint = read_contents(path), None
     if isinstance(contents, Mapping) and contents.get("format") == FORMAT:
         checkpoint = check_checkpoint(path, contents)
         contents = checkpoint["model"]
-    elif isinstance(contents, Mapping) and isinstance(contents.get("state_dict"), Mapping):
-        contents = contents["state_dict"]
-    if not isinstance(contents, Mapping) or not (checkpoint or all(isinstance(v, Tensor) for v in contents.values())):
-        raise ValueError(f"{path}: must hold a state dict of tensors, got {type(contents).__name__}")
-    # In a checkpoint a network of the user's own may have an extra state that is not a tensor.
+    else:
+        contents = _state_dict_in(path, contents)
+    # A network of the user's own may have an extra state that is not a tensor.
     state = {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
     *_, flat = _layouts(state)
     depth = resnet_depth(flat)
@@ -122,6 +127,41 @@ def read_weights(path: str | PathLike[str]) -> Weights:
         color_order = noted
     architecture = "ResNet" if depth else next(names, "")
     return Weights(path, state, origin, architecture, depth, head, channels, num_joints, color_order, checkpoint)
+
+
+def _state_dict_in(path: Path, contents: Any) -> Mapping[Any, Any]:
+    """The state dict in a file of another program: what it contains, or what is under one of its keys.
+
+    Raises:
+        ValueError: there is none; lists what there is.
+    """
+    if not isinstance(contents, Mapping):
+        raise ValueError(f"{path}: expected a state dict of tensors, got {_in_words(contents)}")
+    if contents and all(isinstance(value, Tensor) for value in contents.values()):
+        return contents
+    found = {
+        key: value
+        for key, value in contents.items()
+        if isinstance(value, Mapping)
+        and any(isinstance(inner, Tensor) for inner in value.values())
+        and all(isinstance(name, str) for name in value)
+    }
+    named = [key for key in _STATE_DICTS if key in found] or (list(found) if len(found) == 1 else [])
+    if not named:
+        keys = ", ".join(f"{str(key)[:40]!r} ({_in_words(value)})" for key, value in list(contents.items())[:12])
+        raise ValueError(
+            f"{path}: expected a state dict of tensors, bare or under a key, got the keys {keys or 'none'}"
+        )
+    if len(named) > 1:
+        log.warning("%s: has weights under %s; taking those under %r", path, " and ".join(map(repr, named)), named[0])
+    return found[named[0]]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        tensors = sum(isinstance(inner, Tensor) for inner in value.values())
+        return f"{len(value)} entries, {tensors} of them tensors"
+    return str(value) if isinstance(value, Unknown) else type(value).__name__
 
 
 def load_weights(model: nn.Module, weights: Weights, *, new_joints: int | None = None) -> str:

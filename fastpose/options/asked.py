@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from fastpose.data.datasets import DATASETS
 from fastpose.ending import report
-from fastpose.files import is_blank, read_file
+from fastpose.files import is_blank, read_file, read_yaml
 from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path
-from fastpose.option import OptionError, underscored
-from fastpose.options.settings import FIELDS, GROUP_OF, GROUPS
+from fastpose.option import OptionError, typed, underscored
+from fastpose.options.settings import FIELDS, TYPES
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Command:
             self.parser.add_argument(name, type=str, help=help)
         for name in offered:
             field, help = FIELDS[name], FIELDS[name].metadata["help"]
-            kind = get_type_hints(GROUPS[GROUP_OF[name]])[name]
+            kind = TYPES[name]
             if name == "dataset":  # the list of them grows by a line elsewhere
                 kind = Literal[tuple(DATASETS)]
             default = (defaults or {}).get(name, field.default)
@@ -126,30 +126,20 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The options that a recipe names, of their types; how they go together is looked at when they are settled.
 
     Raises:
-        ValueError: the file is not YAML, or something in it is not an option, or not a value for it; names the file.
+        OSError, ValueError: see `read_yaml`; or what it has is not an option, or not a value for it; names the file.
     """
-    import yaml
-
-    parser = Command("train", "", offered=FIELDS).parser
-    import jsonargparse  # there, as the parser is made
-
-    parser.exit_on_error = False
+    contents = read_yaml(path)
     try:
-        # Its loader takes 1e-3 for a number, which PyYAML's does not.
-        contents = jsonargparse.get_loader("yaml")(path.read_text(encoding="utf-8"))
         if not isinstance(contents, dict):
             raise ValueError(f"expected lines of NAME: VALUE, got {str(contents)[:40]!r}")
         for name, value in contents.items():
             if name not in FIELDS:
-                raise ValueError(f"there is no option {name!r}")
+                raise ValueError(f"there is no option {name[:40]!r}")
             if value is None:
                 raise OptionError(name, "expected a value, got none")
-            if isinstance(FIELDS[name].default, tuple) and not isinstance(value, list):
-                raise OptionError(name, f"expected a list, got {value!r}")
-        return parser.parse_object(contents, defaults=False).as_dict()
-    except (ValueError, argparse.ArgumentError, yaml.YAMLError) as error:
-        message = " ".join(str(error).replace('"<unicode string>", ', "").split())
-        raise ValueError(f"{path}: {message}") from error
+        return {name: typed(name, value, TYPES[name]) for name, value in contents.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_run(folder: Path) -> dict[str, Any]:

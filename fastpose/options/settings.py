@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.dataset import DataOptions
@@ -19,6 +19,7 @@ from fastpose.engine.schedule import ScheduleOptions
 from fastpose.engine.step import TargetOptions
 from fastpose.models.decoding import DecodeOptions
 from fastpose.models.network import NetworkOptions
+from fastpose.option import typed
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Settings:
         """Settings from values by their flat names; what is not among them has its default.
 
         Raises:
-            OptionError: a value cannot be used.
+            OptionError: a value is of another type, or cannot be used.
             TypeError: an unknown name.
         """
         if unknown := values.keys() - FIELDS.keys():
-            raise TypeError(f"there is no option {', '.join(map(repr, sorted(unknown)))}")
+            raise TypeError(f"there is no option {', '.join(map(repr, sorted(unknown, key=str)))}")
         groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
         for name, value in values.items():
-            groups[GROUP_OF[name]][name] = tuple(value) if isinstance(value, list) else value
+            groups[GROUP_OF[name]][name] = typed(name, value, TYPES[name])
         return cls(**{name: GROUPS[name](**group) for name, group in groups.items()})
 
     def flat(self) -> dict[str, Any]:
@@ -73,4 +74,5 @@ GROUPS: dict[str, type] = {
 }
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for kind in GROUPS.values() for f in dataclasses.fields(kind)}
 GROUP_OF: dict[str, str] = {f.name: group for group, kind in GROUPS.items() for f in dataclasses.fields(kind)}
+TYPES: dict[str, Any] = {name: kind for group in GROUPS.values() for name, kind in get_type_hints(group).items()}
 DEFAULTS: dict[str, Any] = {name: f.default for name, f in FIELDS.items()}

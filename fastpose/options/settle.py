@@ -34,6 +34,7 @@ def settle(
     instead: Mapping[str, Any] | None = None,
     called: Mapping[str, str] | None = None,
     reads_data: bool = True,
+    trust_model: bool = False,
 ) -> Settings:
     """The settings in effect. What comes first in this list wins:
 
@@ -49,11 +50,15 @@ def settle(
     is an error, and so are others in a recipe or in what is inherited, except the usual names: runs have these that
     named none.
 
+    A network of the user's own is code that will run, and whoever wrote a file must not choose it: a `model` that only
+    a file names is refused.
+
     Args:
         asked, recipe, run, weights, instead: see above; values by their flat names.
         called: what the command calls options for which it has other names, for messages; empty for those that it does
             not have.
         reads_data: whether the command reads the data set; otherwise a pack in the data root does not matter.
+        trust_model: accept a `model` that only a file names; or no network is made.
 
     Raises:
         OptionError: a value cannot be used.
@@ -76,6 +81,12 @@ def settle(
         if weights is not None and _is_inherited(error, wanted):
             raise CheckpointError(f"{weights.path}: does not fit this version of fastpose: {error}") from error
         raise
+
+    model = settings.network.model
+    if model not in ("", asked.get("model")) and not trust_model:
+        file = weights.path if weights else "the file"
+        reason = f"{file} names the network {model}, whose code would run: if you trust it, "
+        raise OptionError("model", f"{reason}add --model {model} or --trust_model")
 
     # Only now that each value by itself is good: how they go together.
     root = settings.data.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{settings.data.dataset}"

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from fastpose import evaluate, predict, train
+from fastpose import evaluate, export, predict, train
 from fastpose.engine import pictures
 from fastpose.models import (
     compare_heads,
@@ -455,16 +455,16 @@ def test_the_documented_networks_train_evaluate_and_go_on(here, capsys, monkeypa
     # Three quarters of 64 px: no multiple of 32, which only the ResNets need.
     options = {"data_root": str(write_tiny_mpii(here / "data", persons=4)), "size": [64, 48], "batch_size": 4}
     (here / "tiny.yaml").write_text(yaml.safe_dump(options | {"model": factory, "epochs": 1, "device": "cpu"}))
-    assert train.main(["--recipe", "tiny.yaml", "--run", "run"]) == 0
+    assert train.main(["--recipe", "tiny.yaml", "--run", "run", "--model", factory]) == 0
     assert f"network {factory}, 64x48 px, on cpu" in capsys.readouterr().out
     assert torch.load("run/best.pt", weights_only=True)["config"]["model"] == factory
-    assert evaluate.main(["--checkpoint", "run", "--device", "cpu"]) == 0
+    assert evaluate.main(["--checkpoint", "run", "--device", "cpu", "--model", factory]) == 0
     assert f"network {factory} of fastpose" in capsys.readouterr().out
     scores = [json.loads((here / "run" / name).read_text())["pckh"] for name in ("scores.json", "summary.json")]
     assert scores[0] == scores[1]
     cv2.imwrite("a.png", np.full((60, 80, 3), 90, np.uint8))
-    assert predict.main(["--checkpoint", "run", "--image", "a.png", "--device", "cpu"]) == 0
-    assert train.main(["--resume", "run", "--epochs", "2"]) == 0
+    assert predict.main(["--checkpoint", "run", "--image", "a.png", "--device", "cpu", "--trust_model"]) == 0
+    assert train.main(["--resume", "run", "--epochs", "2", "--trust_model"]) == 0
     # Elsewhere under another name it can be evaluated; a run keeps its network.
     (here / "moved.py").write_text(f"from {module} import {factory.partition(':')[2]} as make\n")
     assert evaluate.main(["--checkpoint", "run", "--device", "cpu", "--model", "moved:make"]) == 0
@@ -491,5 +491,72 @@ def test_what_a_factory_draws_beside_the_state_dict_is_that_of_the_training(here
         config=settings.as_plain(),
         skeleton=MPII.name,
     )
-    loaded = load_trained(here / "best.pt", {}, torch.device("cpu")).model
+    loaded = load_trained(here / "best.pt", {}, torch.device("cpu"), trust_model=True).model
     assert torch.equal(loaded.noise, trained.noise)
+
+
+SPY = """
+import pathlib
+import torch
+pathlib.Path("imported").touch()
+def make(joints):
+    return torch.nn.Conv2d(3, joints, 4, stride=4)
+"""
+
+
+@pytest.mark.parametrize("way", ["evaluate", "predict", "export", "load_trained", "--resume", "--recipe"])
+def test_a_network_that_only_a_file_names_is_not_even_imported(here, capsys, way):
+    name = f"spy_{way.strip('-')}"
+    (here / f"{name}.py").write_text(SPY)
+    cv2.imwrite("a.png", np.full((60, 80, 3), 90, np.uint8))
+    root = write_tiny_mpii(here / "data", persons=2)
+    options = {"model": f"{name}:make", "size": (32, 32), "device": "cpu", "epochs": 1, "data_root": str(root)}
+    config = settle(options).as_plain()
+    (here / "run").mkdir()
+    (here / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    weights = nn.Conv2d(3, 16, 4, stride=4).state_dict()
+    save_checkpoint(
+        here / "best.pt",
+        model=weights,
+        optimizer=None,
+        learning_rate={},
+        progress={},
+        config=config,
+        skeleton=MPII.name,
+    )
+
+    def run(*words: str) -> str:
+        """The error."""
+        if way == "load_trained":
+            asked = {"model": words[1]} if words and words[0] == "--model" else {}
+            try:
+                load_trained("best.pt", asked, torch.device("cpu"), trust_model="--trust_model" in words)
+            except ValueError as error:
+                return str(error)
+            return ""
+        file = {"--resume": ["run"], "--recipe": ["run/config.yaml", "--run", "new"]}.get(way, ["best.pt"])
+        rest = {"predict": ["--image", "a.png"], "export": ["--format", "torch"], "evaluate": ["--device", "cpu"]}
+        command = {"evaluate": evaluate, "predict": predict, "export": export}.get(way, train)
+        flag = way if way.startswith("--") else "--checkpoint"
+        try:
+            code = command.main([flag, *file, *rest.get(way, []), *words])
+        except SystemExit as ended:
+            code = ended.code
+        error = capsys.readouterr().err
+        assert bool(error) == bool(code), error
+        return error
+
+    named = "run/config.yaml: model: the file" if way.startswith("--") else "model: best.pt"
+    refused = (
+        f"{named} names the network {name}:make, whose code would run: if you trust it, add --model {name}:make or"
+    )
+    assert refused in run()
+    assert not Path("imported").exists()
+    assert not run("--trust_model")
+    assert Path("imported").exists()
+
+
+def test_a_name_that_is_no_python_name_gets_into_no_command_line(here):
+    for name in ("a:b; rm x", "os.system('x')", "a b:c", ":f", "m:", "../x:f", "m:f\nx"):
+        with pytest.raises(ValueError, match=r"^model: expected PACKAGE\.MODULE:FACTORY"):
+            settle({}, recipe={"model": name})

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 import sys
 import types
@@ -313,16 +315,80 @@ def test_weights_that_do_not_fit_are_listed_and_leave_the_network_as_it_was(tmp_
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_other_objects_in_a_file_are_named_and_not_made(tmp_path):
-    torch.save({"state_dict": network().state_dict(), "where": Path("x")}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"holds pathlib\.\w+, and only tensors and plain values"):
+class Spy:
+    """What is unpickled as Python does it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+class Net(nn.Module):
+    pass
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda state: {"state_dict": state},
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {0: {"step": torch.ones(1)}}}},
+        lambda state: {"net": state, "acc": np.float64(0.5), "args": argparse.Namespace(lr=1.0)},
+        lambda state: {"network": state, "hyper_parameters": {"root": Path("x"), "net": Net, "set": {1, 2}}},
+        lambda state: {"ema": state},
+        lambda state: {"generator": state, "step": 3},
+        lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}, "where": Path("x")},
+        lambda state: nn.ParameterDict({n.replace(".", "-"): nn.Parameter(v) for n, v in state.items()}).state_dict(),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_are_found_under_any_key_and_beside_any_object_and_nothing_is_run(tmp_path, around, zipped):
+    state = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
+    spied = tmp_path / "was run"
+    contents = around(state)
+    if not all(isinstance(value, torch.Tensor) for value in contents.values()):
+        contents["spy"] = Spy(spied)
+    torch.save(contents, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    found = {
+        name.replace("module.", "").replace("-", "."): v for name, v in read_weights(tmp_path / "w.pth").state.items()
+    }
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert not spied.exists()
+
+
+def test_of_weights_and_their_averages_the_weights_are_taken_with_a_warning(tmp_path, caplog):
+    torch.save({"ema": {"w": torch.zeros(1)}, "model": {"w": torch.ones(1)}}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").state["w"] == 1
+    assert "w.pth: has weights under 'model' and 'ema'; taking those under 'model'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"epoch": 3, "model": None}, "got the keys 'epoch' (int), 'model' (NoneType)"),
+        ({"a": {"x": torch.ones(1)}, "b": {"y": torch.ones(1)}}, "'a' (1 entries, 1 of them tensors), 'b' (1 entries"),
+        ({"model": Path("x")}, "'model' (an object of pathlib."),
+        (Path("x"), "expected a state dict of tensors, got an object of pathlib."),
+        ({}, "got the keys none"),
+        ([torch.ones(1)], "got list"),
+    ],
+)
+def test_where_there_are_no_weights_what_there_is_is_listed(tmp_path, contents, message):
+    torch.save(contents, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=re.escape(message)):
         read_weights(tmp_path / "w.pth")
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         read_weights(tmp_path / "none.pth")
 
 
 def test_numbers_of_numpy_are_no_part_of_a_checkpoint_of_ours(tmp_path):
-    write_own(tmp_path / "last.pt", network(), seed=np.int64(1))
+    write_own(tmp_path / "last.pt", network())
+    contents = torch.load(tmp_path / "last.pt", weights_only=True)
+    contents["config"]["seed"] = np.int64(1)
+    torch.save(contents, tmp_path / "last.pt")
     with pytest.raises(CheckpointError, match=r"holds numpy"):
         load_checkpoint(tmp_path / "last.pt")
 
