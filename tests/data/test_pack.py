@@ -582,8 +582,9 @@ def test_a_pack_of_an_older_version_is_to_be_packed_again(copy, data, capsys):
 def forge_annotations(root: Path, arrays: dict[str, np.ndarray]) -> None:
     path = root / "train-persons.npz"
     np.savez(path, **arrays)
-    crc = zlib.crc32(path.read_bytes())
-    forge(root, lambda index: index["files"]["train"]["annotations"].update(crc=crc))
+    data = path.read_bytes()
+    entry = {"bytes": len(data), "crc": zlib.crc32(data)}
+    forge(root, lambda index: index["files"]["train"]["annotations"].update(entry))
 
 
 def test_damaged_annotations_are_named(copy):

@@ -7,12 +7,14 @@ import io
 import json
 import math
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import cv2
@@ -21,24 +23,30 @@ from numpy.typing import NDArray
 
 from fastpose.data.boxes import body_boxes, largest_reduction, pixel_step
 from fastpose.data.images import BadImageError, average, read_image
+from fastpose.data.pack.files import checksum, open_whole, read_table
 from fastpose.data.pack.format import (
     FIRST,
     INDEX,
     RECORD,
     ROWS,
+    SHARDS,
     UNFINISHED,
     Margins,
     PackError,
     Plan,
-    check_table,
-    load_table,
     read_index,
     read_json,
     with_checksum,
 )
 from fastpose.data.persons import Persons
-from fastpose.files import replacing
+from fastpose.files import read_file, replacing
 from fastpose.skeletons import MPII
+
+# Shards and tables, and all that a pack writes before it is whole.
+_SHARD = re.compile(r"(?:train|valid)-(\d{5,})\.(?:shard|npy)")
+_PART = re.compile(
+    r"(?:pack|unfinished)\.part\.json|(?:train|valid)-(?:persons\.part\.npz|\d{5,}\.part\.(?:shard|npy))"
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,13 @@ class Region:
     y: float
 
 
-def cut_region(path: Path, center: NDArray[np.float32], scale: NDArray[np.float32], margins: Margins) -> Region:
+def cut_region(
+    path: Path,
+    center: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    margins: Margins,
+    reading: Mapping[str, Any] = MappingProxyType({}),
+) -> Region:
     """The part of an image that crops of a person within `margins` sample, about any of its boxes.
 
     It ends where the image ends, so what is outside it is outside the image, or sampled by no such crop.
@@ -62,6 +76,7 @@ def cut_region(path: Path, center: NDArray[np.float32], scale: NDArray[np.float3
         scale: [2], times 200 px is the box.
             Of a person with several boxes (see body_boxes) both are [n, 2].
         margins: what crops may ask for.
+        reading: how `read_image` is to read it, see Plan.
 
     Raises:
         BadImageError: the image cannot be read.
@@ -71,7 +86,7 @@ def cut_region(path: Path, center: NDArray[np.float32], scale: NDArray[np.float3
     lows, highs = (centers - reach).min(axis=0), (centers + reach).max(axis=0)
     step = float(pixel_step(scales, margins.size).min()) * margins.scale_min if margins.reduce else 1.0
     reduction = int(largest_reduction(np.array([step]))[0])
-    image = read_image(path, reduction)
+    image = read_image(path, reduction, **reading)
     # What the decoder's powers of two leave is averaged, by a factor in eighths: sizes and places stay exact. The
     # scale is a rounded float32, which must not make two pixels 1.875.
     eighths = max(8, int(8 * step / reduction * (1 + 1e-6)))
@@ -109,7 +124,8 @@ def write_pack(
 ) -> bool:
     """Packs persons into the folder `out`, or goes on where an earlier call with the same plan was stopped.
 
-    What is there already is compared with its checksums; a shard that is missing or damaged is made again.
+    What is there already is compared with its checksums; a shard that is missing or damaged is made again. What an
+    earlier call was writing when it was killed is removed.
 
     Args:
         out: the folder.
@@ -133,26 +149,32 @@ def write_pack(
     out.mkdir(parents=True, exist_ok=True)
     with _only_writer(out):
         complete = (out / INDEX).exists()
+        known: dict[str, Any] = {}
         if complete:
             found = read_index(out)
-            if {name: found.get(name) for name in wanted} != wanted:
+            if {name: found.get(name) for name in {*wanted, "reading"}} != {"reading": None} | wanted:
                 raise PackError(f"{out}: holds a pack of other data or made with other options; choose another folder")
+            known = found["files"]
         elif (out / UNFINISHED).exists():
             if read_json(out / UNFINISHED) != wanted:
                 raise PackError(
                     f"{out}: holds an unfinished pack of other data or made with other options, or by another version; "
                     "go on with those, or remove the folder"
                 )
-        elif any(out.iterdir()):
+        elif {path.name for path in out.iterdir()} - {_part(UNFINISHED)}:
             raise PackError(f"{out}: exists and is neither empty nor an unfinished pack")
-        else:
+        for path in out.iterdir():
+            if _PART.fullmatch(path.name):
+                path.unlink()
+        if not complete:
             _write(out / UNFINISHED, json.dumps(wanted, indent=1).encode())
         files: dict[str, Any] = {}
         new = not complete
         for split, persons in splits.items():
             data = annotations[split]
             new |= _write(out / f"{split}-persons.npz", data)
-            shards, made = _write_shards(out, split, persons, plan, threads, on_bad_image, progress)
+            records = [shard["records"] for shard in known.get(split, {}).get("shards", [])]
+            shards, made = _write_shards(out, split, persons, plan, records, threads, on_bad_image, progress)
             new |= made > 0
             entry = {"bytes": len(data), "crc": zlib.crc32(data)}
             files[split] = {"persons": len(persons), "annotations": entry, "shards": shards}
@@ -188,20 +210,30 @@ def _write_shards(
     split: str,
     persons: Persons,
     plan: Plan,
+    known: list[int],
     threads: int,
     on_bad_image: Literal["error", "skip"],
     progress: Callable[[str, int, int, int], None] | None,
 ) -> tuple[list[dict[str, int]], int]:
-    """Writes the shards that are not there. Returns all of them, as pack.json has them, and the persons written."""
+    """Writes the shards that are not there. Returns all of them, as pack.json has them, and the persons written.
+
+    Nothing in a shard says of which persons its records are. So one that is there is kept only if all before it have as
+    many records as they had when it was made: those of an image that can be read by now, or no longer, have other bytes
+    than they had, and move the shards behind them.
+
+    Args:
+        known: records of each shard in the pack that is there; empty if that is unfinished.
+    """
     shards: list[dict[str, int]] = []
     done = found = 0
+    in_place = True  # so far, shards begin with the persons that they began with
     margins = plan.margins[split]
     boxes = body_boxes(persons, margins.size, half_body=margins.half_body)
 
     def record(row: int) -> tuple[bytes, Region | None]:
         path = persons.image_paths[persons.image_index[row]]
         try:
-            region = cut_region(path, boxes[row, :, :2], boxes[row, :, 2:], margins)
+            region = cut_region(path, boxes[row, :, :2], boxes[row, :, 2:], margins, plan.reading)
         except BadImageError:
             if on_bad_image == "error":
                 raise
@@ -215,10 +247,15 @@ def _write_shards(
     report()
     with ThreadPoolExecutor(threads, thread_name_prefix="fastpose-pack") as pool:
         while done < len(persons):
-            shard = out / f"{split}-{len(shards):05d}.shard"
+            if (number := len(shards)) == SHARDS:
+                raise PackError(
+                    f"{out}: {split} has more than {SHARDS} shards of {plan.shard_bytes} bytes: make larger ones"
+                )
+            shard = out / f"{split}-{number:05d}.shard"
             table = shard.with_suffix(".npy")
-            rows = _finished_table(table, shard, plan, on_bad_image)
-            if rows is None:
+            rows = _rows_of(table, shard, plan, len(persons) - done)
+            before = known[number] if number < len(known) else None if rows is None else len(rows)
+            if rows is None or not in_place or not _is_whole(shard, rows, on_bad_image):
                 made: list[tuple[float, ...]] = []
                 offset = 0
                 with replacing(shard) as file:
@@ -237,30 +274,36 @@ def _write_shards(
                 np.save(buffer, rows)
                 _write(table, buffer.getvalue())
                 done += len(rows)
+                in_place = in_place and len(rows) == before
             else:
                 done += len(rows)
                 found += len(rows)
                 report()
-            crc = zlib.crc32(table.read_bytes())
+            crc = zlib.crc32(read_file(table))
             shards.append({"records": len(rows), "bytes": int(rows["length"].sum()), "table_crc": crc})
+    for path in out.glob(f"{split}-*"):  # of a pack with more shards
+        if (name := _SHARD.fullmatch(path.name)) and int(name[1]) >= len(shards):
+            path.unlink()
     return shards, done - found
 
 
-def _finished_table(table: Path, shard: Path, plan: Plan, on_bad_image: str) -> NDArray[np.void] | None:
-    """The table of a shard that an earlier run has finished; None where it has not, where either is damaged, or where
-    the run left out bad images that now are an error."""
-    if not table.is_file() or not shard.is_file():
-        return None
+def _rows_of(table: Path, shard: Path, plan: Plan, most: int) -> NDArray[np.void] | None:
+    """The table of a shard that an earlier run has written, of at most so many rows; None where it has not, or where it
+    does not fit the shard."""
     try:
-        rows = load_table(table, table.read_bytes())
-        check_table(table, rows, shard, plan.pixels == "raw")
+        with open_whole(shard) as file:
+            size = os.fstat(file.fileno()).st_size
+        return read_table(table, shard, size, plan.pixels == "raw", most)
     except PackError:
         return None
+
+
+def _is_whole(shard: Path, rows: NDArray[np.void], on_bad_image: str) -> bool:
+    """Whether the records of a shard have the checksums in its table, and are all there where they must be."""
     if on_bad_image == "error" and (rows["length"] == 0).any():
-        return None
-    with open(shard, "rb") as file:  # its records lie one after the other
-        whole = all(zlib.crc32(file.read(int(row["length"]))) == row["crc"] for row in rows)
-    return rows if whole else None
+        return False
+    with open_whole(shard) as file:  # its records lie one after the other
+        return all(checksum(file, int(row["length"])) == row["crc"] for row in rows)
 
 
 def _row(offset: int, data: bytes, region: Region | None) -> tuple[float, ...]:
@@ -296,8 +339,16 @@ def _persons_to_npz(persons: Persons) -> bytes:
 
 def _write(path: Path, data: bytes) -> bool:
     """Makes `data` the contents of a file; returns whether they were not. Read-only folders keep what is right."""
-    if path.is_file() and path.read_bytes() == data:
-        return False
+    try:
+        if read_file(path, len(data)) == data:
+            return False
+    except (FileNotFoundError, ValueError):  # or it is larger, or no file
+        pass
     with replacing(path) as file:
         file.write(data)
     return True
+
+
+def _part(name: str) -> str:
+    """What a file is called while it is written, see `fastpose.files.written_beside`."""
+    return f"{Path(name).stem}.part{Path(name).suffix}"
