@@ -13,7 +13,6 @@ from typing import Any, Literal
 from fastpose.data.dataset import DATA_FILES
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Margins, Plan, is_pack, write_pack
-from fastpose.data.pack.format import READING, reading
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.options.asked import Command, find_recipe, naming, read_recipe
 from fastpose.options.settings import Settings
@@ -27,7 +26,6 @@ where it was when it is called again; on a complete pack it compares all checksu
 OFFERED = (
     *("train_annotations", "valid_annotations", "head_boxes", "split_list", "images", "missing_images", "on_bad_image"),
     *("score", "size", "rotation", "scale_min", "scale_max", "half_body", "reduced_decode"),
-    *READING,
 )
 
 
@@ -86,7 +84,6 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
         margins,
         contents,
         {name: getattr(settings.data, name) for name in DATA_FILES},
-        reading(settings.pixels),
     )
     lines: dict[str, CountedProgress] = {}
 

@@ -116,11 +116,6 @@ def is_whole_jpeg(data: bytes) -> bool:
     return data.startswith(_JPEG_START) and _jpeg_reaches_its_end(data)
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) in pixels that the header of a JPEG says; None if it is no JPEG, or its header says none."""
-    return _size_in_header(data) if data.startswith(_JPEG_START) else None
-
-
 def _size_in_header(head: bytes) -> tuple[int, int] | None:
     fields = b""  # height, width
     if head.startswith(_PNG_START):

@@ -194,3 +194,16 @@ def read_npz(file: BinaryIO, size: int) -> dict[str, NDArray[Any]]:
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, OverflowError, struct.error) as error:
         raise ValueError(str(error)) from error
     return arrays
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) in pixels that the header of a JPEG says; None if it is not one as OpenCV writes them, with its
+    pixels in one scan."""
+    position = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while data[position : position + 1] == b"\xff":
+        code, length = data[position + 1 : position + 2], int.from_bytes(data[position + 2 : position + 4], "big")
+        if code == b"\xc0":
+            height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
+            return int.from_bytes(height, "big"), int.from_bytes(width, "big")
+        position += 2 + length
+    return None

@@ -26,13 +26,14 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from fastpose.data.augmentation import Augmentation
+from fastpose.data.dataset import DataOptions
 from fastpose.files import read_file
 from fastpose.option import OptionError
 
@@ -49,9 +50,6 @@ RECORD = np.dtype(
 SPLITS = ("train", "valid")
 SHARDS = 1 << 15  # of a split; the system maps some 65,000 files at most
 INDEX_BYTES = 8 << 20  # as large as pack.json may be
-# The fields of PixelOptions that change which pixels an image file has, and by the same names arguments of `read_image`.
-# A pack is of those it was made with. (How far pixels are reduced is in its margins.)
-READING: tuple[str, ...] = ()
 # What a pack stores of `Persons` as it is, beside its extras.
 ROWS = ("center", "scale", "keypoints", "visible", "source_row")
 # Their order in the file, as version 0.1 has it: the same data are the same bytes. Others follow.
@@ -152,7 +150,6 @@ class Plan:
         margins: of each split.
         persons: what distinguishes each split's annotations from others.
         options: the data options that named them, as plain values.
-        reading: the options of READING that are not at their defaults.
     """
 
     pixels: Literal["raw", "jpeg"]
@@ -161,14 +158,10 @@ class Plan:
     margins: dict[str, Margins]
     persons: dict[str, str]
     options: dict[str, str]
-    reading: dict[str, Any] = field(default_factory=dict)
 
     def as_plain(self) -> dict[str, Any]:
         """Values as they come back from JSON."""
-        plain = json.loads(json.dumps({"format": FORMAT} | asdict(self)))
-        if not self.reading:
-            del plain["reading"]  # so that it is as it was when there were no such options
-        return plain
+        return json.loads(json.dumps({"format": FORMAT} | asdict(self)))
 
 
 def with_checksum(contents: dict[str, Any]) -> dict[str, Any]:
@@ -210,22 +203,6 @@ def _of_split(root: Path, part: str, split: str) -> dict[str, Any]:
     return values[split]
 
 
-def reading(options: Any) -> dict[str, Any]:
-    """Those of READING that are not at their defaults in `options`, which is a PixelOptions."""
-    usual = type(options)()
-    return {name: value for name in READING if (value := getattr(options, name)) != getattr(usual, name)}
-
-
-def check_reading(root: Path, options: Any) -> None:
-    """Raises OptionError if a pack has pixels of files that were read in another way than `options`, a PixelOptions,
-    say."""
-    packed, asked = read_index(root).get("reading", {}), reading(options)
-    for name in READING:
-        usual = getattr(type(options)(), name)
-        if (stored := packed.get(name, usual)) != (got := asked.get(name, usual)):
-            raise OptionError(name, f"the pack {root} was made with {stored!r}, got {got!r}: take that, or pack again")
-
-
 def read_index(root: Path) -> dict[str, Any]:
     """The contents of pack.json: of the names and types that they should be, and of numbers that can be.
 
@@ -244,18 +221,14 @@ def read_index(root: Path) -> dict[str, Any]:
     try:
         if contents.get("crc") != with_checksum(contents)["crc"]:
             raise PackError(f"{path}: altered: its contents have another checksum than it says")
-        expected = _CONTENTS | ({"reading": {"*": None}} if "reading" in contents else {})
-        if wrong := misfit(contents, expected, "") or _impossible(contents):
+        if wrong := misfit(contents, _CONTENTS, "") or _impossible(contents):
             raise PackError(f"{path}: damaged: {wrong}")
     except RecursionError as error:
         raise PackError(f"{path}: damaged: {error}") from error
-    if unknown := contents.get("reading", {}).keys() - set(READING):
-        raise PackError(f"{path}: made by a newer fastpose, with {_shown(min(unknown))}: pack again, or update")
     return contents
 
 
 _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    None: ("anything", lambda value: True),
     int: ("a whole number from 0", lambda value: type(value) is int and 0 <= value < 1 << 62),
     float: ("a number from 0", lambda value: type(value) in (int, float) and 0 <= value < 1e9),
     str: ("a text", lambda value: type(value) is str),
@@ -269,7 +242,7 @@ def misfit(value: Any, kind: Any, name: str) -> str:
     Args:
         value: the value.
         kind: what it should be. int, float: a finite number from 0; bool, str; [kind]: a list of those; {name: kind}:
-            an object with just these names, or with any where the name is "*"; None: anything.
+            an object with just these names, or with any where the name is "*".
         name: what to call it.
     """
     if isinstance(kind, dict) and isinstance(value, dict):
@@ -296,6 +269,8 @@ def _impossible(contents: dict[str, Any]) -> str:
     """What no pack has although its types are right."""
     if contents["pixels"] not in ("raw", "jpeg"):
         return f"pixels: expected 'raw' or 'jpeg', got {_shown(contents['pixels'])}"
+    if unknown := contents["options"].keys() - {field.name for field in fields(DataOptions)}:
+        return f"options: this version of fastpose does not know {_shown(min(unknown))}"
     for part in ("margins", "persons", "files"):
         if more := contents[part].keys() - set(SPLITS):
             return f"{part}: expected the splits {', '.join(SPLITS)}, got {_shown(min(more))}"

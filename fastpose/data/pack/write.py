@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import cv2
@@ -40,13 +40,14 @@ from fastpose.data.pack.format import (
 )
 from fastpose.data.persons import Persons
 from fastpose.files import read_file, replacing
+from fastpose.option import OptionError
 from fastpose.skeletons import MPII
 
-# Shards and tables, and all that a pack writes before it is whole.
-_SHARD = re.compile(r"(?:train|valid)-(\d{5,})\.(?:shard|npy)")
+# What the files of a pack are called while they are written, see `fastpose.files.written_beside`.
 _PART = re.compile(
     r"(?:pack|unfinished)\.part\.json|(?:train|valid)-(?:persons\.part\.npz|\d{5,}\.part\.(?:shard|npy))"
 )
+_FIRST_PART = "unfinished.part.json"
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,7 @@ class Region:
     y: float
 
 
-def cut_region(
-    path: Path,
-    center: NDArray[np.float32],
-    scale: NDArray[np.float32],
-    margins: Margins,
-    reading: Mapping[str, Any] = MappingProxyType({}),
-) -> Region:
+def cut_region(path: Path, center: NDArray[np.float32], scale: NDArray[np.float32], margins: Margins) -> Region:
     """The part of an image that crops of a person within `margins` sample, about any of its boxes.
 
     It ends where the image ends, so what is outside it is outside the image, or sampled by no such crop.
@@ -76,7 +71,6 @@ def cut_region(
         scale: [2], times 200 px is the box.
             Of a person with several boxes (see body_boxes) both are [n, 2].
         margins: what crops may ask for.
-        reading: how `read_image` is to read it, see Plan.
 
     Raises:
         BadImageError: the image cannot be read.
@@ -86,7 +80,7 @@ def cut_region(
     lows, highs = (centers - reach).min(axis=0), (centers + reach).max(axis=0)
     step = float(pixel_step(scales, margins.size).min()) * margins.scale_min if margins.reduce else 1.0
     reduction = int(largest_reduction(np.array([step]))[0])
-    image = read_image(path, reduction, **reading)
+    image = read_image(path, reduction)
     # What the decoder's powers of two leave is averaged, by a factor in eighths: sizes and places stay exact. The
     # scale is a rounded float32, which must not make two pixels 1.875.
     eighths = max(8, int(8 * step / reduction * (1 + 1e-6)))
@@ -140,6 +134,8 @@ def write_pack(
 
     Raises:
         PackError: `out` has other contents, another process is packing into it, or a region is too large for a JPEG.
+        OptionError: `shard_bytes` makes too many shards.
+        OSError: a file cannot be written; what is whole stays, and the next call goes on.
         BadImageError: an image cannot be read and `on_bad_image` is "error".
     """
     wanted = plan.as_plain()
@@ -147,12 +143,12 @@ def write_pack(
     if out.exists() and not out.is_dir():
         raise PackError(f"{out}: exists and is not a folder")
     out.mkdir(parents=True, exist_ok=True)
-    with _only_writer(out):
+    with _only_writer(out), _saying_how_to_go_on(plan):
         complete = (out / INDEX).exists()
         known: dict[str, Any] = {}
         if complete:
             found = read_index(out)
-            if {name: found.get(name) for name in {*wanted, "reading"}} != {"reading": None} | wanted:
+            if {name: found.get(name) for name in wanted} != wanted:
                 raise PackError(f"{out}: holds a pack of other data or made with other options; choose another folder")
             known = found["files"]
         elif (out / UNFINISHED).exists():
@@ -161,7 +157,7 @@ def write_pack(
                     f"{out}: holds an unfinished pack of other data or made with other options, or by another version; "
                     "go on with those, or remove the folder"
                 )
-        elif {path.name for path in out.iterdir()} - {_part(UNFINISHED)}:
+        elif any(path.name != _FIRST_PART for path in out.iterdir()):
             raise PackError(f"{out}: exists and is neither empty nor an unfinished pack")
         for path in out.iterdir():
             if _PART.fullmatch(path.name):
@@ -173,8 +169,8 @@ def write_pack(
         for split, persons in splits.items():
             data = annotations[split]
             new |= _write(out / f"{split}-persons.npz", data)
-            records = [shard["records"] for shard in known.get(split, {}).get("shards", [])]
-            shards, made = _write_shards(out, split, persons, plan, records, threads, on_bad_image, progress)
+            there = known[split]["shards"] if split in known else []
+            shards, made = _write_shards(out, split, persons, plan, there, threads, on_bad_image, progress)
             new |= made > 0
             entry = {"bytes": len(data), "crc": zlib.crc32(data)}
             files[split] = {"persons": len(persons), "annotations": entry, "shards": shards}
@@ -182,6 +178,18 @@ def write_pack(
         if (out / UNFINISHED).exists():
             (out / UNFINISHED).unlink()
     return new
+
+
+@contextmanager
+def _saying_how_to_go_on(plan: Plan) -> Iterator[None]:
+    """Adds to the error of a full disk how much is needed, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"{error.strerror}; a shard takes {plan.shard_bytes:,} bytes: make room, and the same command goes on"
+        raise OSError(error.errno, text, error.filename) from error
 
 
 @contextmanager
@@ -210,30 +218,29 @@ def _write_shards(
     split: str,
     persons: Persons,
     plan: Plan,
-    known: list[int],
+    known: list[dict[str, int]],
     threads: int,
     on_bad_image: Literal["error", "skip"],
     progress: Callable[[str, int, int, int], None] | None,
 ) -> tuple[list[dict[str, int]], int]:
     """Writes the shards that are not there. Returns all of them, as pack.json has them, and the persons written.
 
-    Nothing in a shard says of which persons its records are. So one that is there is kept only if all before it have as
-    many records as they had when it was made: those of an image that can be read by now, or no longer, have other bytes
-    than they had, and move the shards behind them.
+    Nothing in a shard says of which persons its records are. So where a shard that is made again has more or fewer
+    records than before, those behind it are made again, too. (An image that can be read by now, or no longer, has other
+    bytes than it had.)
 
     Args:
-        known: records of each shard in the pack that is there; empty if that is unfinished.
+        known: what pack.json says of the shards that are there; empty if the pack is unfinished.
     """
     shards: list[dict[str, int]] = []
     done = found = 0
-    in_place = True  # so far, shards begin with the persons that they began with
     margins = plan.margins[split]
     boxes = body_boxes(persons, margins.size, half_body=margins.half_body)
 
     def record(row: int) -> tuple[bytes, Region | None]:
         path = persons.image_paths[persons.image_index[row]]
         try:
-            region = cut_region(path, boxes[row, :, :2], boxes[row, :, 2:], margins, plan.reading)
+            region = cut_region(path, boxes[row, :, :2], boxes[row, :, 2:], margins)
         except BadImageError:
             if on_bad_image == "error":
                 raise
@@ -248,14 +255,13 @@ def _write_shards(
     with ThreadPoolExecutor(threads, thread_name_prefix="fastpose-pack") as pool:
         while done < len(persons):
             if (number := len(shards)) == SHARDS:
-                raise PackError(
-                    f"{out}: {split} has more than {SHARDS} shards of {plan.shard_bytes} bytes: make larger ones"
-                )
+                raise OptionError("shard_bytes", f"{plan.shard_bytes} makes more than {SHARDS} files of {split}")
             shard = out / f"{split}-{number:05d}.shard"
             table = shard.with_suffix(".npy")
-            rows = _rows_of(table, shard, plan, len(persons) - done)
-            before = known[number] if number < len(known) else None if rows is None else len(rows)
-            if rows is None or not in_place or not _is_whole(shard, rows, on_bad_image):
+            said = known[number] if number < len(known) else None
+            rows = _rows_of(table, shard, plan, len(persons) - done, said["table_crc"] if said else None)
+            before = said["records"] if said else None if rows is None else len(rows)
+            if rows is None or not _is_whole(shard, rows, on_bad_image):
                 made: list[tuple[float, ...]] = []
                 offset = 0
                 with replacing(shard) as file:
@@ -269,33 +275,45 @@ def _write_shards(
                             if offset >= plan.shard_bytes:
                                 break
                         report(len(made))
+                if len(made) != before:
+                    _remove_from(out, split, ".npy", number)  # a shard without its table is made again
                 rows = np.array(made, RECORD)
                 buffer = io.BytesIO()
                 np.save(buffer, rows)
                 _write(table, buffer.getvalue())
                 done += len(rows)
-                in_place = in_place and len(rows) == before
             else:
                 done += len(rows)
                 found += len(rows)
                 report()
             crc = zlib.crc32(read_file(table))
             shards.append({"records": len(rows), "bytes": int(rows["length"].sum()), "table_crc": crc})
-    for path in out.glob(f"{split}-*"):  # of a pack with more shards
-        if (name := _SHARD.fullmatch(path.name)) and int(name[1]) >= len(shards):
-            path.unlink()
+    for suffix in (".npy", ".shard"):  # of a pack with more shards
+        _remove_from(out, split, suffix, len(shards))
     return shards, done - found
 
 
-def _rows_of(table: Path, shard: Path, plan: Plan, most: int) -> NDArray[np.void] | None:
-    """The table of a shard that an earlier run has written, of at most so many rows; None where it has not, or where it
-    does not fit the shard."""
+def _remove_from(out: Path, split: str, suffix: str, number: int) -> None:
+    """Removes the tables, or the shards, of a split from `number` on."""
+    for path in out.glob(f"{split}-*{suffix}"):
+        if (digits := path.stem.removeprefix(f"{split}-")).isdecimal() and int(digits) >= number:
+            path.unlink()
+
+
+def _rows_of(table: Path, shard: Path, plan: Plan, left: int, crc: int | None) -> NDArray[np.void] | None:
+    """The table of a shard that an earlier run has written.
+
+    None where it has not; where the table does not fit the shard, or is not the one of that checksum; and where the
+    shard does not end where one of so many persons `left` would.
+    """
     try:
         with open_whole(shard) as file:
             size = os.fstat(file.fileno()).st_size
-        return read_table(table, shard, size, plan.pixels == "raw", most)
+        rows = read_table(table, shard, size, plan.pixels == "raw", left, crc)
     except PackError:
         return None
+    full = len(rows) and int(rows["offset"][-1]) < plan.shard_bytes <= size
+    return rows if full or (len(rows) == left and size < plan.shard_bytes) else None
 
 
 def _is_whole(shard: Path, rows: NDArray[np.void], on_bad_image: str) -> bool:
@@ -347,8 +365,3 @@ def _write(path: Path, data: bytes) -> bool:
     with replacing(path) as file:
         file.write(data)
     return True
-
-
-def _part(name: str) -> str:
-    """What a file is called while it is written, see `fastpose.files.written_beside`."""
-    return f"{Path(name).stem}.part{Path(name).suffix}"

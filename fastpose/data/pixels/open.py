@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.boxes import reductions
-from fastpose.data.pack.format import check_reading, pack_of
+from fastpose.data.pack.format import pack_of
 from fastpose.data.persons import Persons
 from fastpose.data.pixels.files import ImageFiles
 from fastpose.data.pixels.gpu_jpeg import GpuJpegFiles
@@ -86,7 +86,6 @@ def _open_pack(
         raise OptionError("decoder", f"the GPU decodes files, and {root} is a pack: leave --decoder out")
     packed = PackedImages(paths, threads)
     packed.margins.check(root, size, crops)
-    check_reading(root, options)
     if packed.margins.reduce and not options.reduced_decode:
         raise OptionError(
             "reduced_decode",

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastpose.data.images import BadImageError, jpeg_size
-from fastpose.data.pack.files import open_whole, read_table
+from fastpose.data.images import BadImageError
+from fastpose.data.pack.files import jpeg_size, open_whole, read_table
 from fastpose.data.pack.format import INDEX, PackError, margins_of, pack_of, read_index, split_files
 from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
 from fastpose.ops.image_batch import ImageBatch
@@ -63,6 +63,7 @@ class PackedImages:
         cv2.setNumThreads(0)  # as ImageFiles does
         self.paths = paths
         self.margins = margins_of(root, split)
+        self._split = root / split
         self._raw = read_index(root)["pixels"] == "raw"
         self._threads = threads
         files = split_files(root, split)
@@ -110,7 +111,7 @@ class PackedImages:
         numbers = images.numpy()
         self._notice_changes(numbers)
         bad = numbers[self._missing[numbers]].tolist()
-        errors = {n: BadImageError(f"{self._name(n)}: could not be read when it was packed") for n in bad}
+        errors = {n: BadImageError(f"{self._split / self._name(n)}: could not be read when it was packed") for n in bad}
         rows = numbers.tolist()
         if self._raw:
             self._pool.each(self._record, numbers[~self._checked[numbers]].tolist())
