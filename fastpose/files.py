@@ -308,6 +308,8 @@ def read_file(path: str | os.PathLike[str], most: int | None = None) -> bytes:
             if most is not None and total > most:
                 raise ValueError(f"{path}: expected at most {most:,} bytes, got more")
         return b"".join(parts)
+    except OSError as error:  # of a disk that fails: it does not say of which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(file)
 

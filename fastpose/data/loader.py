@@ -239,6 +239,11 @@ class PoseLoader:
             return torch.arange(len(self.persons))
         return torch.randperm(len(self.persons), generator=seeded_generator("cpu", self.seed, epoch, 0))
 
+    def bad_image_texts(self) -> list[str]:
+        """What was wrong with each image file skipped so far. In a pack each person has an image of its own: those of
+        one file, whose texts are the same, count once."""
+        return list(dict.fromkeys(str(error) for error in dict(self.bad_images).values()))
+
     def _prepare(
         self, order: Tensor, on_device: Tensor, epoch: int, step: int
     ) -> tuple[Batch, torch.cuda.Event | None]:

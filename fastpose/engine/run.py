@@ -237,7 +237,7 @@ class Run:
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "samples_per_second": progress.samples / seconds,
             "input_wait_fraction": progress.epoch_wait_seconds / seconds,
-            "bad_images": len(self.train_loader.bad_images) + len(self.valid_loader.bad_images),
+            "bad_images": len(self.train_loader.bad_image_texts()) + len(self.valid_loader.bad_image_texts()),
             **scores_entry(self.scorer, evaluation.values if evaluation else None),
         }
         append_line(self.folder / "metrics.jsonl", line)
@@ -371,7 +371,7 @@ class Run:
         if skipped:
             print(f"without {skipped} persons whose image could not be read, see summary.json")
         results.draw(folder, self.history, scorer, self.valid_loader, self.decoder, evaluation.evaluation)
-        bad_images = [*self.train_loader.bad_images.values(), *self.valid_loader.bad_images.values()]
+        bad_images = [*self.train_loader.bad_image_texts(), *self.valid_loader.bad_image_texts()]
         summary = {
             **scores_entry(scorer, evaluation.values),
             "epochs": progress.epoch,
@@ -384,7 +384,7 @@ class Run:
             "train_persons": len(self.train_loader.persons),
             "valid_persons": len(self.valid_loader.persons),
             "skipped_persons": skipped,
-            "bad_images": [str(error) for error in bad_images],
+            "bad_images": bad_images,
             "changes": progress.changes,
         }
         write_json(folder / "summary.json", summary)  # last: with it the run is complete

@@ -23,7 +23,6 @@ from fastpose.data.datasets import open_dataset
 from fastpose.data.images import BadImageError, average, read_image
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.pack import Margins, PackError, Plan, read_packed_persons, write, write_pack
-from fastpose.data.pack.format import with_checksum
 from fastpose.data.pack.write import cut_region
 from fastpose.data.persons import Persons
 from fastpose.data.pixels import ImageFiles, PackedImages, Pixels, PixelSource, ResidentImages, packed
@@ -32,6 +31,7 @@ from fastpose.models.checkpoint import save_checkpoint
 from fastpose.options.settings import Settings
 from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
+from tests.helpers.packs import contents, forge, forge_annotations, forge_table
 from tests.helpers.persons import persons_of
 from tests.helpers.reading import CPU, batches_of, loader_of, read_split
 from tests.helpers.shift import shift_between
@@ -74,19 +74,8 @@ def batches(root: Path, split: str = "train", device: torch.device = CPU, **chan
     return batches_of(settings_for(root, **changes), split, device)
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in root.iterdir()}
-
-
 def times(root: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in root.iterdir()}
-
-
-def forge(root: Path, change) -> None:
-    """Lets `change` alter the contents of pack.json in place, as somebody would who knows its checksum."""
-    index = json.loads((root / "pack.json").read_text())
-    change(index)
-    (root / "pack.json").write_text(json.dumps(with_checksum(index)))
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
@@ -579,13 +568,6 @@ def test_a_pack_of_an_older_version_is_to_be_packed_again(copy, data, capsys):
     assert "must be packed again, into another folder" in capsys.readouterr().err
 
 
-def forge_annotations(root: Path, arrays: dict[str, np.ndarray]) -> None:
-    path = root / "train-persons.npz"
-    np.savez(path, **arrays)
-    crc = zlib.crc32(path.read_bytes())
-    forge(root, lambda index: index["files"]["train"]["annotations"].update(crc=crc))
-
-
 def test_damaged_annotations_are_named(copy):
     arrays = dict(np.load(copy / "train-persons.npz"))
     for change, message in (
@@ -621,23 +603,16 @@ def test_damaged_annotations_are_named(copy):
     ],
 )
 def test_a_table_whose_rows_do_not_fit_its_shard_is_refused_by_shard_and_record(copy, field, value, message):
-    table = copy / "train-00001.npy"
-    rows = np.load(table)
+    rows = np.load(copy / "train-00001.npy")
     rows[field][1] = value
-    np.save(table, rows)
-    crc = zlib.crc32(table.read_bytes())
-    forge(copy, lambda index: index["files"]["train"]["shards"][1].update(table_crc=crc))
+    forge_table(copy, 1, rows)
     found = rf"train-00001\.shard: record 1 in train-00001\.npy: expected .*{message}.*, got offset "
     with pytest.raises(PackError, match=found):
         PackedImages(read_packed_persons(copy, "train").image_paths)
 
 
 def test_records_that_leave_a_part_of_their_shard_out_are_refused(copy):
-    table = copy / "train-00001.npy"
-    rows = np.load(table)[:-1]
-    np.save(table, rows)
-    crc = zlib.crc32(table.read_bytes())
-    forge(copy, lambda index: index["files"]["train"]["shards"][1].update(table_crc=crc))
+    forge_table(copy, 1, np.load(copy / "train-00001.npy")[:-1])
     with pytest.raises(PackError, match=r"train-00001\.shard: expected \d+ bytes as the records in train-00001\.npy"):
         PackedImages(read_packed_persons(copy, "train").image_paths)
 
@@ -651,14 +626,11 @@ def test_fewer_records_than_persons_are_refused(copy):
 def test_a_record_that_is_not_a_jpeg_is_named(data, tmp_path):
     out = tmp_path / "out"
     assert pack.main([str(data), str(out), *SMALL, "--format", "jpeg"]) == 0
-    shard, table = out / "train-00000.shard", out / "train-00000.npy"
-    rows = np.load(table)
+    shard, rows = out / "train-00000.shard", np.load(out / "train-00000.npy")
     noise = np.random.default_rng(0).bytes(int(rows["length"][0]))
     shard.write_bytes(noise + shard.read_bytes()[len(noise) :])
     rows["crc"][0] = zlib.crc32(noise)
-    np.save(table, rows)
-    crc = zlib.crc32(table.read_bytes())
-    forge(out, lambda index: index["files"]["train"]["shards"][0].update(table_crc=crc))
+    forge_table(out, 0, rows)
     source = PackedImages(read_packed_persons(out, "train").image_paths)
     source.load(torch.tensor([1]), CPU)
     with pytest.raises(PackError, match=r"train-00000\.shard: the record of 000\.jpg does not decode"):

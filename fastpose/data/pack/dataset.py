@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastpose.data.dataset import DataOptions, Dataset, Scorer, Split
-from fastpose.data.pack.format import INDEX, ROWS, PackError, margins_of, read_checked, split_files
+from fastpose.data.pack.files import ANNOTATION_BYTES, open_whole, read_npz
+from fastpose.data.pack.format import INDEX, ROWS, PackError, margins_of, misfit, split_files
 from fastpose.data.persons import Persons
 from fastpose.option import OptionError
 from fastpose.skeletons import MPII, Skeleton
@@ -62,29 +63,84 @@ def read_packed_persons(root: Path, split: str) -> Persons:
         PackError: the pack is not whole, or a file of it is missing or damaged.
     """
     files = split_files(root, split)
-    path = root / f"{split}-persons.npz"
-    data = read_checked(path, files["annotations"]["crc"])
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = dict(file)
-        joints = str(arrays["skeleton"])
-        skeleton = MPII if joints == MPII.name else Skeleton(**_tuples(json.loads(joints)))
-        truth = json.loads(arrays["truth"].tobytes()) if "truth" in arrays else None
-        names = arrays["image"].tolist()
-        if wrong := [name for name in names if name in ("", "..") or Path(name).name != name]:
-            raise PackError(f"{path}: expected names of files without a folder, got {wrong[0]!r}")
-        if len(names) != files["persons"]:
-            raise PackError(f"{path}: expected {files['persons']} persons as in {INDEX}, got {len(names)}")
-        rows: dict[str, Any] = {name: arrays.get(name) for name in ROWS}
-        extras = {name: array for name, array in arrays.items() if name not in (*ROWS, "skeleton", "truth", "image")}
-        paths = tuple(root / split / str(row) / name for row, name in enumerate(names))
-        return Persons(
-            image_paths=paths, image_index=np.arange(len(names)), skeleton=skeleton, extras=extras, truth=truth, **rows
-        )
-    except PackError:
-        raise
-    except (KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise PackError(f"{path}: damaged: {error}") from error
+    path, entry, count = root / f"{split}-persons.npz", files["annotations"], files["persons"]
+    if entry["bytes"] > ANNOTATION_BYTES:
+        raise PackError(f"{path}: expected at most {ANNOTATION_BYTES:,} bytes, got {entry['bytes']:,}")
+    with open_whole(path, entry["bytes"], entry["crc"]) as file:
+        try:
+            arrays = read_npz(file, entry["bytes"])
+            texts = {name: arrays.pop(name, np.zeros(0)) for name in ("skeleton", "image")}
+            truth: Any = arrays.pop("truth", None)
+            if texts["skeleton"].dtype.kind != "U" or texts["skeleton"].ndim:
+                raise ValueError("expected the name or the description of a skeleton")
+            if texts["image"].dtype.kind != "U" or texts["image"].ndim != 1:
+                raise ValueError("expected the names of the images")
+            names = texts["image"].tolist()
+            if len(names) != count:
+                raise PackError(f"{path}: expected {count} persons as in {INDEX}, got {len(names)}")
+            if wrong := [name for name in names if name in ("", "..") or "\0" in name or Path(name).name != name]:
+                raise PackError(f"{path}: expected names of files without a folder, got {wrong[0]!r}")
+            rows: dict[str, Any] = {name: arrays.pop(name, None) for name in ROWS}
+            if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "biuf" or not array.ndim]:
+                raise ValueError(f"expected numbers for each person, got {wrong[0]!r} of {arrays[wrong[0]].dtype}")
+            skeleton = _skeleton(str(texts["skeleton"]))
+            if truth is not None:
+                truth = json.loads(truth.tobytes())
+                _check_truth(truth, skeleton.num_joints, arrays)
+            paths = tuple(root / split / str(row) / name for row, name in enumerate(names))
+            return Persons(
+                image_paths=paths,
+                image_index=np.arange(count),
+                skeleton=skeleton,
+                extras=arrays,
+                truth=truth,
+                **rows,
+            )
+        except PackError:
+            raise
+        except (ValueError, TypeError, RecursionError) as error:
+            raise PackError(f"{path}: damaged: {' '.join(str(error).split())[:300]}") from error
+
+
+def _skeleton(text: str) -> Skeleton:
+    """That of a pack: the fields of `Skeleton` as JSON; of MPII's joints their name."""
+    if text == MPII.name:
+        return MPII
+    fields = json.loads(text)
+    pairs, numbers = ("mirror_pairs", "limbs"), ("sigmas", "joint_weights")
+    kinds: dict[str, Any] = {"name": str, "joints": [str]} | {key: [[int]] for key in pairs}
+    later = {"upper_body": [int]} | {key: [float] for key in numbers}
+    kinds |= {name: kind for name, kind in later.items() if isinstance(fields, dict) and name in fields}
+    if wrong := misfit(fields, kinds, "skeleton"):
+        raise ValueError(wrong)
+    return Skeleton(**_tuples(fields))
+
+
+def _check_truth(truth: Any, joints: int, extras: Mapping[str, NDArray[Any]]) -> None:
+    """Raises ValueError where `Persons.truth` is not what a score can use. The only form is COCO's, see `CocoTruth`."""
+    for name in ("image_id", "box_score"):
+        if name not in extras or extras[name].ndim != 1:
+            raise ValueError(f"expected {name}, one for each person, as there is a truth")
+    kinds = {"box_source": str, "category": None, "image_ids": list, "annotations": list}
+    for name, kind in kinds.items():
+        if not isinstance(truth, dict) or name not in truth or (kind and type(truth[name]) is not kind):
+            raise ValueError(f"truth: expected an object with {', '.join(kinds)}, not so {name}")
+    if wrong := [one for one in [truth["category"], *truth["image_ids"]] if type(one) is not int or abs(one) >> 63]:
+        raise ValueError(f"truth: expected whole numbers for category and image_ids, got {wrong[0]!r}")
+    for n, one in enumerate(truth["annotations"]):
+        for name, count in (("bbox", 4), ("keypoints", 3 * joints)):
+            values = one.get(name) if isinstance(one, dict) else None
+            if not isinstance(values, list) or len(values) != count or not all(map(_is_number, values)):
+                raise ValueError(f"truth: annotation {n}: expected {count} numbers for {name}")
+        for name in ("image_id", "category_id", "area", "iscrowd", "num_keypoints"):
+            if not _is_number(one.get(name)):
+                raise ValueError(f"truth: annotation {n}: expected a number for {name}, got {one.get(name)!r}")
+        if isinstance(one.get("id"), (list, dict)):
+            raise ValueError(f"truth: annotation {n}: expected a number or a text for id, got {one['id']!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e300  # which NaN is not, nor what is too large for float
 
 
 def _tuples(value: Any) -> Any:

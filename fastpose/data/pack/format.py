@@ -14,23 +14,27 @@ shard with a table is whole, and a folder with a pack.json is a complete pack.
 
 Format 2: pack.json has a checksum of its own, and margins say whether half bodies fit. Nothing else differs from
 format 1.
+
+A pack may be a stranger's: files are opened by `fastpose.files`, which waits for none; pack.json must have just the
+names and types that it should, no file is named in it, and checksums are compared before contents are looked at. They
+are against accidents: who alters a pack on purpose can make them right.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastpose.data.augmentation import Augmentation
+from fastpose.data.dataset import DataOptions
+from fastpose.files import read_file
 from fastpose.option import OptionError
 
 FORMAT = "fastpose-pack-2"
@@ -44,6 +48,8 @@ RECORD = np.dtype(
     ]
 )
 SPLITS = ("train", "valid")
+SHARDS = 1 << 15  # of a split; the system maps some 65,000 files at most
+INDEX_BYTES = 8 << 20  # as large as pack.json may be
 # What a pack stores of `Persons` as it is, beside its extras.
 ROWS = ("center", "scale", "keypoints", "visible", "source_row")
 # Their order in the file, as version 0.1 has it: the same data are the same bytes. Others follow.
@@ -52,6 +58,26 @@ FIRST = (*ROWS[:4], "head_size", "source_row", "image_id", "box_score")
 
 class PackError(ValueError):
     """A pack is incomplete, damaged, or not ours; the message names the file."""
+
+
+# What pack.json has by name, after Plan: lists of any length, and "*" for any names.
+_MARGINS = {"size": [int], "rotation": float, "scale_min": float, "scale_max": float, "reduce": bool, "half_body": bool}
+_SPLIT = {
+    "persons": int,
+    "annotations": {"bytes": int, "crc": int},
+    "shards": [{"records": int, "bytes": int, "table_crc": int}],
+}
+_CONTENTS = {
+    "format": str,
+    "pixels": str,
+    "quality": int,
+    "shard_bytes": int,
+    "margins": {"*": _MARGINS},
+    "persons": {"*": str},
+    "options": {"*": str},
+    "files": {"*": _SPLIT},
+    "crc": int,
+}
 
 
 @dataclass(frozen=True)
@@ -161,95 +187,120 @@ def pack_of(paths: Sequence[Path]) -> tuple[Path, str] | None:
 
 def margins_of(root: Path, split: str) -> Margins:
     """What the regions of a pack's split are made for."""
-    try:
-        values = read_index(root)["margins"][split]
-        return Margins(**values | {"size": tuple(values["size"])})
-    except (KeyError, TypeError) as error:
-        raise PackError(f"{root / INDEX}: damaged: the margins of {split!r} are not what they should be") from error
-
-
-def read_index(root: Path) -> dict[str, Any]:
-    """The contents of pack.json.
-
-    Raises:
-        PackError: the pack is unfinished, or the file is damaged or of another version.
-    """
-    if not (root / INDEX).exists():
-        raise PackError(f"{root}: the pack is unfinished; go on with the same `fastpose pack` command")
-    contents = read_json(root / INDEX)
-    if contents.get("format") != FORMAT:
-        raise PackError(
-            f"{root / INDEX}: expected format {FORMAT!r}, got {contents.get('format')!r}: what another version of "
-            "fastpose has packed must be packed again, into another folder"
-        )
-    if contents.get("crc") != with_checksum(contents)["crc"]:
-        raise PackError(f"{root / INDEX}: altered: its contents have another checksum than it says")
-    if missing := {"pixels", "margins", "options", "files"} - contents.keys():
-        raise PackError(f"{root / INDEX}: damaged: it has no {', '.join(sorted(missing))}")
-    return contents
+    values = _of_split(root, "margins", split)
+    return Margins(**values | {"size": tuple(values["size"])})
 
 
 def split_files(root: Path, split: str) -> dict[str, Any]:
     """What pack.json says of the files of a split; PackError if it says nothing."""
+    return _of_split(root, "files", split)
+
+
+def _of_split(root: Path, part: str, split: str) -> dict[str, Any]:
+    values = read_index(root)[part]
+    if split not in values:
+        raise PackError(f"{root / INDEX}: damaged: it has no {part} of {split!r}")
+    return values[split]
+
+
+def read_index(root: Path) -> dict[str, Any]:
+    """The contents of pack.json: of the names and types that they should be, and of numbers that can be.
+
+    Raises:
+        PackError: the pack is unfinished, or the file is damaged or of another version.
+    """
+    path = root / INDEX
+    if not path.exists():
+        raise PackError(f"{root}: the pack is unfinished; go on with the same `fastpose pack` command")
+    contents = read_json(path)
+    if contents.get("format") != FORMAT:
+        raise PackError(
+            f"{path}: expected format {FORMAT!r}, got {_shown(contents.get('format'))}: what another version of "
+            "fastpose has packed must be packed again, into another folder"
+        )
     try:
-        return dict(read_index(root)["files"][split])
-    except (KeyError, TypeError) as error:
-        raise PackError(f"{root / INDEX}: damaged: it does not name the files of {split!r}") from error
+        if contents.get("crc") != with_checksum(contents)["crc"]:
+            raise PackError(f"{path}: altered: its contents have another checksum than it says")
+        if wrong := misfit(contents, _CONTENTS, "") or _impossible(contents):
+            raise PackError(f"{path}: damaged: {wrong}")
+    except RecursionError as error:
+        raise PackError(f"{path}: damaged: {error}") from error
+    return contents
+
+
+_PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number from 0", lambda value: type(value) is int and 0 <= value < 1 << 62),
+    float: ("a number from 0", lambda value: type(value) in (int, float) and 0 <= value < 1e9),
+    str: ("a text", lambda value: type(value) is str),
+    bool: ("true or false", lambda value: type(value) is bool),
+}
+
+
+def misfit(value: Any, kind: Any, name: str) -> str:
+    """What is wrong with a value from JSON; empty if nothing is.
+
+    Args:
+        value: the value.
+        kind: what it should be. int, float: a finite number from 0; bool, str; [kind]: a list of those; {name: kind}:
+            an object with just these names, or with any where the name is "*".
+        name: what to call it.
+    """
+    if isinstance(kind, dict) and isinstance(value, dict):
+        within = f"{name}." if name else ""
+        if "*" in kind:
+            kind = dict.fromkeys(value, kind["*"])
+        if missing := kind.keys() - value.keys():
+            return f"it has no {within}{min(missing)}"
+        if more := value.keys() - kind.keys():
+            return f"it has {_shown(within + min(more))}, which this version of fastpose does not know"
+        return next(filter(None, (misfit(value[one], kind[one], within + one) for one in kind)), "")
+    if isinstance(kind, list) and isinstance(value, list):
+        return next(filter(None, (misfit(one, kind[0], f"{name}[{n}]") for n, one in enumerate(value))), "")
+    if isinstance(kind, (dict, list)):
+        expected = "an object" if isinstance(kind, dict) else "a list"
+    else:
+        expected, fits = _PLAIN[kind]
+        if fits(value):
+            return ""
+    return f"{_shown(name, quoted=False)}: expected {expected}, got {_shown(value)}"
+
+
+def _impossible(contents: dict[str, Any]) -> str:
+    """What no pack has although its types are right."""
+    if contents["pixels"] not in ("raw", "jpeg"):
+        return f"pixels: expected 'raw' or 'jpeg', got {_shown(contents['pixels'])}"
+    if unknown := contents["options"].keys() - {field.name for field in fields(DataOptions)}:
+        return f"options: this version of fastpose does not know {_shown(min(unknown))}"
+    for part in ("margins", "persons", "files"):
+        if more := contents[part].keys() - set(SPLITS):
+            return f"{part}: expected the splits {', '.join(SPLITS)}, got {_shown(min(more))}"
+    for split, margins in contents["margins"].items():
+        if len(margins["size"]) != 2 or not 1 <= min(margins["size"]) <= max(margins["size"]) <= 1 << 16:
+            return f"margins.{split}.size: expected two sides in pixels, got {_shown(margins['size'])}"
+        if not 0 < margins["scale_min"] <= margins["scale_max"] or margins["rotation"] > 180:
+            return f"margins.{split}: expected factors above 0 and at most 180 degrees, got {_shown(margins)}"
+    for split, files in contents["files"].items():
+        if (shards := len(files["shards"])) > SHARDS:
+            return f"files.{split}.shards: expected at most {SHARDS}, got {shards}"
+    return ""
+
+
+def _shown(value: Any, *, quoted: bool = True) -> str:
+    """A value of a file in a message: on one line, and not long."""
+    text = value if isinstance(value, str) and not quoted and value.isprintable() else repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a pack; PackError if it is damaged, or something else."""
     try:
-        contents = json.loads(path.read_bytes())
+        data = read_file(path, INDEX_BYTES)
     except ValueError as error:
+        raise PackError(str(error)) from error
+    try:
+        contents = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise PackError(f"{path}: damaged: {error}") from error
     if not isinstance(contents, dict):
         raise PackError(f"{path}: expected a JSON object, got {type(contents).__name__}")
     return contents
-
-
-def read_checked(path: Path, crc: int) -> bytes:
-    """The contents of a file of a pack; PackError if it is missing or its CRC-32 is not `crc`."""
-    if not path.is_file():
-        raise PackError(f"{path}: missing")
-    data = path.read_bytes()
-    if zlib.crc32(data) != crc:
-        raise PackError(f"{path}: truncated or altered: its checksum is not the one in {INDEX}")
-    return data
-
-
-def load_table(path: Path, data: bytes) -> NDArray[np.void]:
-    """The rows of a shard's table, RECORD [N], from the contents of its file; PackError if they are not that."""
-    try:
-        table = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise PackError(f"{path}: damaged: {error}") from error
-    if table.dtype != RECORD or table.ndim != 1:
-        raise PackError(f"{path}: expected rows of {RECORD.names}, got {table.dtype} {list(table.shape)}")
-    return table
-
-
-def check_table(table: Path, rows: NDArray[np.void], shard: Path, raw: bool) -> None:
-    """Raises PackError, naming the shard and the record, where the rows are not those of records that fill the shard
-    one after the other, each of the pixels that it has bytes for."""
-    size = shard.stat().st_size
-    offset, length, height, width = (rows[name].astype(np.int64) for name in ("offset", "length", "height", "width"))
-    inside = (offset >= 0) & (offset <= size) & (length >= 0) & (length <= size - offset)
-    begins = np.append(0, (offset + length)[:-1])[: len(rows)]
-    finite = np.logical_and.reduce([np.isfinite(rows[name]) for name in ("step", "x", "y")])
-    checks = {
-        f"a place within the {size} bytes of the shard": inside,
-        "to begin where the record before it ends": offset == begins,
-        "a height and a width of at least 1": (height > 0) & (width > 0),
-        "a positive step and a finite place in the image": finite & (rows["step"] > 0),
-    }
-    if raw:
-        # Sides are below 2 ** 31: a product that does not fit wraps around to a negative number, which no length is.
-        checks["3 bytes for each of its pixels"] = (length == 0) | (length == 3 * height * width)
-    for expected, good in checks.items():
-        if not good.all():
-            n = int(np.argmin(good))
-            got = ", ".join(f"{name} {rows[name][n]}" for name in RECORD.fields or ())
-            raise PackError(f"{shard}: record {n} in {table.name}: expected {expected}, got {got}")
-    if (end := int(length.sum())) != size:
-        raise PackError(f"{shard}: expected {end} bytes as the records in {table.name} have, got {size}")

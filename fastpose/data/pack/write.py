@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import os
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,24 +23,31 @@ from numpy.typing import NDArray
 
 from fastpose.data.boxes import body_boxes, largest_reduction, pixel_step
 from fastpose.data.images import BadImageError, average, read_image
+from fastpose.data.pack.files import checksum, open_whole, read_table
 from fastpose.data.pack.format import (
     FIRST,
     INDEX,
     RECORD,
     ROWS,
+    SHARDS,
     UNFINISHED,
     Margins,
     PackError,
     Plan,
-    check_table,
-    load_table,
     read_index,
     read_json,
     with_checksum,
 )
 from fastpose.data.persons import Persons
-from fastpose.files import only_writer, replacing
+from fastpose.files import only_writer, read_file, replacing
+from fastpose.option import OptionError
 from fastpose.skeletons import MPII
+
+# What the files of a pack are called while they are written, see `fastpose.files.written_beside`.
+_PART = re.compile(
+    r"(?:pack|unfinished)\.part\.json|(?:train|valid)-(?:persons\.part\.npz|\d{5,}\.part\.(?:shard|npy))"
+)
+_FIRST_PART = "unfinished.part.json"
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,8 @@ def write_pack(
 ) -> bool:
     """Packs persons into the folder `out`, or goes on where an earlier call with the same plan was stopped.
 
-    What is there already is compared with its checksums; a shard that is missing or damaged is made again.
+    What is there already is compared with its checksums; a shard that is missing or damaged is made again. What an
+    earlier call was writing when it was killed is removed.
 
     Args:
         out: the folder.
@@ -122,6 +134,8 @@ def write_pack(
 
     Raises:
         PackError: `out` has other contents, another process is packing into it, or a region is too large for a JPEG.
+        OptionError: `shard_bytes` makes too many shards.
+        OSError: a file cannot be written; what is whole stays, and the next call goes on.
         BadImageError: an image cannot be read and `on_bad_image` is "error".
     """
     wanted = plan.as_plain()
@@ -129,28 +143,35 @@ def write_pack(
     if out.exists() and not out.is_dir():
         raise PackError(f"{out}: exists and is not a folder")
     out.mkdir(parents=True, exist_ok=True)
-    with only_writer(out, PackError(f"{out}: another `fastpose pack` is writing into it")):
+    in_use = PackError(f"{out}: another `fastpose pack` is writing into it")
+    with only_writer(out, in_use), _saying_how_to_go_on(plan):
         complete = (out / INDEX).exists()
+        known: dict[str, Any] = {}
         if complete:
             found = read_index(out)
             if {name: found.get(name) for name in wanted} != wanted:
                 raise PackError(f"{out}: holds a pack of other data or made with other options; choose another folder")
+            known = found["files"]
         elif (out / UNFINISHED).exists():
             if read_json(out / UNFINISHED) != wanted:
                 raise PackError(
                     f"{out}: holds an unfinished pack of other data or made with other options, or by another version; "
                     "go on with those, or remove the folder"
                 )
-        elif any(out.iterdir()):
+        elif any(path.name != _FIRST_PART for path in out.iterdir()):
             raise PackError(f"{out}: exists and is neither empty nor an unfinished pack")
-        else:
+        for path in out.iterdir():
+            if _PART.fullmatch(path.name):
+                path.unlink()
+        if not complete:
             _write(out / UNFINISHED, json.dumps(wanted, indent=1).encode())
         files: dict[str, Any] = {}
         new = not complete
         for split, persons in splits.items():
             data = annotations[split]
             new |= _write(out / f"{split}-persons.npz", data)
-            shards, made = _write_shards(out, split, persons, plan, threads, on_bad_image, progress)
+            there = known[split]["shards"] if split in known else []
+            shards, made = _write_shards(out, split, persons, plan, there, threads, on_bad_image, progress)
             new |= made > 0
             entry = {"bytes": len(data), "crc": zlib.crc32(data)}
             files[split] = {"persons": len(persons), "annotations": entry, "shards": shards}
@@ -160,16 +181,37 @@ def write_pack(
     return new
 
 
+@contextmanager
+def _saying_how_to_go_on(plan: Plan) -> Iterator[None]:
+    """Adds to the error of a full disk how much is needed, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"{error.strerror}; a shard takes {plan.shard_bytes:,} bytes: make room, and the same command goes on"
+        raise OSError(error.errno, text, error.filename) from error
+
+
 def _write_shards(
     out: Path,
     split: str,
     persons: Persons,
     plan: Plan,
+    known: list[dict[str, int]],
     threads: int,
     on_bad_image: Literal["error", "skip"],
     progress: Callable[[str, int, int, int], None] | None,
 ) -> tuple[list[dict[str, int]], int]:
-    """Writes the shards that are not there. Returns all of them, as pack.json has them, and the persons written."""
+    """Writes the shards that are not there. Returns all of them, as pack.json has them, and the persons written.
+
+    Nothing in a shard says of which persons its records are. So where a shard that is made again has more or fewer
+    records than before, those behind it are made again, too. (An image that can be read by now, or no longer, has other
+    bytes than it had.)
+
+    Args:
+        known: what pack.json says of the shards that are there; empty if the pack is unfinished.
+    """
     shards: list[dict[str, int]] = []
     done = found = 0
     margins = plan.margins[split]
@@ -192,10 +234,14 @@ def _write_shards(
     report()
     with ThreadPoolExecutor(threads, thread_name_prefix="fastpose-pack") as pool:
         while done < len(persons):
-            shard = out / f"{split}-{len(shards):05d}.shard"
+            if (number := len(shards)) == SHARDS:
+                raise OptionError("shard_bytes", f"{plan.shard_bytes} makes more than {SHARDS} files of {split}")
+            shard = out / f"{split}-{number:05d}.shard"
             table = shard.with_suffix(".npy")
-            rows = _finished_table(table, shard, plan, on_bad_image)
-            if rows is None:
+            said = known[number] if number < len(known) else None
+            rows = _rows_of(table, shard, plan, len(persons) - done, said["table_crc"] if said else None)
+            before = said["records"] if said else None if rows is None else len(rows)
+            if rows is None or not _is_whole(shard, rows, on_bad_image):
                 made: list[tuple[float, ...]] = []
                 offset = 0
                 with replacing(shard) as file:
@@ -209,6 +255,8 @@ def _write_shards(
                             if offset >= plan.shard_bytes:
                                 break
                         report(len(made))
+                if len(made) != before:
+                    _remove_from(out, split, ".npy", number)  # a shard without its table is made again
                 rows = np.array(made, RECORD)
                 buffer = io.BytesIO()
                 np.save(buffer, rows)
@@ -218,26 +266,42 @@ def _write_shards(
                 done += len(rows)
                 found += len(rows)
                 report()
-            crc = zlib.crc32(table.read_bytes())
+            crc = zlib.crc32(read_file(table))
             shards.append({"records": len(rows), "bytes": int(rows["length"].sum()), "table_crc": crc})
+    for suffix in (".npy", ".shard"):  # of a pack with more shards
+        _remove_from(out, split, suffix, len(shards))
     return shards, done - found
 
 
-def _finished_table(table: Path, shard: Path, plan: Plan, on_bad_image: str) -> NDArray[np.void] | None:
-    """The table of a shard that an earlier run has finished; None where it has not, where either is damaged, or where
-    the run left out bad images that now are an error."""
-    if not table.is_file() or not shard.is_file():
-        return None
+def _remove_from(out: Path, split: str, suffix: str, number: int) -> None:
+    """Removes the tables, or the shards, of a split from `number` on."""
+    for path in out.glob(f"{split}-*{suffix}"):
+        if (digits := path.stem.removeprefix(f"{split}-")).isdecimal() and int(digits) >= number:
+            path.unlink()
+
+
+def _rows_of(table: Path, shard: Path, plan: Plan, left: int, crc: int | None) -> NDArray[np.void] | None:
+    """The table of a shard that an earlier run has written.
+
+    None where it has not; where the table does not fit the shard, or is not the one of that checksum; and where the
+    shard does not end where one of so many persons `left` would.
+    """
     try:
-        rows = load_table(table, table.read_bytes())
-        check_table(table, rows, shard, plan.pixels == "raw")
+        with open_whole(shard) as file:
+            size = os.fstat(file.fileno()).st_size
+        rows = read_table(table, shard, size, plan.pixels == "raw", left, crc)
     except PackError:
         return None
+    full = len(rows) and int(rows["offset"][-1]) < plan.shard_bytes <= size
+    return rows if full or (len(rows) == left and size < plan.shard_bytes) else None
+
+
+def _is_whole(shard: Path, rows: NDArray[np.void], on_bad_image: str) -> bool:
+    """Whether the records of a shard have the checksums in its table, and are all there where they must be."""
     if on_bad_image == "error" and (rows["length"] == 0).any():
-        return None
-    with open(shard, "rb") as file:  # its records lie one after the other
-        whole = all(zlib.crc32(file.read(int(row["length"]))) == row["crc"] for row in rows)
-    return rows if whole else None
+        return False
+    with open_whole(shard) as file:  # its records lie one after the other
+        return all(checksum(file, int(row["length"])) == row["crc"] for row in rows)
 
 
 def _row(offset: int, data: bytes, region: Region | None) -> tuple[float, ...]:
@@ -273,8 +337,11 @@ def _persons_to_npz(persons: Persons) -> bytes:
 
 def _write(path: Path, data: bytes) -> bool:
     """Makes `data` the contents of a file; returns whether they were not. Read-only folders keep what is right."""
-    if path.is_file() and path.read_bytes() == data:
-        return False
+    try:
+        if read_file(path, len(data)) == data:
+            return False
+    except (FileNotFoundError, ValueError):  # or it is larger, or no file
+        pass
     with replacing(path) as file:
         file.write(data)
     return True
