@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,15 +23,9 @@ class ImageFiles:
         paths: one file per image.
         threads: decoding threads; OpenCV releases the interpreter lock while it decodes.
         reduction: 1, 2, 4 or 8 for each file, by how much to reduce it while it is decoded (see read_image); None: not.
-
-    Switches OpenCV's own threads off, in the whole process and for good: `cv2.setNumThreads(0)`.
     """
 
     def __init__(self, paths: Sequence[Path], threads: int = 2, reduction: NDArray[np.int64] | None = None) -> None:
-        if threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {threads}")
-        # Our threads already fill the cores; with OpenCV's own pool on top they would wait for one another.
-        cv2.setNumThreads(0)
         self.paths = paths
         self.reduction = reduction
         self._pool = DecodeThreads(threads)

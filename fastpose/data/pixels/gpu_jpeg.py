@@ -57,6 +57,7 @@ class GpuJpegFiles:
         self.paths = paths
         self.device = torch.device(device)
         self._codec = codec = import_nvimgcodec()
+        self._threads = threads
         self._one_at_a_time = threading.Lock()
         self._pool = DecodeThreads(threads)
         if self.device.type == "cuda":
@@ -73,6 +74,9 @@ class GpuJpegFiles:
         sample = codec.CodeStream(cv2.imencode(".jpg", np.full((64, 64, 3), 90, np.uint8))[1].tobytes())
         if self._decode([sample])[0] is None:
             raise OptionError("decoder", f"nvImageCodec finds no JPEG decoder for {self.device}; nvJPEG: {INSTALL}")
+
+    def __reduce__(self) -> tuple[type[GpuJpegFiles], tuple[Sequence[Path], torch.device, int]]:
+        return GpuJpegFiles, (self.paths, self.device, self._threads)  # another process has a decoder of its own
 
     def load(self, images: Tensor, device: torch.device) -> Pixels:
         distinct, index = torch.unique(images, return_inverse=True)

@@ -59,7 +59,6 @@ class PackedImages:
         if found is None:
             raise PackError(f"{paths[0] if paths else 'no path'}: is not in a pack")
         root, split = found
-        cv2.setNumThreads(0)  # as ImageFiles does
         self.paths = paths
         self.margins = margins_of(root, split)
         self._raw = read_index(root)["pixels"] == "raw"
@@ -99,7 +98,11 @@ class PackedImages:
             self._mapped = ImageBatch(
                 flat, torch.from_numpy(self._begin), torch.from_numpy(self.sizes.astype(np.int32))
             )
+        self._threads = threads
         self._pool = DecodeThreads(threads)
+
+    def __reduce__(self) -> tuple[type[PackedImages], tuple[Sequence[Path], int]]:
+        return PackedImages, (self.paths, self._threads)  # another process maps the files again
 
     def load(self, images: Tensor, device: torch.device) -> Pixels:
         numbers = images.numpy()
