@@ -87,7 +87,9 @@ def run(own: PredictOptions, asked: dict[str, Any]) -> int:
     trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD)
     settings, skeleton, network = trained.settings, trained.skeleton, trained.settings.network
     reading = settings.data.reading
-    warn_of_surprises(images, reading, "image")
+    warn_of_surprises(
+        images, dataclasses.replace(reading, upright=True), "image"
+    )  # not upright only if it was asked for
     boxes = boxes_in(images, own.box, reading)
     persons = persons_in_boxes(images, boxes, network.size, skeleton, own.padding if own.box else 1.0)
     persons = dataclasses.replace(persons, reading=reading)
