@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastpose.data.dataset import DATA_FILES
+from fastpose.data.dataset import DATA_FILES, DATA_READING
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Margins, Plan, is_pack, write_pack
 from fastpose.ending import Stopped, ends_in_one_line
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.options.asked import Command, find_recipe, naming, read_recipe
-from fastpose.options.settings import Settings
+from fastpose.options.settings import DEFAULTS, Settings
 from fastpose.options.settle import settle
 from fastpose.progress import CountedProgress
 
@@ -25,6 +25,8 @@ where it was when it is called again; on a complete pack it compares all checksu
 
 OFFERED = (
     *("train_annotations", "valid_annotations", "head_boxes", "split_list", "images", "missing_images", "on_bad_image"),
+    *DATA_READING,
+    "max_image_pixels",
     *("score", "size", "rotation", "scale_min", "scale_max", "half_body", "reduced_decode"),
 )
 
@@ -83,7 +85,8 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
         own.shard_bytes,
         margins,
         contents,
-        {name: getattr(settings.data, name) for name in DATA_FILES},
+        {name: getattr(settings.data, name) for name in DATA_FILES}
+        | {name: value for name in DATA_READING if (value := getattr(settings.data, name)) != DEFAULTS[name]},
     )
     lines: dict[str, CountedProgress] = {}
 

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from fastpose.data.boxes import persons_in_boxes
-from fastpose.data.images import image_size, read_image
+from fastpose.data.dataset import DATA_READING
+from fastpose.data.images import image_size, read_image, warn_of_surprises
+from fastpose.data.reading import Reading
 from fastpose.device import choose_device
 from fastpose.ending import ends_in_one_line
 from fastpose.engine import pictures
@@ -31,9 +33,11 @@ box and the joints of every person, and for every picture a copy with the skelet
 OFFERED = (
     *("model", "size", "dataset", "skeleton", "color_order", "udp"),
     *(field.name for field in dataclasses.fields(DecodeOptions)),
-    "device",
+    *DATA_READING,
+    *("max_image_pixels", "device"),
 )
-OWN_DEFAULTS = {"flip_test": True, "device": "auto"}
+# Without annotations to agree with, a photo is what viewers show.
+OWN_DEFAULTS = {"flip_test": True, "exif": "upright", "device": "auto"}
 INSTEAD = {**OWN_DEFAULTS, "on_bad_image": "error", "decoder": "cpu", "resident": False}
 
 Box = Sequence[float]  # x, y, width, height, pixels
@@ -85,8 +89,13 @@ def run(own: PredictOptions, asked: dict[str, Any]) -> int:
     targets = drawn_files(images, out)
     trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD, trust_model=own.trust_model)
     settings, skeleton, network = trained.settings, trained.skeleton, trained.settings.network
-    boxes = boxes_in(images, own.box)
+    reading = settings.data.reading
+    warn_of_surprises(
+        images, dataclasses.replace(reading, upright=True), "image"
+    )  # not upright only if it was asked for
+    boxes = boxes_in(images, own.box, reading)
     persons = persons_in_boxes(images, boxes, network.size, skeleton, own.padding if own.box else 1.0)
+    persons = dataclasses.replace(persons, reading=reading)
     batch_size = settings.schedule.eval_batch_size
     loader = make_loader(persons, network, settings.pixels, settings.compute, device, batch_size=batch_size)
     evaluation = predict_all(trained.decoder(), loader)
@@ -95,7 +104,7 @@ def run(own: PredictOptions, asked: dict[str, Any]) -> int:
     found = []
     for number, (path, drawn) in enumerate(zip(images, targets, strict=True)):
         rows = np.flatnonzero(persons.image_index == number)
-        pictures.draw_pose(drawn, read_image(path), evaluation.predictions[rows], skeleton)
+        pictures.draw_pose(drawn, read_image(path, reading=reading), evaluation.predictions[rows], skeleton)
         for box, row in zip(boxes[number], rows, strict=True):
             points, scores = evaluation.predictions[row], evaluation.scores[row]
             joints = {
@@ -126,7 +135,7 @@ def drawn_files(images: Sequence[Path], out: Path) -> list[Path]:
     return files
 
 
-def boxes_in(images: Sequence[Path], numbers: Sequence[float]) -> list[list[Box]]:
+def boxes_in(images: Sequence[Path], numbers: Sequence[float], reading: Reading) -> list[list[Box]]:
     """The boxes (x, y, width, height) in each image: of 4 numbers each, or without numbers one of the whole image.
 
     Raises:
@@ -136,7 +145,7 @@ def boxes_in(images: Sequence[Path], numbers: Sequence[float]) -> list[list[Box]
     boxes: list[Box] = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
     found = []
     for path in images:
-        height, width = image_size(path)
+        height, width = image_size(path, reading)
         for x, y, w, h in boxes:
             if x >= width or y >= height or x + w <= 0 or y + h <= 0:
                 raise OptionError(

@@ -4,17 +4,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import stat
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from fastpose.data.images import printable, unreadable, warn_of_surprises
 from fastpose.data.persons import Persons
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.skeletons import Skeleton
 
 log = logging.getLogger(__name__)
@@ -90,9 +95,17 @@ def read_column(
 
 
 def persons_from_rows(
-    rows: Sequence[PersonRow], file: Path, images: Path, missing_images: MissingImages, skeleton: Skeleton
+    rows: Sequence[PersonRow],
+    file: Path,
+    images: Path,
+    missing_images: MissingImages,
+    skeleton: Skeleton,
+    reading: Reading = AS_STORED,
 ) -> Persons:
-    """Checks every image once and stacks the rows.
+    """Checks every image once and stacks the rows. Logs what `warn_of_surprises` finds in the images.
+
+    A name that is relative and has no ``..`` is inside ``images`` wherever links lead: whoever has the folder made
+    them. Others are inside if they lead there.
 
     Raises:
         AnnotationError: an image lies outside ``images`` or is missing (with ``missing_images="error"``), or no
@@ -107,8 +120,11 @@ def persons_from_rows(
             paths[row.image] = _image_path(root, row, file, missing_images)
     kept = [row for row in rows if paths[row.image] is not None]
     if len(kept) < len(rows):
-        lost = len(rows) - len(kept)
-        log.warning("%s: %d of %d persons left out, their images are not in %s", file, lost, len(rows), root)
+        lost = next(row for row in rows if paths[row.image] is None)
+        log.warning(
+            "%s: %d of %d persons left out, their images are not in %s (the first: %s, image %r%s)",
+            *(file, len(rows) - len(kept), len(rows), root, lost.where, lost.image, _other_name(root, lost.image)),
+        )
     if not kept:
         raise AnnotationError(f"{file}: no person has its image in {root}")
 
@@ -116,7 +132,7 @@ def persons_from_rows(
 
     shared = [name for name in kept[0].extras if all(name in row.extras for row in kept)]
 
-    return Persons(
+    persons = Persons(
         image_paths=tuple(index_of),
         image_index=np.array([index_of[path] for row in kept if (path := paths[row.image])], np.int64),
         center=np.array([row.center for row in kept], np.float32),
@@ -126,18 +142,66 @@ def persons_from_rows(
         source_row=np.array([row.source_row for row in kept], np.int64),
         skeleton=skeleton,
         extras={name: np.stack([row.extras[name] for row in kept]) for name in shared},
+        reading=reading,
     )
+    warn_of_surprises(persons.image_paths, reading, file)
+    return persons
 
 
 def _image_path(root: str, row: PersonRow, file: Path, missing_images: MissingImages) -> Path | None:
+    where = f"{printable(file)}, {row.where}: image {row.image!r}"
     try:
         path = os.path.realpath(os.path.join(root, row.image))
-    except ValueError as error:
-        raise AnnotationError(f"{file}, {row.where}: image {row.image!r} is not a path: {error}") from error
-    if os.path.commonpath([root, path]) != root:
-        raise AnnotationError(f"{file}, {row.where}: image {row.image!r} leads outside the image folder {root}")
-    if os.path.isfile(path):
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # no name of a file: NUL, surrogates
+        raise AnnotationError(f"{where} is not a path: {error}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise unreadable(path, error) from error
+        mode = 0
+    strange = os.path.isabs(row.image) or ".." in row.image.replace("\\", "/").split("/")
+    if strange and os.path.commonpath([root, path]) != root:
+        raise AnnotationError(f"{where} leads outside the image folder {root}")
+    if stat.S_ISREG(mode):
         return Path(path)
-    if missing_images == "error":
-        raise AnnotationError(f"{file}, {row.where}: image {row.image!r} is not in {root}")
-    return None
+    if missing_images == "drop":
+        return None
+    if mode:
+        raise AnnotationError(f"{where} is not in {root}: what has that name there is not a file")
+    raise AnnotationError(f"{where} is not in {root}{_other_name(root, row.image)}")
+
+
+def _other_name(root: str, image: str) -> str:
+    """What to add to the message about an image that is not there: a file whose name looks like its name."""
+    name = image.replace("\\", "/")
+    # Names are often written from another folder on, or from the folder of the images itself.
+    for start in range(name.count("/") + 1):
+        short = "/".join(name.split("/")[start:])
+        for way, form in {
+            "": lambda text: text,
+            ", in another Unicode form": lambda text: unicodedata.normalize("NFC", text),
+            ", in other letters": lambda text: unicodedata.normalize("NFC", text).casefold(),
+        }.items():
+            if there := _find(root, short, form):
+                return f"; there is {there!r}{way}"
+    return ""
+
+
+def _find(root: str, name: str, form: Callable[[str], str]) -> str:
+    """The file below `root` whose path is `name` up to `form`; empty if there is none."""
+    found: list[str] = []
+    for part in name.split("/"):
+        if part in ("", ".", ".."):
+            return ""
+        try:
+            names = os.listdir(os.path.join(root, *found))
+        except (OSError, ValueError):
+            return ""
+        wanted = form(part)
+        there = next((one for one in names if one == part), None) or next(
+            (one for one in names if form(one) == wanted), None
+        )
+        if there is None:
+            return ""
+        found.append(there)
+    return "/".join(found)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from fastpose.data.persons import Persons
+from fastpose.data.reading import MOST_PIXELS, Reading
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.skeletons import Skeleton
 
@@ -72,6 +73,17 @@ class DataOptions:
     )
     valid_images: str = option("", "directory of the validation images; empty: that of `images`")
     missing_images: Literal["error", "drop"] = option("error", "what to do with annotations whose image does not exist")
+    exif: Literal["stored", "upright"] = option(
+        "stored",
+        "which picture the annotations are for, if a file has an EXIF orientation: its pixels as stored, as published "
+        "data sets mean it; or the upright picture that browsers and other viewers show",
+    )
+    sixteen_bits: Literal["upper", "stretch"] = option(
+        "upper",
+        "how pictures of 16 bits a channel become 8 bits: the upper 8 of them; or each picture's smallest value "
+        "becomes 0 and its largest 255, for cameras of 10 to 14 bits",
+    )
+    max_image_pixels: int = option(MOST_PIXELS, "pixels beyond which an image is not decoded but a bad image, count")
     synthetic_persons: int = option(
         0, "synthetic persons to generate in data_root unless they are there, count; 0: never"
     )
@@ -89,9 +101,15 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "synthetic_persons", "synthetic_seed")
+        check_at_least(self, 1, "max_image_pixels")
         for name in ("pck_threshold", "pck_pixels"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise OptionError(name, f"expected a positive number, got {getattr(self, name)}")
+
+    @property
+    def reading(self) -> Reading:
+        """How image files become pixels."""
+        return Reading(self.exif == "upright", self.sixteen_bits == "stretch", self.max_image_pixels)
 
     def path(self, name: str) -> Path:
         """The file or directory that option `name` names, below the data root."""
@@ -113,6 +131,8 @@ DATA_FILES = (
     "images",
     "valid_images",
 )
+# Those that say how its image files are read. A pack made before there were any has the defaults.
+DATA_READING = ("exif", "sixteen_bits")
 
 
 class Scorer(Protocol):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.skeletons import Skeleton
 
 
@@ -34,6 +35,7 @@ class Persons:
             `head_size`. Its room says what they are.
         truth: what the data set's score compares with beside the rows, as plain values of its room's own form; None
             where the rows are enough.
+        reading: how the image files become the pixels that these points are in.
 
     Raises:
         ValueError: an array has another shape or dtype, is not finite or is out of its range.
@@ -49,6 +51,7 @@ class Persons:
     skeleton: Skeleton
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     truth: Mapping[str, Any] | None = None
+    reading: Reading = AS_STORED
 
     def __post_init__(self) -> None:
         n, joints = len(self), self.skeleton.num_joints
@@ -90,7 +93,9 @@ class Persons:
         """What distinguishes these annotations from others: the number of persons and a checksum."""
         names = "\n".join(path.name for path in self.image_paths).encode()
         arrays = (self.image_index, self.center, self.scale, self.keypoints, self.visible)
-        return f"{len(self)} persons, checksum {zlib.crc32(b''.join([names, *(a.tobytes() for a in arrays)])):08x}"
+        read = ", upright" * self.reading.upright + ", 16 bits stretched" * self.reading.stretch
+        checksum = zlib.crc32(b"".join([names, *(a.tobytes() for a in arrays)]))
+        return f"{len(self)} persons{read}, checksum {checksum:08x}"
 
 
 def _check_array(name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> None:

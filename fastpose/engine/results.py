@@ -81,7 +81,9 @@ def person_crop(
         fastpose.transform_points(torch.from_numpy(p[None]), crop_to_image, inverse=True)[0].numpy() for p in points
     ]
     path = persons.image_paths[persons.image_index[row]]
-    pixels = open_images([path], threads=1).load(torch.zeros(1, dtype=torch.int64), torch.device("cpu"))
+    pixels = open_images([path], threads=1, reading=persons.reading).load(
+        torch.zeros(1, dtype=torch.int64), torch.device("cpu")
+    )
     if pixels.errors:
         raise pixels.errors[0]
     if pixels.frame is not None:

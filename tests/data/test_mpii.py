@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import errno
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ real = pytest.mark.skipif(not REAL_MPII.is_dir(), reason="no real data")
 
 @pytest.fixture
 def images(tmp_path):
-    """An image folder; the files are empty because reading annotations opens no image."""
+    """An image folder; the files are empty: an image is only bad when its pixels are needed."""
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     for name in ("a.jpg", "b.jpg", "c.jpg", "sub/d.jpg"):
@@ -106,7 +107,7 @@ def test_a_bad_json_is_an_error_with_file_and_record(tmp_path, images, content, 
 
 @pytest.mark.parametrize("missing_images", ["error", "drop"])
 @pytest.mark.parametrize(
-    "name", ["../secret.jpg", "sub/../../secret.jpg", "{root}/secret.jpg", "link.jpg", "out/secret.jpg"]
+    "name", ["../secret.jpg", "sub/../../secret.jpg", "{root}/secret.jpg", "out/../secret.jpg", "sub/../link.jpg"]
 )
 def test_a_path_that_leaves_the_image_folder_is_an_error(tmp_path, images, name, missing_images):
     secret = tmp_path / "secret.jpg"
@@ -116,6 +117,56 @@ def test_a_path_that_leaves_the_image_folder_is_an_error(tmp_path, images, name,
     annotations = write(tmp_path, [record(), record(name.format(root=tmp_path))])
     with pytest.raises(AnnotationError, match=r"valid\.json, record 1: image .* outside"):
         read_mpii(annotations, images, missing_images=missing_images)
+
+
+@pytest.mark.parametrize("name", ["link.jpg", "out/picture.jpg"])
+def test_links_that_the_user_made_inside_the_image_folder_are_followed(tmp_path, images, name):
+    picture = tmp_path / "picture.jpg"
+    picture.touch()
+    (images / "link.jpg").symlink_to(picture)
+    (images / "out").symlink_to(tmp_path)
+    assert read_mpii(write(tmp_path, [record(name)]), images).image_paths == (picture.resolve(),)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        (r"sub\deep.jpg", "there is 'sub/deep.jpg'"),
+        ("images/a.jpg", "there is 'a.jpg'"),
+        ("D:\\data\\a.jpg", "there is 'a.jpg'"),
+        ("A.JPG", "there is 'a.jpg', in other letters"),
+        ("caf\u00e9.jpg", "there is 'cafe\u0301.jpg', in another Unicode form"),
+        ("none.jpg", "images$"),
+    ],
+)
+def test_an_image_that_is_there_under_another_name_is_named(tmp_path, images, name, hint):
+    (images / "sub").mkdir(exist_ok=True)
+    for there in ("sub/deep.jpg", "cafe\u0301.jpg"):
+        (images / there).touch()
+    with pytest.raises(AnnotationError, match=rf"record 0: image .* is not in .*{hint}"):
+        read_mpii(write(tmp_path, [record(name)]), images)
+
+
+@pytest.mark.parametrize("name", ["x\0.jpg", "x\n.jpg", "\ud800.jpg", "x" * 300, "pipe.jpg", "loop.jpg"])
+def test_a_name_that_no_picture_has_is_one_printable_line(tmp_path, images, name):
+    os.mkfifo(images / "pipe.jpg")
+    (images / "loop.jpg").symlink_to(images / "loop.jpg")
+    with pytest.raises(AnnotationError, match=r"record 0: image .* is not") as caught:
+        read_mpii(write(tmp_path, [record(name)]), images)
+    assert str(caught.value).isprintable()
+
+
+def test_a_folder_that_may_not_be_entered_is_no_missing_image(tmp_path, images, monkeypatch):
+    annotations, stat = write(tmp_path, [record("sub/locked.jpg")]), os.stat
+
+    def refuse(path, **options):
+        if str(path).endswith("locked.jpg"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(PermissionError, match=r"whoever runs this may not read it.*locked\.jpg"):
+        read_mpii(annotations, images, missing_images="drop")
 
 
 def test_an_image_folder_that_is_a_link_is_followed(tmp_path, images):

@@ -22,8 +22,9 @@ from fastpose.data.annotation_rows import (
 )
 from fastpose.data.boxes import crop_boxes
 from fastpose.data.coco.ap import CocoTruth
-from fastpose.data.images import BadImageError, image_size
+from fastpose.data.images import BadImageError, image_header, other_way_up
 from fastpose.data.persons import Persons
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.skeletons import COCO, Skeleton
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def read_coco(
     missing_images: MissingImages = "error",
     for_evaluation: bool = False,
     box_sides: bool = False,
+    reading: Reading = AS_STORED,
 ) -> Persons:
     """Reads the persons of an annotation file in COCO's format, in the order of the file, as SimpleBaselines does.
 
@@ -67,6 +69,7 @@ def read_coco(
             evaluation.
         for_evaluation: keep what COCO's evaluation compares with (``truth``). Detections are always for evaluation.
         box_sides: keep what PCK may be measured by.
+        reading: how the image files become the pixels that the annotations are for.
 
     Returns:
         The persons, with these extras: ``image_id``, int64 [N], COCO's number of the image; ``box_score``, float32 [N],
@@ -97,7 +100,7 @@ def read_coco(
             f"{file}: none of its {len(contents.get('annotations') or [])} annotations is a person (category "
             f"{category}) with joints and a box; a file without them, on purpose, needs detections"
         )
-    persons = persons_from_rows(rows, source, root, missing_images, skeleton)
+    persons = persons_from_rows(rows, source, root, missing_images, skeleton, reading)
     if not box_sides:
         kept = {name: array for name, array in persons.extras.items() if name != "box_side"}
         persons = dataclasses.replace(persons, extras=kept)
@@ -120,13 +123,16 @@ def _check_sizes(persons: Persons, pictures: dict[int, _Picture], file: Path) ->
     for row in rows[:: -(-len(rows) // SIZES_CHECKED)]:
         picture, path = pictures[int(persons.extras["image_id"][row])], persons.image_paths[persons.image_index[row]]
         try:
-            height, width = image_size(path)
+            header = image_header(path, persons.reading)
         except BadImageError:  # an error when it is needed, or with --on_bad_image skip none
             continue
+        upright = persons.reading.upright
+        height, width = header.size(upright)
         if (width, height) != (picture.width, picture.height):
             raise AnnotationError(
                 f"{file}: {picture.name}: expected the image's width and height, {width} and {height}, got "
                 f"{picture.width:g} and {picture.height:g}"
+                f"{other_way_up(header, (int(picture.height), int(picture.width)), upright)}"
             )
 
 

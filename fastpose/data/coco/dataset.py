@@ -48,6 +48,7 @@ class Coco:
             skeleton=self.skeleton,
             detections=detections,
             missing_images=data.missing_images,
+            reading=data.reading,
             for_evaluation=split == "valid",
             box_sides=data.score == "pck",
         )

@@ -21,6 +21,7 @@ from fastpose.data.annotation_rows import (
 from fastpose.data.boxes import mpii_box
 from fastpose.data.mpii.release import load_mat, read_release
 from fastpose.data.persons import Persons
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.skeletons import MPII
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def read_mpii(
     split_list: str | PathLike[str] | None = None,
     head_boxes: str | PathLike[str] | None = None,
     missing_images: MissingImages = "error",
+    reading: Reading = AS_STORED,
 ) -> Persons:
     """Reads the persons of an MPII annotation file.
 
@@ -63,6 +65,7 @@ def read_mpii(
             ``extras["head_size"]``, float32 [N]. The ``.mat`` has its own head boxes.
         missing_images: "error", or "drop" to leave out the persons whose image is missing; ``source_row`` then says
             which rows are left.
+        reading: how the image files become the pixels that the annotations are for.
 
     Returns:
         The persons in the order of the file.
@@ -85,7 +88,7 @@ def read_mpii(
         rows = read_release(file, split, split_list)
     else:
         raise ValueError(f"annotations must be a .json or .mat file, got {file}")
-    return persons_from_rows(rows, file, root, missing_images, MPII)
+    return persons_from_rows(rows, file, root, missing_images, MPII, reading)
 
 
 class GroundTruth(NamedTuple):

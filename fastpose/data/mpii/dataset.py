@@ -59,6 +59,7 @@ class Mpii:
             split_list=data.path("split_list") if data.split_list else None,
             head_boxes=data.path("head_boxes") if with_heads else None,
             missing_images=data.missing_images,
+            reading=data.reading,
         )
 
     def scorer(self, persons: Persons) -> PckhScorer:

@@ -39,6 +39,7 @@ from fastpose.data.pack.format import (
     with_checksum,
 )
 from fastpose.data.persons import Persons
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.files import only_writer, read_file, replacing
 from fastpose.option import OptionError
 from fastpose.skeletons import MPII
@@ -60,7 +61,13 @@ class Region:
     y: float
 
 
-def cut_region(path: Path, center: NDArray[np.float32], scale: NDArray[np.float32], margins: Margins) -> Region:
+def cut_region(
+    path: Path,
+    center: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    margins: Margins,
+    reading: Reading = AS_STORED,
+) -> Region:
     """The part of an image that crops of a person within `margins` sample, about any of its boxes.
 
     It ends where the image ends, so what is outside it is outside the image, or sampled by no such crop.
@@ -71,6 +78,7 @@ def cut_region(path: Path, center: NDArray[np.float32], scale: NDArray[np.float3
         scale: [2], times 200 px is the box.
             Of a person with several boxes (see body_boxes) both are [n, 2].
         margins: what crops may ask for.
+        reading: how the file becomes pixels.
 
     Raises:
         BadImageError: the image cannot be read.
@@ -80,7 +88,7 @@ def cut_region(path: Path, center: NDArray[np.float32], scale: NDArray[np.float3
     lows, highs = (centers - reach).min(axis=0), (centers + reach).max(axis=0)
     step = float(pixel_step(scales, margins.size).min()) * margins.scale_min if margins.reduce else 1.0
     reduction = int(largest_reduction(np.array([step]))[0])
-    image = read_image(path, reduction)
+    image = read_image(path, reduction, reading)
     # What the decoder's powers of two leave is averaged, by a factor in eighths: sizes and places stay exact. The
     # scale is a rounded float32, which must not make two pixels 1.875.
     eighths = max(8, int(8 * step / reduction * (1 + 1e-6)))
@@ -220,7 +228,7 @@ def _write_shards(
     def record(row: int) -> tuple[bytes, Region | None]:
         path = persons.image_paths[persons.image_index[row]]
         try:
-            region = cut_region(path, boxes[row, :, :2], boxes[row, :, 2:], margins)
+            region = cut_region(path, boxes[row, :, :2], boxes[row, :, 2:], margins, persons.reading)
         except BadImageError:
             if on_bad_image == "error":
                 raise

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from fastpose.data.images import BadImageError, read_image
 from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.ops.image_batch import ImageBatch
 
 
@@ -24,17 +24,19 @@ class ImageFiles:
         paths: one file per image.
         threads: decoding threads; OpenCV releases the interpreter lock while it decodes.
         reduction: 1, 2, 4 or 8 for each file, by how much to reduce it while it is decoded (see read_image); None: not.
-
-    Switches OpenCV's own threads off, in the whole process and for good: `cv2.setNumThreads(0)`.
+        reading: how files become pixels.
     """
 
-    def __init__(self, paths: Sequence[Path], threads: int = 2, reduction: NDArray[np.int64] | None = None) -> None:
-        if threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {threads}")
-        # Our threads already fill the cores; with OpenCV's own pool on top they would wait for one another.
-        cv2.setNumThreads(0)
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        threads: int = 2,
+        reduction: NDArray[np.int64] | None = None,
+        reading: Reading = AS_STORED,
+    ) -> None:
         self.paths = paths
         self.reduction = reduction
+        self.reading = reading
         self._pool = DecodeThreads(threads)
 
     def load(self, images: Tensor, device: torch.device) -> Pixels:
@@ -47,7 +49,8 @@ class ImageFiles:
         return Pixels(batch, to_device(index, device), errors, frame)
 
     def _read(self, image: int) -> tuple[np.ndarray, BadImageError | None]:
-        return read_or_error(self.paths[image], 1 if self.reduction is None else int(self.reduction[image]))
+        reduction = 1 if self.reduction is None else int(self.reduction[image])
+        return read_or_error(self.paths[image], reduction, self.reading)
 
 
 def frame_of(reduction: NDArray[np.int64]) -> Tensor:
@@ -56,9 +59,9 @@ def frame_of(reduction: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.stack([step, (step - 1) / 2, (step - 1) / 2], axis=1))
 
 
-def read_or_error(path: Path, reduction: int = 1) -> tuple[np.ndarray, BadImageError | None]:
+def read_or_error(path: Path, reduction: int, reading: Reading) -> tuple[np.ndarray, BadImageError | None]:
     """An image file's pixels; if it is bad, one black pixel and why."""
     try:
-        return read_image(path, reduction), None
+        return read_image(path, reduction, reading), None
     except BadImageError as error:
         return np.zeros((1, 1, 3), np.uint8), error

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpose.data.images import is_whole_jpeg
+from fastpose.data.images import check_image, turned_tensor
 from fastpose.data.pixels.files import read_or_error
 from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.files import read_file
 from fastpose.ops.image_batch import ImageBatch
 from fastpose.option import OptionError
@@ -41,22 +42,27 @@ def import_nvimgcodec() -> ModuleType:
 class GpuJpegFiles:
     """Image files whose JPEGs nvImageCodec decodes, each once per batch; threads read them.
 
-    What it does not decode (other formats, damaged files) OpenCV does, or says what is wrong. An EXIF orientation is
-    ignored. Pixels are not OpenCV's to the bit: nvJPEG's inverse DCT and chroma filter are others.
+    What it does not decode (other formats, damaged files) OpenCV does, or says what is wrong. Pixels are not OpenCV's
+    to the bit: nvJPEG's inverse DCT and chroma filter are others.
 
     Args:
         paths: one file per image.
         device: where to decode. On the CPU nvImageCodec uses libjpeg-turbo.
         threads: threads that read files.
+        reading: how files become pixels.
 
     Raises:
         ValueError: nvImageCodec is missing, or cannot decode on `device`.
     """
 
-    def __init__(self, paths: Sequence[Path], device: torch.device | str, threads: int = 2) -> None:
+    def __init__(
+        self, paths: Sequence[Path], device: torch.device | str, threads: int = 2, reading: Reading = AS_STORED
+    ) -> None:
         self.paths = paths
+        self.reading = reading
         self.device = torch.device(device)
         self._codec = codec = import_nvimgcodec()
+        self._threads = threads
         self._one_at_a_time = threading.Lock()
         self._pool = DecodeThreads(threads)
         if self.device.type == "cuda":
@@ -74,18 +80,29 @@ class GpuJpegFiles:
         if self._decode([sample])[0] is None:
             raise OptionError("decoder", f"nvImageCodec finds no JPEG decoder for {self.device}; nvJPEG: {INSTALL}")
 
+    def __reduce__(self) -> tuple[type[GpuJpegFiles], tuple[Any, ...]]:
+        return GpuJpegFiles, (
+            self.paths,
+            self.device,
+            self._threads,
+            self.reading,
+        )  # another process has a decoder of its own
+
     def load(self, images: Tensor, device: torch.device) -> Pixels:
         distinct, index = torch.unique(images, return_inverse=True)
         numbers = distinct.tolist()
-        streams = self._pool.each(self._open, numbers)
+        opened = self._pool.each(self._open, numbers)
         with self._one_at_a_time:  # nvImageCodec does not say that a decoder may be used by two threads
-            return self._load(numbers, streams, index, device)
+            return self._load(numbers, opened, index, device)
 
-    def _load(self, numbers: list[int], streams: list[Any], index: Tensor, device: torch.device) -> Pixels:
-        decoded = iter(self._decode([stream for stream in streams if stream is not None]))
-        pictures = [None if stream is None else next(decoded) for stream in streams]
+    def _load(self, numbers: list[int], opened: list[tuple[Any, int]], index: Tensor, device: torch.device) -> Pixels:
+        decoded = iter(self._decode([stream for stream, _ in opened if stream is not None]))
+        stored = [(None if stream is None else next(decoded), orientation) for stream, orientation in opened]
+        pictures = [None if picture is None else turned_tensor(picture, turn) for picture, turn in stored]
         left = [n for n, picture in zip(numbers, pictures, strict=True) if picture is None]
-        read = dict(zip(left, self._pool.each(lambda n: read_or_error(self.paths[n]), left), strict=True))
+        read = dict(
+            zip(left, self._pool.each(lambda n: read_or_error(self.paths[n], 1, self.reading), left), strict=True)
+        )
         tensors = [
             to_device(torch.from_numpy(read[n][0]), device) if picture is None else picture
             for n, picture in zip(numbers, pictures, strict=True)
@@ -105,14 +122,18 @@ class GpuJpegFiles:
             {n: error for n, (_, error) in read.items() if error is not None},
         )
 
-    def _open(self, image: int) -> Any:
-        """The file as nvImageCodec wants it; None if it is not a whole JPEG, in grey or three colours."""
+    def _open(self, image: int) -> tuple[Any, int]:
+        """The file as nvImageCodec wants it, and the orientation to turn it by; None if it is not a whole JPEG, in grey
+        or three colours."""
         try:
             data = read_file(self.paths[image])
-            stream = self._codec.CodeStream(data) if is_whole_jpeg(data) else None
+            header = check_image(self.paths[image], data, self.reading)
+            stream = self._codec.CodeStream(data) if header.format == "JPEG" else None
         except (OSError, ValueError, RuntimeError):
-            return None
-        return stream if stream is not None and stream.num_channels in (1, 3) else None
+            return None, 1
+        if stream is None or stream.num_channels not in (1, 3):
+            return None, 1
+        return stream, header.orientation if self.reading.upright else 1
 
     def _decode(self, streams: list[Any]) -> list[Tensor | None]:
         """uint8 [h, w, 3] on the device for each stream, in the current CUDA stream; None where it could not."""

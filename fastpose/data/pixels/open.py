@@ -19,6 +19,7 @@ from fastpose.data.pixels.gpu_jpeg import GpuJpegFiles
 from fastpose.data.pixels.packed import PackedImages
 from fastpose.data.pixels.resident import ResidentImages
 from fastpose.data.pixels.source import PixelOptions, PixelSource
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.device import available_cores, making_device, require_cuda
 from fastpose.option import OptionError
 from fastpose.progress import CountedProgress
@@ -51,7 +52,7 @@ def open_pixels(
     threads = options.decode_threads or (2 if device.type == "cpu" else available_cores())
     if options.decoder == "gpu":
         require_cuda("decoder gpu", device)
-    device, paths = making_device(device), persons.image_paths
+    device, paths, reading = making_device(device), persons.image_paths, persons.reading
     crops = augmentation or NOT_AUGMENTED
     if found := pack_of(paths):
         return _open_pack(found[0], paths, size, options, device, crops, threads)
@@ -59,7 +60,7 @@ def open_pixels(
     if options.reduced_decode and options.decoder == "cpu":
         reduction = reductions(persons, size, crops.scale_min, half_body=crops.half_body > 0.0)
     cpu = options.decoder == "cpu"
-    files = open_images(paths, threads, reduction) if cpu else GpuJpegFiles(paths, device, threads)
+    files = open_images(paths, threads, reduction, reading) if cpu else GpuJpegFiles(paths, device, threads, reading)
     if not options.resident:
         return files
     return ResidentImages.from_files(
@@ -68,6 +69,7 @@ def open_pixels(
         threads,
         decoder=files,
         reduction=reduction,
+        reading=reading,
         on_bad_image=options.on_bad_image,
         progress=_decoding(device, len(paths)),
     )
@@ -105,9 +107,14 @@ def _open_pack(
     )
 
 
-def open_images(paths: Sequence[Path], threads: int = 2, reduction: NDArray[np.int64] | None = None) -> PixelSource:
-    """The source that has the images of `Persons.image_paths`: files, reduced as ImageFiles says, or a pack."""
-    return PackedImages(paths, threads) if pack_of(paths) else ImageFiles(paths, threads, reduction)
+def open_images(
+    paths: Sequence[Path],
+    threads: int = 2,
+    reduction: NDArray[np.int64] | None = None,
+    reading: Reading = AS_STORED,
+) -> PixelSource:
+    """The source that has the images of `Persons.image_paths`: files, read as ImageFiles says, or a pack."""
+    return PackedImages(paths, threads) if pack_of(paths) else ImageFiles(paths, threads, reduction, reading)
 
 
 def _decoding(device: torch.device, images: int) -> Callable[[int, int], None]:

@@ -60,7 +60,6 @@ class PackedImages:
         root, split = found
         if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
             raise PackError(f"{root}: this system cannot map a pack into memory, use the image files")
-        cv2.setNumThreads(0)  # as ImageFiles does
         self.paths = paths
         self.margins = margins_of(root, split)
         self._split = root / split
@@ -105,7 +104,7 @@ class PackedImages:
         self._pool = DecodeThreads(threads)
 
     def __reduce__(self) -> tuple[type[PackedImages], tuple[Sequence[Path], int]]:
-        return PackedImages, (self.paths, self._threads)
+        return PackedImages, (self.paths, self._threads)  # another process maps the files again
 
     def load(self, images: Tensor, device: torch.device) -> Pixels:
         numbers = images.numpy()

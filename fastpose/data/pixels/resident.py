@@ -15,6 +15,7 @@ from torch import Tensor
 from fastpose.data.images import BadImageError, image_size
 from fastpose.data.pixels.files import ImageFiles
 from fastpose.data.pixels.source import DecodeThreads, Pixels, PixelSource, to_device
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.ops.image_batch import ImageBatch
 from fastpose.option import OptionError
 
@@ -56,6 +57,7 @@ class ResidentImages:
         *,
         decoder: PixelSource | None = None,
         reduction: NDArray[np.int64] | None = None,
+        reading: Reading = AS_STORED,
         on_bad_image: Literal["error", "skip"] = "error",
         progress: Callable[[int, int], None] | None = None,
     ) -> ResidentImages:
@@ -68,8 +70,9 @@ class ResidentImages:
             paths: one file per image.
             device: where the pixels are to stay.
             threads: threads that read headers and decode.
-            decoder: what decodes `paths`; None: `ImageFiles(paths, threads, reduction)`.
+            decoder: what decodes `paths`; None: `ImageFiles(paths, threads, reduction, reading)`.
             reduction: by how much the decoder reduces each file, see ImageFiles; None: not.
+            reading: how the decoder makes pixels of files.
             on_bad_image: "error" raises, "skip" remembers the error for `load`.
             progress: called after each chunk with the images done and all of them.
 
@@ -77,9 +80,9 @@ class ResidentImages:
             BadImageError: a file cannot be read and `on_bad_image` is "error".
             ValueError: the device has too little free memory; the message says how much there is and how much it takes.
         """
-        source = ImageFiles(paths, threads, reduction) if decoder is None else decoder
+        source = ImageFiles(paths, threads, reduction, reading) if decoder is None else decoder
         with DecodeThreads(threads) as pool:
-            headers = pool.each(size_or_error, paths)
+            headers = pool.each(lambda path: size_or_error(path, reading), paths)
         errors = {n: error for n, (_, error) in enumerate(headers) if error is not None}
         if errors and on_bad_image == "error":
             raise next(iter(errors.values()))
@@ -155,10 +158,10 @@ class ResidentImages:
         return cls(ImageBatch(data, *tables), errors, frame)
 
 
-def size_or_error(path: Path) -> tuple[tuple[int, int], BadImageError | None]:
+def size_or_error(path: Path, reading: Reading) -> tuple[tuple[int, int], BadImageError | None]:
     """An image file's (h, w) in pixels; if it is bad, (1, 1) and why."""
     try:
-        return image_size(path), None
+        return image_size(path, reading), None
     except BadImageError as error:
         return (1, 1), error
 

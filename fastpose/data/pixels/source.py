@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
+import cv2
 import torch
 from torch import Tensor
 
@@ -82,12 +85,46 @@ class PixelSource(Protocol):
         ...
 
 
-class DecodeThreads(ThreadPoolExecutor):
-    """Threads that read and decode, and share the items of a batch."""
+class DecodeThreads(Executor):
+    """Threads that read and decode, and share the items of a batch.
+
+    They start when they are first needed, anew in each process: threads do not survive a fork, and a pickle, as of
+    DataLoader workers that are spawned, has only their number.
+
+    Switches OpenCV's own threads off, in the whole process and for good: `cv2.setNumThreads(0)`.
+    """
 
     def __init__(self, threads: int) -> None:
-        super().__init__(threads, thread_name_prefix="fastpose-decode")
+        if threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
+        # Our threads already fill the cores; with OpenCV's own pool on top they would wait for one another.
+        cv2.setNumThreads(0)
         self._count = threads
+        self._process, self._pool = os.getpid(), self._new_pool()
+
+    def __reduce__(self) -> tuple[type[DecodeThreads], tuple[int]]:
+        return DecodeThreads, (self._count,)
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._count, thread_name_prefix="fastpose-decode")
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        if self._process != os.getpid():
+            # Two threads that come here at once may make a pool each. No lock, as one may have been held at the fork.
+            self._pool = self._new_pool()
+            self._process = os.getpid()
+        try:
+            return self._pool.submit(fn, *args, **kwargs)
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            raise OSError(
+                errno.EAGAIN, f"the system refuses a thread to decode images ({self._count} are wanted): {error}"
+            ) from error
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        if self._process == os.getpid():
+            self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """What `work` makes of each item, in order. An exception of `work` is raised here, once the job it was in ends.
