@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastpose.data.dataset import DataOptions
+from fastpose.data.dataset import DATA_READ, DataOptions
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack.format import is_pack
 from fastpose.device import choose_device
@@ -32,7 +32,8 @@ keypoints_results.json on data in COCO's format. Data options that are not asked
 # Of training's options. What evaluates here need not decode or compute as the training did.
 OFFERED = (
     *("data_root", "dataset", "skeleton", "head_boxes", "detections", "split_list", "missing_images"),
-    *("score", "pck_norm", "pck_threshold", "pck_pixels"),
+    *("category", "visibility_3", "least_visibility", "max_annotation_bytes", "max_annotation_depth"),
+    *("score", "max_detections", "pck_norm", "pck_threshold", "pck_pixels"),
     *("model", "size", "color_order", "udp"),
     *(field.name for field in dataclasses.fields(DecodeOptions)),
     *("on_bad_image", "decoder", "reduced_decode", "decode_threads", "eval_batch_size", "amp", "device"),
@@ -146,6 +147,7 @@ def other_data(trained: DataOptions, data: DataOptions) -> list[str]:
         return ["data_root"]
     names = ("valid_annotations", "head_boxes", "split_list", "detections")
     other = [CALLED.get(name, name) for name in names if trained.path(name) != data.path(name)]
+    other += [name for name in DATA_READ if getattr(trained, name) != getattr(data, name)]
     return other + ["images"] * (trained.images_path("valid") != data.images_path("valid"))
 
 

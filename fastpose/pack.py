@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastpose.data.dataset import DATA_FILES
+from fastpose.data.dataset import DATA_FILES, DATA_READ, DataOptions
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Margins, Plan, is_pack, write_pack
 from fastpose.option import OptionError, check_at_least, option
@@ -25,6 +25,7 @@ where it was when it is called again; on a complete pack it compares all checksu
 
 OFFERED = (
     *("train_annotations", "valid_annotations", "head_boxes", "split_list", "images", "missing_images", "on_bad_image"),
+    *("category", "visibility_3", "least_visibility", "max_annotation_bytes", "max_annotation_depth"),
     *("score", "size", "rotation", "scale_min", "scale_max", "half_body", "reduced_decode"),
 )
 
@@ -83,7 +84,7 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
         own.shard_bytes,
         margins,
         contents,
-        {name: getattr(settings.data, name) for name in DATA_FILES},
+        data_options(settings.data),
     )
     lines: dict[str, CountedProgress] = {}
 
@@ -109,6 +110,15 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
     state = "wrote" if new else "already there, nothing to do:"
     print(f"{state} {out}: {persons} persons, {total:,} bytes", flush=True)
     return 0
+
+
+def data_options(data: DataOptions) -> dict[str, Any]:
+    """The options that say which data are packed. How they are read is among them if it is not as ever: packs from before
+    there was a choice stay what they are."""
+    read = {name: getattr(data, name) for name in DATA_READ}
+    return {name: getattr(data, name) for name in DATA_FILES} | {
+        name: value for name, value in read.items() if value != getattr(DataOptions, name)
+    }
 
 
 def settings_of(own: PackOptions, asked: dict[str, Any], root: str) -> Settings:

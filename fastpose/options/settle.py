@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastpose.data.dataset import DATA_FILES
+from fastpose.data.dataset import DATA_FILES, DATA_READ
 from fastpose.data.datasets import dataset_named, dataset_with_joints
 from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
 from fastpose.models.checkpoint import CheckpointError
@@ -146,7 +146,7 @@ def _packed(
     """
     root = Path(values["data_root"])
     usual = {**DEFAULTS, **dataset_named(DEFAULTS["dataset"]).layout}
-    packed = {name: read_index(root)["options"].get(name, usual[name]) for name in DATA_FILES}
+    packed = {name: read_index(root)["options"].get(name, usual[name]) for name in (*DATA_FILES, *DATA_READ)}
     if not values["head_boxes"]:
         packed["head_boxes"] = ""
     unusual = {name: value for name, value in others.items() if name in packed and value != usual[name]}

@@ -11,7 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fastpose.data.annotation_rows import (
+    LIMITS,
     AnnotationError,
+    JsonLimits,
     MissingImages,
     PersonRow,
     persons_from_rows,
@@ -39,6 +41,7 @@ def read_mpii(
     split_list: str | PathLike[str] | None = None,
     head_boxes: str | PathLike[str] | None = None,
     missing_images: MissingImages = "error",
+    limits: JsonLimits = LIMITS,
 ) -> Persons:
     """Reads the persons of an MPII annotation file.
 
@@ -63,6 +66,7 @@ def read_mpii(
             ``extras["head_size"]``, float32 [N]. The ``.mat`` has its own head boxes.
         missing_images: "error", or "drop" to leave out the persons whose image is missing; ``source_row`` then says
             which rows are left.
+        limits: for ``.json``: what the file may have at most.
 
     Returns:
         The persons in the order of the file.
@@ -78,7 +82,7 @@ def read_mpii(
     if file.suffix == ".json":
         if split is not None or split_list is not None:
             raise ValueError(f"split and split_list are for the official .mat; {file} is one split already")
-        rows = _read_json(file, head_boxes)
+        rows = _read_json(file, head_boxes, limits)
     elif file.suffix == ".mat":
         if head_boxes is not None:
             raise ValueError(f"head_boxes is for .json; {file} has its own head boxes")
@@ -133,8 +137,8 @@ def read_ground_truth(path: str | PathLike[str]) -> GroundTruth:
     return GroundTruth(keypoints, visible, head_size)
 
 
-def _read_json(file: Path, head_boxes: str | PathLike[str] | None) -> list[PersonRow]:
-    records = read_json(file)
+def _read_json(file: Path, head_boxes: str | PathLike[str] | None, limits: JsonLimits) -> list[PersonRow]:
+    records = read_json(file, limits)
     if not isinstance(records, list) or not records:
         raise AnnotationError(f"{file}: must be a list of persons, got {type(records).__name__} {str(records)[:40]}")
     rows = [_read_record(record, index, f"{file}, record {index}") for index, record in enumerate(records)]
