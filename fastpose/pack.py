@@ -113,8 +113,8 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
 
 
 def data_options(data: DataOptions) -> dict[str, Any]:
-    """The options that say which data are packed. How they are read is among them if it is not as ever: packs from before
-    there was a choice stay what they are."""
+    """The options that say which data are packed. How they are read is among them if not in the usual way: packs from
+    before there was a choice stay what they are."""
     read = {name: getattr(data, name) for name in DATA_READ}
     return {name: getattr(data, name) for name in DATA_FILES} | {
         name: value for name, value in read.items() if value != getattr(DataOptions, name)

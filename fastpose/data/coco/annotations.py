@@ -26,14 +26,13 @@ from fastpose.data.annotation_rows import (
     read_numbers,
 )
 from fastpose.data.boxes import crop_boxes
-from fastpose.data.coco.ap import BOX_AREA, CocoTruth
+from fastpose.data.coco.ap import BOX_AREA, CocoTruth, Key
 from fastpose.data.coco.categories import choose_categories
 from fastpose.data.coco.detections import read_detections
 from fastpose.data.coco.pictures import Picture, Pictures
 from fastpose.data.coco.records import (
     VISIBILITY,
     Joints,
-    Key,
     Tally,
     Visibility,
     coco_keypoints,

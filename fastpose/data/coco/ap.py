@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from fastpose.data.coco.oks import oks_nms
-from fastpose.data.coco.records import Key
 from fastpose.data.persons import Persons
 from fastpose.option import OptionError
 
@@ -21,6 +20,9 @@ NAMES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 MAX_DETECTIONS = 20  # poses of an image that count, COCO's own
 BOX_AREA = 0.53  # a person's area, in areas of the box, where the file does not say (mmpose)
 SEEN_JOINT = 0.2  # a joint's score from which on it counts for its person's (SimpleBaselines)
+
+
+Key = int | str | float  # an id of a record; only ever compared with others
 
 
 class _Always(TypedDict):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fastpose.data.annotation_rows import AnnotationError, as_json
-from fastpose.data.coco.records import Key, read_key, read_records
+from fastpose.data.coco.ap import Key
+from fastpose.data.coco.records import read_key, read_records
 from fastpose.option import OptionError
 from fastpose.skeletons import Skeleton
 

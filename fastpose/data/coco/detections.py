@@ -19,8 +19,9 @@ from fastpose.data.annotation_rows import (
     read_json,
 )
 from fastpose.data.boxes import crop_boxes
+from fastpose.data.coco.ap import Key
 from fastpose.data.coco.pictures import Pictures
-from fastpose.data.coco.records import Key, Tally, read_key
+from fastpose.data.coco.records import Tally, read_key
 from fastpose.skeletons import Skeleton
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from fastpose.data.annotation_rows import AnnotationError, as_json, is_missing, read_numbers
-from fastpose.data.coco.records import Key, Tally, read_key, read_records
+from fastpose.data.coco.ap import Key
+from fastpose.data.coco.records import Tally, read_key, read_records
 from fastpose.data.images import BadImageError, image_size
 
 log = logging.getLogger(__name__)

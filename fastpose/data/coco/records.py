@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastpose.data.annotation_rows import AnnotationError, as_json, float_array, is_missing
+from fastpose.data.coco.ap import Key
 from fastpose.skeletons import Skeleton
 
 log = logging.getLogger(__name__)
 
-Key = int | str | float  # of a record; only ever compared with others
 Where = Callable[[int], str]
 
 _LARGEST = 1e6  # coordinates beyond this are a broken file, not a large picture
