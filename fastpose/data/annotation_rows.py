@@ -23,11 +23,16 @@ from fastpose.skeletons import Skeleton
 
 log = logging.getLogger(__name__)
 
+_LONGEST = 1500  # characters of a message
 MissingImages = Literal["error", "drop"]
 
 
 class AnnotationError(ValueError):
-    """An annotation file contains something unusable. The message names the file and the record."""
+    """An annotation file contains something unusable. The message names the file and the record, and is short however
+    long the file's names are."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 200]} ... {text[-200:]}")
 
 
 class PersonRow(NamedTuple):
@@ -84,7 +89,7 @@ def read_json(file: Path, limits: JsonLimits = LIMITS) -> Any:
 
 _MARKS = bytes.maketrans(b'[{]}"', bytes([1, 1, 255, 255, 2]))  # as int8: opens, closes, begins or ends a text
 _NO_MARKS = bytes(set(range(256)) - set(b'[{]}"'))
-_CHUNK = 1 << 24  # bytes
+_CHUNK = 1 << 22  # bytes
 
 
 def _check_depth(content: bytes, most: int) -> None:
@@ -100,8 +105,8 @@ def _check_depth(content: bytes, most: int) -> None:
             chunk = chunk.replace(b"\\\\", b"").replace(b'\\"', b"")
         marks = np.frombuffer(chunk.translate(_MARKS, _NO_MARKS), np.int8)
         quotes = marks == 2
-        inside = (quoted + np.cumsum(quotes)) % 2 == 1
-        depths = depth + np.cumsum(np.where(inside | quotes, 0, marks))
+        inside = (quoted + np.cumsum(quotes, dtype=np.int32)) % 2 == 1
+        depths = depth + np.cumsum(np.where(inside | quotes, 0, marks), dtype=np.int32)
         if depths.max(initial=0) > most:
             raise AnnotationError(f"expected objects and lists at most {most} deep in each other, got more")
         depth, quoted = int(depths[-1]) if len(depths) else depth, quoted + int(quotes.sum())

@@ -76,6 +76,22 @@ def test_depth_is_counted_outside_of_texts_wherever_a_chunk_ends(value, chunk, i
                 annotation_rows._check_depth(content, levels - 1)
 
 
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    for read in (read_json, lambda file: read_coco(file, tmp_path, (64, 64)), lambda file: read_mpii(file, tmp_path)):
+        with pytest.raises(ValueError, match=r"a\.json: expected a file, got a named pipe"):
+            read(tmp_path / "a.json")
+
+
+def test_a_message_is_short_however_long_names_are(tmp_path):
+    write_tiny_coco(tmp_path / "tiny")
+    file = tmp_path / "tiny/annotations/train.json"
+    file.write_text(file.read_text().replace("000.jpg", "x" * 1_000_000))
+    with pytest.raises(AnnotationError, match=r"train\.json, annotation 1: image 'xxx.* is not in ") as raised:
+        read_coco(file, tmp_path / "tiny/images", (64, 64))
+    assert len(str(raised.value)) < 2000
+
+
 def test_limits_are_options_of_every_reader(tmp_path):
     root = write_tiny_coco(tmp_path / "tiny")
     folder = tmp_path / "mpii"

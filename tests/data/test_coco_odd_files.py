@@ -136,9 +136,10 @@ def test_ids_of_64_bits_stay_the_numbers_of_images_and_others_are_counted(folder
 # ---- who is left out ----
 
 UNUSABLE = {
-    "with joints whose num_keypoints is 0": {"num_keypoints": 0},
+    "with joints whose num_keypoints is not above 0": {"num_keypoints": 0},
     "whose box is empty or outside the image": {"bbox": [96, 5, 10, 10]},
     "whose box is empty or outside the image ": {"bbox": [50.0, 30.0, 0.0, 0.0], "area": 0.0},
+    "whose box is empty or outside the image  ": {"bbox": [10, 5, -60, 80]},
     "without keypoints": {"keypoints": None},
     "without keypoints ": {"keypoints": []},
     "without bbox": {"bbox": None},

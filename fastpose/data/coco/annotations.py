@@ -36,6 +36,7 @@ from fastpose.data.coco.records import (
     Tally,
     Visibility,
     coco_keypoints,
+    read_flag,
     read_joints,
     read_key,
     read_records,
@@ -218,7 +219,7 @@ def _read_annotations(
     joints = read_joints(records, skeleton, lambda i: found[i].where, file, visibility)
     counts = joints.visible.sum(axis=1).tolist()
     cut = _cut_boxes(boxes, [pictures[one.image] for one in found])
-    boxed = (cut[:, 2:].min(axis=1) >= 0) & (cut[:, 2:].max(axis=1) > 0)
+    boxed = (boxes[:, 2:].min(axis=1) >= 0) & (cut[:, 2:].min(axis=1) >= 0) & (cut[:, 2:].max(axis=1) > 0)
     centers, scales = crop_boxes(cut, aspect)
     sides = boxes[:, 2:].max(axis=1, initial=0).astype(np.float32)
 
@@ -226,7 +227,7 @@ def _read_annotations(
     rows: list[PersonRow] = []
     no_area: list[bool] = []
     for i, (row, record, image, where, lacks) in enumerate(found):
-        crowd = read_whole(record, "iscrowd", name(i), 0, flag=True)
+        crowd = read_flag(record, "iscrowd", name(i))
         known = read_whole(record, "num_keypoints", name(i), counts[i])
         area = _area(record, name(i))
         reason = ""
@@ -237,7 +238,7 @@ def _read_annotations(
         elif not counts[i]:
             usual.add(reason := "without an annotated joint", where)
         elif known <= 0:
-            left_out.add(reason := "with joints whose num_keypoints is 0", where)
+            left_out.add(reason := "with joints whose num_keypoints is not above 0", where)
         elif not boxed[i]:
             reason = "whose box is empty or outside the image"
             left_out.add(reason, where, bbox=record["bbox"], area=record.get("area"))

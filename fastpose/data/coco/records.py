@@ -61,15 +61,25 @@ def _is_finite(value: int | float | str) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def read_whole(record: dict[str, Any], key: str, where: str, default: int, *, flag: bool = False) -> int:
-    """A whole number, also as a float; `default` where it is missing. `flag`: true and false will do."""
+def read_whole(record: dict[str, Any], key: str, where: str, default: int) -> int:
+    """A whole number, also as a float; `default` where it is missing."""
     value = record.get(key)
     if is_missing(value):
         return default
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if not isinstance(value, int) or (isinstance(value, bool) and not flag):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise AnnotationError(f"{where}: {key} must be a whole number, got {as_json(value)}")
+    return value
+
+
+def read_flag(record: dict[str, Any], key: str, where: str) -> int:
+    """0 or 1, also as a float, false or true; 0 where it is missing."""
+    value = record.get(key)
+    if is_missing(value):
+        return 0
+    if not isinstance(value, (int, float)) or value not in (0, 1):
+        raise AnnotationError(f"{where}: {key} must be 0 or 1, got {as_json(value)}")
     return int(value)
 
 
