@@ -28,6 +28,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fastpose.skeletons import COCO
+
 SECONDS, MEGABYTES = 1.0, 300.0  # of the processor, and above the file's own size, that a refusal may take
 HANG = 20.0  # seconds after which a reader is ended
 ABSENT = object()
@@ -102,7 +104,7 @@ def sound() -> dict[str, Any]:
         {"image": "1.png", "center": [40.0, 40.0], "scale": 0.4, "joints": p[:16].tolist(), "joints_vis": [1] * 16}
         for p in points
     ]
-    categories = [{"id": 1, "name": "person", "keypoints": []}]
+    categories = [{"id": 1, "name": "person", "keypoints": list(COCO.joints)}]
     return {
         "coco": {"images": images, "categories": categories, "annotations": annotations},
         "detections": boxes,
@@ -290,7 +292,8 @@ def main() -> int:
             counts.setdefault(f"{kind}, {what.partition(':')[0]}", collections.Counter())[outcome] += 1
             good = outcome in ("accepted", "refused in a line")
             if not good or (options.show and re.search(options.show, outcome)):
-                print(f"{outcome}: {kind}, {what}: {answer['text']}", flush=True)
+                text = f"{outcome}: {kind}, {what}: {answer['text']}"
+                print(text.encode(errors="backslashreplace").decode(), flush=True)
         reader.end()
     outcomes = sorted({outcome for row in counts.values() for outcome in row})
     print("\n" + " | ".join(["files", "tried", *outcomes]))
