@@ -524,6 +524,12 @@ def test_an_evaluation_in_detected_boxes_says_so(finished, tiny, tmp_path, capsy
     assert "detections: no file" in capsys.readouterr().err
 
 
+def test_an_evaluation_that_reads_the_data_in_another_way_needs_a_folder_of_its_own(finished, capsys):
+    for option, value in (("category", "person"), ("visibility_3", "annotated"), ("least_visibility", "0.5")):
+        assert evaluate.main(["--checkpoint", str(finished), f"--{option}", value]) == 1
+        assert f"out: {option} differs from the run's own" in capsys.readouterr().err
+
+
 def test_images_without_annotations_are_predicted_without_a_score(finished, tiny, tmp_path, capsys):
     content = json.loads((tiny / "annotations/valid.json").read_text())
     del content["annotations"]

@@ -150,7 +150,8 @@ def keypoint_ap(
         AP, AP50, AP75, APM, APL, AR, AR50, AR75, ARM, ARL; NaN if nobody (of that size) is annotated.
 
     Raises:
-        ValueError: pycocotools is not installed; results are empty, or one is of an image that is not evaluated.
+        ValueError: pycocotools is not installed; results are empty, or one is of an image or category that is not
+            evaluated.
     """
     require_pycocotools()
     from pycocotools.coco import COCO
@@ -161,6 +162,8 @@ def keypoint_ap(
     kinds = {kind: number for number, kind in enumerate(truth.get("categories") or [truth["category"]], 1)}
     if not results or not all(result["image_id"] in images for result in results):
         raise ValueError(f"results: expected at least one pose, and all on the {len(images)} images of the annotations")
+    if other := [result["category_id"] for result in results if result["category_id"] not in kinds]:
+        raise ValueError(f"results: expected poses of category {', '.join(map(str, kinds))}, got one of {other[0]}")
 
     def numbered(record: Mapping[str, Any]) -> dict[str, Any]:  # a copy, too: pycocotools adds to its records
         return {**record, "image_id": images[record["image_id"]], "category_id": kinds[record["category_id"]]}
