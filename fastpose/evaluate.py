@@ -34,8 +34,8 @@ keypoints_results.json on data in COCO's format. Data options that are not asked
 OFFERED = (
     *("data_root", "dataset", "skeleton", "head_boxes", "detections", "split_list", "missing_images"),
     *DATA_READING,
-    "max_image_pixels",
-    *("score", "pck_norm", "pck_threshold", "pck_pixels"),
+    *("max_image_pixels", "max_annotation_bytes", "max_annotation_depth"),
+    *("score", "max_detections", "pck_norm", "pck_threshold", "pck_pixels"),
     *("model", "size", "color_order", "udp"),
     *(field.name for field in dataclasses.fields(DecodeOptions)),
     *("on_bad_image", "decoder", "reduced_decode", "decode_threads", "eval_batch_size", "amp", "device"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastpose.data.dataset import DATA_FILES, DATA_READING
+from fastpose.data.dataset import DATA_FILES, DATA_READING, DataOptions
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Margins, Plan, is_pack, write_pack
 from fastpose.ending import Stopped, ends_in_one_line
@@ -26,7 +26,7 @@ where it was when it is called again; on a complete pack it compares all checksu
 OFFERED = (
     *("train_annotations", "valid_annotations", "head_boxes", "split_list", "images", "missing_images", "on_bad_image"),
     *DATA_READING,
-    "max_image_pixels",
+    *("max_image_pixels", "max_annotation_bytes", "max_annotation_depth"),
     *("score", "size", "rotation", "scale_min", "scale_max", "half_body", "reduced_decode"),
 )
 
@@ -85,8 +85,7 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
         own.shard_bytes,
         margins,
         contents,
-        {name: getattr(settings.data, name) for name in DATA_FILES}
-        | {name: value for name in DATA_READING if (value := getattr(settings.data, name)) != DEFAULTS[name]},
+        data_options(settings.data),
     )
     lines: dict[str, CountedProgress] = {}
 
@@ -112,6 +111,12 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
     state = "wrote" if new else "already there, nothing to do:"
     print(f"{state} {out}: {persons} persons, {total:,} bytes", flush=True)
     return 0
+
+
+def data_options(data: DataOptions) -> dict[str, Any]:
+    """The options that say which data are packed."""
+    read = {name: value for name in DATA_READING if (value := getattr(data, name)) != DEFAULTS[name]}
+    return {name: getattr(data, name) for name in DATA_FILES} | read
 
 
 def settings_of(own: PackOptions, asked: dict[str, Any], root: str) -> Settings:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from fastpose.data.boxes import persons_in_boxes
-from fastpose.data.dataset import DATA_READING
 from fastpose.data.images import image_size, read_image, warn_of_surprises
 from fastpose.data.reading import Reading
 from fastpose.device import choose_device
@@ -33,8 +32,7 @@ box and the joints of every person, and for every picture a copy with the skelet
 OFFERED = (
     *("model", "size", "dataset", "skeleton", "color_order", "udp"),
     *(field.name for field in dataclasses.fields(DecodeOptions)),
-    *DATA_READING,
-    *("max_image_pixels", "device"),
+    *("exif", "sixteen_bits", "max_image_pixels", "device"),
 )
 # Without annotations to agree with, a photo is what viewers show.
 OWN_DEFAULTS = {"flip_test": True, "exif": "upright", "device": "auto"}

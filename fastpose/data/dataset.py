@@ -91,6 +91,20 @@ class DataOptions:
     score: Literal["auto", "pck"] = option(
         "auto", "score of data in COCO's format; auto: AP, which needs sigmas; pck: PCK, with AUC, EPE and NME"
     )
+    category: str = option(
+        "",
+        "category of a file in COCO's format to read, by its name, or all that have joints: all; empty: the only one "
+        "that has, or of several the one named person",
+    )
+    visibility_3: Literal["unannotated", "annotated"] = option(
+        "unannotated", "what joints in COCO's format are whose v is 3, as CropCOCO has them outside of the picture"
+    )
+    least_visibility: float = option(
+        0.0, "joints in COCO's format whose v is a share between 0 and 1 are annotated from this one on"
+    )
+    max_detections: int = option(20, "poses of an image that AP counts, those with the highest scores; COCO's is 20")
+    max_annotation_bytes: int = option(4 << 30, "largest JSON file of annotations or detections to read, bytes")
+    max_annotation_depth: int = option(100, "how deep objects and lists in such a file may be in each other, count")
     pck_norm: Literal["box", "torso", "pixels"] = option(
         "box",
         "what PCK measures errors in: the longer side of the person's annotated box; its torso, from the left shoulder "
@@ -101,7 +115,9 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "synthetic_persons", "synthetic_seed")
-        check_at_least(self, 1, "max_image_pixels")
+        check_at_least(self, 1, "max_detections", "max_image_pixels", "max_annotation_bytes", "max_annotation_depth")
+        if not 0.0 <= self.least_visibility <= 1.0:
+            raise OptionError("least_visibility", f"expected a share from 0 to 1, got {self.least_visibility}")
         for name in ("pck_threshold", "pck_pixels"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise OptionError(name, f"expected a positive number, got {getattr(self, name)}")
@@ -131,8 +147,9 @@ DATA_FILES = (
     "images",
     "valid_images",
 )
-# Those that say how its image files are read. A pack made before there were any has the defaults.
-DATA_READING = ("exif", "sixteen_bits")
+# Those that say how these files are read. Packs have them where they are not at their defaults: those made before there
+# was a choice stay what they are.
+DATA_READING = ("exif", "sixteen_bits", "category", "visibility_3", "least_visibility")
 
 
 class Scorer(Protocol):

@@ -260,6 +260,8 @@ def test_results_of_images_that_are_not_evaluated_are_refused(real_persons):
     for wrong in ([], [results[0] | {"image_id": 3}]):
         with pytest.raises(ValueError, match="results: expected at least one pose, and all on the 4 images"):
             keypoint_ap(real_persons.truth, wrong, COCO.sigmas)
+    with pytest.raises(ValueError, match="results: expected poses of category 1, got one of 2"):
+        keypoint_ap(real_persons.truth, [results[0] | {"category_id": 2}], COCO.sigmas)
 
 
 def test_without_pycocotools_the_command_that_installs_it_is_named(monkeypatch):

@@ -8,6 +8,7 @@ from fastpose.data.coco.dataset import Coco
 from fastpose.data.coco.oks import oks, oks_nms
 from fastpose.data.coco.pck import auc, epe, nme, pck
 from fastpose.data.coco.pck_score import PckScorer
+from fastpose.data.coco.records import Visibility
 from fastpose.data.coco.score import ApScorer
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Coco",
     "CocoTruth",
     "PckScorer",
+    "Visibility",
     "auc",
     "crop_boxes",
     "epe",

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, cast
 
+from fastpose.data.annotation_rows import JsonLimits
 from fastpose.data.coco.annotations import read_coco
 from fastpose.data.coco.ap import CocoTruth
 from fastpose.data.coco.pck_score import PckScorer
+from fastpose.data.coco.records import Visibility
 from fastpose.data.coco.score import ApScorer
 from fastpose.data.dataset import DataOptions, Scorer, Split
 from fastpose.data.persons import Persons
@@ -51,9 +53,12 @@ class Coco:
             reading=data.reading,
             for_evaluation=split == "valid",
             box_sides=data.score == "pck",
+            category=data.category,
+            visibility=Visibility(data.least_visibility, data.visibility_3 == "annotated"),
+            limits=JsonLimits(data.max_annotation_bytes, data.max_annotation_depth),
         )
 
     def scorer(self, persons: Persons) -> Scorer:
         if self.data.score == "pck":
             return PckScorer(persons, self.data)
-        return ApScorer(persons, cast("CocoTruth | None", persons.truth))
+        return ApScorer(persons, cast("CocoTruth | None", persons.truth), self.data.max_detections)

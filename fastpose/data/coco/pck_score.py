@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpose.data.coco.ap import own_ids
 from fastpose.data.coco.pck import auc, epe, nme, pck
 from fastpose.data.dataset import DataOptions, format_values
 from fastpose.data.persons import Persons
@@ -120,13 +121,12 @@ class PckScorer:
         A pose's score is the mean of its joints'. None is suppressed, and `annotation_row`, from 0, says which of the
         file's annotations each is for; a person whose image could not be read is absent.
         """
-        persons, category = self.persons, (self.persons.truth or {}).get("category")
+        persons, ids = self.persons, own_ids(self.persons, self.persons.truth)
         results = []
         for row in np.flatnonzero(np.isfinite(scores).all(axis=1) & np.isfinite(predictions).all(axis=(1, 2))):
             results.append(
                 {
-                    "image_id": int(persons.extras["image_id"][row]),
-                    **({} if category is None else {"category_id": category}),
+                    **ids[row],
                     "keypoints": np.column_stack([predictions[row], scores[row]]).ravel().tolist(),
                     "score": float(scores[row].mean(dtype=np.float64)),
                     "annotation_row": int(persons.source_row[row]),

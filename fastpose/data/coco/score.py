@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import zlib
 from collections.abc import Mapping
@@ -12,11 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from fastpose.data.coco.ap import CocoTruth, keypoint_ap, keypoint_results, known_sigmas, require_pycocotools
+from fastpose.data.annotation_rows import as_json
+from fastpose.data.coco.ap import (
+    BOX_AREA,
+    MAX_DETECTIONS,
+    CocoTruth,
+    ceiling,
+    keypoint_ap,
+    keypoint_results,
+    known_sigmas,
+    own_ids,
+    require_pycocotools,
+    to_find,
+)
 from fastpose.data.dataset import format_values
 from fastpose.data.persons import Persons
 from fastpose.files import write_text
 from fastpose.option import OptionError
+
+log = logging.getLogger(__name__)
 
 
 class ApScorer:
@@ -25,16 +40,24 @@ class ApScorer:
     Args:
         persons: N persons of `read_coco`.
         truth: what they are compared with; None for those to train on: nothing.
+        max_detections: how many poses of an image count.
     """
 
     name, main, label = "coco", "AP", "AP"
     curves: Mapping[str, str] = {"AP": "AP", "AP50": "AP50"}
 
-    def __init__(self, persons: Persons, truth: CocoTruth | None) -> None:
-        self.persons = persons
+    def __init__(self, persons: Persons, truth: CocoTruth | None, max_detections: int = MAX_DETECTIONS) -> None:
+        self.persons, self.max_detections = persons, max_detections
         self.truth = truth or CocoTruth(box_source="annotations", category=1, image_ids=[], annotations=[])
-        self.notes: Mapping[str, str] = {"box_source": self.truth["box_source"]}
+        notes: dict[str, Any] = {"box_source": self.truth["box_source"]}
         self.note = f"boxes: {self.truth['box_source']}"
+        if no_area := self.truth.get("no_area", 0):
+            notes["areas_from_boxes"] = no_area
+            self.note += f", areas of {no_area} of {len(to_find(self.truth))} persons: {BOX_AREA} of the box"
+        if max_detections != MAX_DETECTIONS:
+            notes["max_detections"] = max_detections
+            self.note += f", {max_detections} poses an image"
+        self.notes: Mapping[str, Any] = notes
         self._results_of: tuple[np.ndarray, list[dict[str, Any]]] | None = None
 
     def needs(self, *, to_train: bool) -> None:
@@ -43,13 +66,30 @@ class ApScorer:
         known_sigmas(self.persons)
         if self.truth["annotations"]:
             require_pycocotools()
+        if self.truth.get("no_area"):
+            log.warning(
+                "%d persons have no area, or one of 0: AP takes %s of their box", self.truth["no_area"], BOX_AREA
+            )
+        if limit := ceiling(self.truth, self.max_detections):
+            log.warning(
+                "AP counts at most %d poses of an image, and image %s has %d persons: AP cannot be above %.1f, AR "
+                "not above %.1f (max_detections)",
+                *(self.max_detections, as_json(limit.image), limit.persons, limit.ap, limit.ar),
+            )
 
     def score(self, predictions: np.ndarray, scores: np.ndarray, seen: np.ndarray) -> dict[str, float] | None:
         if not self.truth["annotations"]:
             return None
-        unread = set(self.persons.extras["image_id"][~seen].tolist())
-        results = self.results(predictions, scores)
-        values = keypoint_ap(self.truth, results, known_sigmas(self.persons), without_images=unread)
+        unread = {
+            ids["image_id"] for ids, read in zip(own_ids(self.persons, self.truth), seen, strict=True) if not read
+        }
+        values = keypoint_ap(
+            self.truth,
+            self.results(predictions, scores),
+            known_sigmas(self.persons),
+            without_images=unread,
+            max_detections=self.max_detections,
+        )
         if math.isnan(values["AP"]):
             raise ValueError("AP needs annotated joints, and the persons to evaluate have none")
         return values
@@ -57,7 +97,7 @@ class ApScorer:
     def results(self, predictions: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
         """See `keypoint_results`. Those of the last predictions are kept, as scoring and writing both want them."""
         if self._results_of is None or self._results_of[0] is not predictions:
-            found = keypoint_results(self.persons, self.truth["category"], predictions, scores)
+            found = keypoint_results(self.persons, self.truth["category"], predictions, scores, self.truth)
             self._results_of = (predictions, found)
         return self._results_of[1]
 

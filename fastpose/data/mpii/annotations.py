@@ -11,7 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fastpose.data.annotation_rows import (
+    LIMITS,
     AnnotationError,
+    JsonLimits,
     MissingImages,
     PersonRow,
     persons_from_rows,
@@ -41,6 +43,7 @@ def read_mpii(
     head_boxes: str | PathLike[str] | None = None,
     missing_images: MissingImages = "error",
     reading: Reading = AS_STORED,
+    limits: JsonLimits = LIMITS,
 ) -> Persons:
     """Reads the persons of an MPII annotation file.
 
@@ -66,6 +69,7 @@ def read_mpii(
         missing_images: "error", or "drop" to leave out the persons whose image is missing; ``source_row`` then says
             which rows are left.
         reading: how the image files become the pixels that the annotations are for.
+        limits: for ``.json``: what the file may have at most.
 
     Returns:
         The persons in the order of the file.
@@ -81,7 +85,7 @@ def read_mpii(
     if file.suffix == ".json":
         if split is not None or split_list is not None:
             raise ValueError(f"split and split_list are for the official .mat; {file} is one split already")
-        rows = _read_json(file, head_boxes)
+        rows = _read_json(file, head_boxes, limits)
     elif file.suffix == ".mat":
         if head_boxes is not None:
             raise ValueError(f"head_boxes is for .json; {file} has its own head boxes")
@@ -136,8 +140,8 @@ def read_ground_truth(path: str | PathLike[str]) -> GroundTruth:
     return GroundTruth(keypoints, visible, head_size)
 
 
-def _read_json(file: Path, head_boxes: str | PathLike[str] | None) -> list[PersonRow]:
-    records = read_json(file)
+def _read_json(file: Path, head_boxes: str | PathLike[str] | None, limits: JsonLimits) -> list[PersonRow]:
+    records = read_json(file, limits)
     if not isinstance(records, list) or not records:
         raise AnnotationError(f"{file}: must be a list of persons, got {type(records).__name__} {str(records)[:40]}")
     rows = [_read_record(record, index, f"{file}, record {index}") for index, record in enumerate(records)]

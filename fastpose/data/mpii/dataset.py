@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from fastpose.data.annotation_rows import JsonLimits
 from fastpose.data.dataset import DataOptions, Split
 from fastpose.data.mpii.annotations import read_mpii
 from fastpose.data.mpii.score import PckhScorer
@@ -60,6 +61,7 @@ class Mpii:
             head_boxes=data.path("head_boxes") if with_heads else None,
             missing_images=data.missing_images,
             reading=data.reading,
+            limits=JsonLimits(data.max_annotation_bytes, data.max_annotation_depth),
         )
 
     def scorer(self, persons: Persons) -> PckhScorer:

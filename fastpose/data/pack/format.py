@@ -157,7 +157,7 @@ class Plan:
     shard_bytes: int
     margins: dict[str, Margins]
     persons: dict[str, str]
-    options: dict[str, str]
+    options: dict[str, Any]
 
     def as_plain(self) -> dict[str, Any]:
         """Values as they come back from JSON."""
