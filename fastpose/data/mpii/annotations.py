@@ -19,7 +19,8 @@ from fastpose.data.annotation_rows import (
     read_numbers,
 )
 from fastpose.data.boxes import mpii_box
-from fastpose.data.mpii.release import load_mat, read_release
+from fastpose.data.mpii.mat_file import read_mat
+from fastpose.data.mpii.release import read_release
 from fastpose.data.persons import Persons
 from fastpose.skeletons import MPII
 
@@ -111,7 +112,7 @@ def read_ground_truth(path: str | PathLike[str]) -> GroundTruth:
     """
     file = Path(path)
     names = ("pos_gt_src", "jnt_missing", "headboxes_src")
-    mat = load_mat(file, names)
+    mat = read_mat(file, names)
     points, missing, boxes = (np.asarray(mat[name]) for name in names)
     count = points.shape[-1] if points.ndim == 3 else 1
     shapes = {"pos_gt_src": (16, 2, count), "jnt_missing": (16, count), "headboxes_src": (2, 2, count)}
