@@ -14,6 +14,7 @@ from typing import Any
 from fastpose.data.dataset import Dataset
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Pack
+from fastpose.data.sense import check_sense
 from fastpose.device import choose_device, require_cuda
 from fastpose.engine.epoch import NotFiniteError
 from fastpose.engine.loading import make_loader
@@ -109,6 +110,7 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
         if wanted:  # said now, and not after the images have been drawn or decoded
             require_cuda(name, device)
     train, valid = dataset.read("train"), dataset.read("valid")
+    check_sense(train, valid)
     scorer, skeleton = dataset.scorer(valid), valid.skeleton
     train_loader = make_loader(
         train,

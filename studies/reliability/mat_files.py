@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile and damaged files for the readers of MPII's .mat files, split lists and skeletons, and what they do with them.
+"""Hostile and damaged .mat files, split lists and skeletons, and what their readers do with them.
 
 `python -m studies.reliability.mat_files` reads each file in a process of its own, within limits, and prints a table.
 """
@@ -84,8 +84,12 @@ def ground_truth(**changes: bytes) -> bytes:
 
 def release(**changes: bytes) -> bytes:
     """The official file with one person on one image, with other fields in the place of some."""
-    point = structs(1, {"x": numbers(np.array([[5.0]])), "y": numbers(np.array([[6.0]])), "id": numbers(np.array([[9]]))})
-    one = {name: numbers(np.array([[value]])) for name, value in zip(("x1", "y1", "x2", "y2"), (1, 2, 31, 42))}
+    point = structs(
+        1, {"x": numbers(np.array([[5.0]])), "y": numbers(np.array([[6.0]])), "id": numbers(np.array([[9]]))}
+    )
+    one = {
+        name: numbers(np.array([[value]])) for name, value in zip(("x1", "y1", "x2", "y2"), (1, 2, 31, 42), strict=True)
+    }
     position = structs(1, {"x": numbers(np.array([[50.0]])), "y": numbers(np.array([[60.0]]))})
     person = {**one, "scale": numbers(np.array([[1.5]])), "objpos": position}
     person["annopoints"] = changes.pop("annopoints", structs(1, {"point": changes.pop("point", point)}))
@@ -143,7 +147,9 @@ def mats(megabytes: int = 400, floods: int = 1_000_000) -> dict[str, bytes]:
         ),
         "gt, compressed zeros": HEADER + bomb(megabytes),
         "gt, 4 GB said in fewer zeros": HEADER
-        + compressed(element(14, array(_DOUBLE, (1, 1 << 29), b"", "pos_gt_src")[8:] + bytes(megabytes << 20), 0xFFFFFFF0)),
+        + compressed(
+            element(14, array(_DOUBLE, (1, 1 << 29), b"", "pos_gt_src")[8:] + bytes(megabytes << 20), 0xFFFFFFF0)
+        ),
         "gt, compressed twice": HEADER + compressed(compressed(numbers(np.eye(3), "pos_gt_src"))),
         "gt, dimensions of 2^31 by 2^31": ground_truth(pos_gt_src=array(_DOUBLE, (2**31 - 1,) * 2, b"", "pos_gt_src")),
         "gt, a negative dimension": ground_truth(pos_gt_src=array(_DOUBLE, (-16, 2), b"", "pos_gt_src")),

@@ -94,7 +94,7 @@ REFUSED = {
     "gt, a wanted variable of cells in cells": "pos_gt_src: expected numbers, text or structs, got a cell array",
     "gt, compressed zeros": "say that they are 67,108,936, expected at most",
     "gt, 4 GB said in fewer zeros": "say that they are 4,294,967,.*, expected at most",
-    "gt, compressed twice": "has no variable",
+    "gt, compressed twice": "does not fit",
     "gt, dimensions of 2^31 by 2^31": "it ends within an element",
     "gt, a negative dimension": "dimensions of 0 or more expected",
     "gt, 2,000 dimensions": "2 to 32 dimensions expected",

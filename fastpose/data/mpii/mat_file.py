@@ -197,7 +197,9 @@ class _Elements:
         _, start, size, at = self.element(at, end)
         if length < 1 or size % length:
             raise self._damaged(start, f"{name}: the names of fields expected")
-        names = [self.data[i : i + length].split(b"\0")[0].decode("latin-1") for i in range(start, start + size, length)]
+        names = [
+            self.data[i : i + length].split(b"\0")[0].decode("latin-1") for i in range(start, start + size, length)
+        ]
         if not names:
             return []
         if 8 * count * len(names) > end - at:

@@ -21,9 +21,9 @@ from fastpose.skeletons import MPII
 log = logging.getLogger(__name__)
 
 # What is read of the release's structs.
-_FIELDS = frozenset(
-    ("annolist", "img_train", "image", "name", "annorect", "annopoints", "point", "id", "x", "y")
-    + ("scale", "objpos", "x1", "y1", "x2", "y2")
+_FIELDS = (
+    *("annolist", "img_train", "image", "name", "annorect", "annopoints", "point", "id", "x", "y"),
+    *("scale", "objpos", "x1", "y1", "x2", "y2"),
 )
 _LONGEST_NAME = 1000  # characters of an image's name; file systems take a quarter
 _LONGEST_LIST = 16 << 20  # bytes of a split list; MPII's 2,958 persons take 60 kB
@@ -80,7 +80,9 @@ def _training_people(file: Path) -> Iterator[_Entry]:
     for index, (image, is_training) in enumerate(zip(images, training.ravel().tolist(), strict=True)):
         name = _one(image.get("image")).get("name")
         if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
-            raise AnnotationError(f"{file}: annolist({index + 1}).image.name must be a file name, got {str(name)[:40]!r}")
+            raise AnnotationError(
+                f"{file}: annolist({index + 1}).image.name must be a file name, got {str(name)[:40]!r}"
+            )
         for person, rect in enumerate(_items(image.get("annorect"))):
             if is_training:
                 yield _Entry(name, person, source_row, rect)
@@ -162,14 +164,17 @@ def _read_split_list(path: Path, people: Sequence[_Entry]) -> set[tuple[str, int
             continue
         there = persons_on.get(words[0])
         if there is None:
-            raise AnnotationError(f"{path}, line {number}: {_shown(words[0])} is not a training image with people on it")
+            raise AnnotationError(
+                f"{path}, line {number}: {_shown(words[0])} is not a training image with people on it"
+            )
         if len(words) == 1:
             listed.update((words[0], person) for person in there)
         elif len(words) == 2 and words[1].isdecimal() and len(words[1]) < 10 and int(words[1]) in there:
             listed.add((words[0], int(words[1])))
         else:
             raise AnnotationError(
-                f"{path}, line {number}: expected an image name and a person of 0 to {max(there)}, got {line.strip()[:80]!r}"
+                f"{path}, line {number}: expected an image name and a person of 0 to {max(there)}, "
+                f"got {line.strip()[:80]!r}"
             )
     if not listed:
         raise AnnotationError(f"{path}: names no person")
