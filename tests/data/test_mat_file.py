@@ -155,7 +155,7 @@ def test_hostile_files_are_refused_in_one_short_line_and_little_memory(tmp_path)
         assert str(tmp_path) in outcomes[name]
 
 
-@pytest.mark.parametrize("kind", ["gt", "release", "list", "skeleton"])
+@pytest.mark.parametrize("kind", ["gt", "release", "list"])
 def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, kind):
     mat_files.prepare(tmp_path)
     os.mkfifo(tmp_path / "pipe.mat")
