@@ -11,28 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-LONGEST_NAME = 100
-_LARGEST_NUMBER = 1e30  # of sigmas and weights, which become float32
-_A_NAME = f"of 1 to {LONGEST_NAME} printable characters other than / and \\"
-
-
-def is_name(name: object) -> bool:
-    """Whether this can name a joint or a skeleton: names come from files of strangers, and get into others, into the
-    names of files and outputs, and onto terminals. Letters of any language, digits, spaces and punctuation can."""
-    return (
-        isinstance(name, str)
-        and 0 < len(name.strip()) <= len(name) <= LONGEST_NAME
-        and name.isprintable()  # no control characters, no lone surrogates, nothing that turns text around
-        and not set(name) & set("/\\")
-        and name not in (".", "..")
-    )
-
-
-def _shown(value: object) -> str:
-    """A value in a message: its first characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
 
 @dataclass(frozen=True)
 class Skeleton:
@@ -105,6 +83,29 @@ class Skeleton:
     @property
     def num_joints(self) -> int:
         return len(self.joints)
+
+
+LONGEST_NAME = 100
+_LARGEST_NUMBER = 1e30  # of sigmas and weights, which become float32
+_A_NAME = f"of 1 to {LONGEST_NAME} printable characters other than / and \\"
+
+
+def is_name(name: object) -> bool:
+    """Whether this can name a joint or a skeleton: names come from files of strangers, and get into others, into the
+    names of files and outputs, and onto terminals. Letters of any language, digits, spaces and punctuation can."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name.strip()) <= len(name) <= LONGEST_NAME
+        and name.isprintable()  # no control characters, no lone surrogates, nothing that turns text around
+        and not set(name) & set("/\\")
+        and name not in (".", "..")
+    )
+
+
+def _shown(value: object) -> str:
+    """A value in a message: its first characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 MPII = Skeleton(
