@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -28,8 +29,8 @@ class Skeleton:
         upper_body: the joints above the hips, for half-body augmentation. Empty: not known.
 
     Raises:
-        ValueError: a name occurs twice, an index is out of range, a joint is in two mirror pairs, or there is not one
-            positive number per joint.
+        ValueError: a name occurs twice or is not a name (see `is_name`), an index is out of range, a joint is in two
+            mirror pairs, or there is not one positive number per joint.
     """
 
     name: str
@@ -41,35 +42,72 @@ class Skeleton:
     upper_body: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.joints or not all(self.joints) or len(set(self.joints)) != len(self.joints):
-            raise ValueError(f"skeleton {self.name!r}: joints must be unique names, got {self.joints}")
+        where = f"skeleton {_shown(self.name)}"
+        if not is_name(self.name):
+            raise ValueError(f"{where}: name must be {_A_NAME}")
+        if not self.joints or not all(self.joints) or len(set(map(repr, self.joints))) != len(self.joints):
+            raise ValueError(f"{where}: joints must be unique names, got {_shown(self.joints)}")
+        for joint in self.joints:
+            if not is_name(joint):
+                raise ValueError(f"{where}: joints must be {_A_NAME}, got {_shown(joint)}")
         for field, pairs in (("mirror_pairs", self.mirror_pairs), ("limbs", self.limbs)):
             for pair in pairs:
-                if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= j < self.num_joints for j in pair):
+                if not (self._are_joints(pair) and len(pair) == 2 and pair[0] != pair[1]):
                     raise ValueError(
-                        f"skeleton {self.name!r}: {field} must hold pairs of different indices "
-                        f"below {self.num_joints}, got {pair}"
+                        f"{where}: {field} must hold pairs of different indices below {self.num_joints}, "
+                        f"got {_shown(pair)}"
                     )
         mirrored = [joint for pair in self.mirror_pairs for joint in pair]
         if len(set(mirrored)) != len(mirrored):
-            raise ValueError(f"skeleton {self.name!r}: a joint is in two mirror_pairs: {self.mirror_pairs}")
+            raise ValueError(f"{where}: a joint is in two mirror_pairs: {_shown(self.mirror_pairs)}")
         if not self.joint_weights:
             object.__setattr__(self, "joint_weights", (1.0,) * self.num_joints)
-        for field, numbers in (("sigmas", self.sigmas), ("joint_weights", self.joint_weights)):
-            if numbers and not (len(numbers) == self.num_joints and all(0.0 < n < float("inf") for n in numbers)):
+        for field, values in (("sigmas", self.sigmas), ("joint_weights", self.joint_weights)):
+            positive = all(isinstance(value, numbers.Real) and 0.0 < value < _LARGEST_NUMBER for value in values)
+            if values and not (len(values) == self.num_joints and positive):
                 raise ValueError(
-                    f"skeleton {self.name!r}: {field} must be one positive number for each of the {self.num_joints} "
-                    f"joints, got {numbers}"
+                    f"{where}: {field} must be one positive number for each of the {self.num_joints} joints, "
+                    f"got {_shown(values)}"
                 )
-        if not set(self.upper_body) <= set(range(self.num_joints)) or len(set(self.upper_body)) < len(self.upper_body):
+        if not self._are_joints(self.upper_body) or len(set(self.upper_body)) < len(self.upper_body):
             raise ValueError(
-                f"skeleton {self.name!r}: upper_body must hold different indices below {self.num_joints}, "
-                f"got {self.upper_body}"
+                f"{where}: upper_body must hold different indices below {self.num_joints}, "
+                f"got {_shown(self.upper_body)}"
             )
+
+    def _are_joints(self, indices: Any) -> bool:
+        """Whether they are a sequence of indices; a checkpoint or a pack may have anything there."""
+        return isinstance(indices, (tuple, list)) and all(
+            isinstance(joint, numbers.Integral) and not isinstance(joint, bool) and 0 <= int(joint) < self.num_joints
+            for joint in indices
+        )
 
     @property
     def num_joints(self) -> int:
         return len(self.joints)
+
+
+LONGEST_NAME = 100
+_LARGEST_NUMBER = 1e30  # of sigmas and weights, which become float32
+_A_NAME = f"of 1 to {LONGEST_NAME} printable characters other than / and \\"
+
+
+def is_name(name: object) -> bool:
+    """Whether this can name a joint or a skeleton: names come from files of strangers, and get into others, into the
+    names of files and outputs, and onto terminals. Letters of any language, digits, spaces and punctuation can."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name.strip()) <= len(name) <= LONGEST_NAME
+        and name.isprintable()  # no control characters, no lone surrogates, nothing that turns text around
+        and not set(name) & set("/\\")
+        and name not in (".", "..")
+    )
+
+
+def _shown(value: object) -> str:
+    """A value in a message: its first characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 MPII = Skeleton(
@@ -189,28 +227,30 @@ def read_skeleton(path: str | PathLike[str]) -> Skeleton:
     if not isinstance(contents, dict):
         raise ValueError(f"{path}: expected keys {', '.join(known)}, got {type(contents).__name__}")
     if unknown := [key for key in contents if key not in known]:
-        raise ValueError(f"{path}: {unknown[0]}: no such key, expected {', '.join(known)}")
+        key = unknown[0] if is_name(unknown[0]) else _shown(unknown[0])
+        raise ValueError(f"{path}: {key}: no such key, expected {', '.join(known)}")
     if "joints" not in contents:
         raise ValueError(f"{path}: joints: missing; it is the list of the joints' names")
     joints = tuple(_checked(path, contents, "joints", str, "names (in quotes where YAML reads something else)"))
+    index_of = {name: index for index, name in enumerate(joints)}
 
     def indices(key: str, given: Sequence[Any]) -> tuple[int, ...]:
         for joint in given:
-            if not (joint in joints if isinstance(joint, str) else type(joint) is int and 0 <= joint < len(joints)):
+            if not (joint in index_of if isinstance(joint, str) else type(joint) is int and 0 <= joint < len(joints)):
                 raise ValueError(
-                    f"{path}: {key}: expected joints by name or by index below {len(joints)}, got {joint!r}"
+                    f"{path}: {key}: expected joints by name or by index below {len(joints)}, got {_shown(joint)}"
                 )
-        return tuple(joints.index(joint) if isinstance(joint, str) else joint for joint in given)
+        return tuple(index_of[joint] if isinstance(joint, str) else joint for joint in given)
 
     name = contents.get("name", path.stem)
     if not isinstance(name, (str, int, float)) or name == "":
-        raise ValueError(f"{path}: name: expected a name, got {name!r}")
+        raise ValueError(f"{path}: name: expected a name, got {_shown(name)}")
     fields: dict[str, Any] = {"name": str(name), "joints": joints}
     for key in ("mirror_pairs", "limbs"):
         fields[key] = tuple(indices(key, pair) for pair in _checked(path, contents, key, list, "pairs of joints"))
     fields["upper_body"] = indices("upper_body", _checked(path, contents, "upper_body", (str, int), "joints"))
     for key in ("sigmas", "joint_weights"):
-        fields[key] = tuple(map(float, _checked(path, contents, key, (float, int), "numbers")))
+        fields[key] = tuple(_checked(path, contents, key, (float, int), "numbers"))
     try:
         return Skeleton(**fields)
     except ValueError as error:
@@ -221,5 +261,5 @@ def _checked(path: Path, contents: dict[str, Any], key: str, kind: type | tuple[
     """The list under `key`, empty if it is missing, if all of it is of type `kind`."""
     values = contents.get(key, [])
     if not isinstance(values, list) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"{path}: {key}: expected a list of {expected}, got {values!r}")
+        raise ValueError(f"{path}: {key}: expected a list of {expected}, got {_shown(values)}")
     return values

@@ -15,6 +15,7 @@ from typing import Any
 from fastpose.data.dataset import Dataset
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Pack
+from fastpose.data.sense import check_sense
 from fastpose.device import choose_device, require_cuda
 from fastpose.ending import ends_in_one_line, report
 from fastpose.engine.epoch import NotFiniteError
@@ -136,6 +137,7 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
         if wanted:  # said now, and not after the images have been drawn or decoded
             require_cuda(name, device)
     train, valid = dataset.read("train"), dataset.read("valid")
+    check_sense(train, valid)
     scorer, skeleton = dataset.scorer(valid), valid.skeleton
     train_loader = make_loader(
         train,

@@ -11,7 +11,7 @@ import pytest
 import scipy.io
 
 from fastpose.data.images import read_image
-from fastpose.data.mpii import AnnotationError, read_ground_truth, read_mpii
+from fastpose.data.mpii import AnnotationError, PckhScorer, read_ground_truth, read_mpii
 
 REAL_MPII = Path(os.environ.get("FASTPOSE_REAL_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data") / "mpii"
 real = pytest.mark.skipif(not REAL_MPII.is_dir(), reason="no real data")
@@ -103,6 +103,53 @@ def test_an_unknown_position_is_not_adjusted(tmp_path, images):
 def test_a_bad_json_is_an_error_with_file_and_record(tmp_path, images, content, message):
     with pytest.raises(AnnotationError, match=rf"valid\.json.*{message}"):
         read_mpii(write(tmp_path, content), images)
+
+
+@pytest.mark.parametrize("value", ["absent", None, [], [0] * 16])
+def test_records_without_joints_are_persons_to_predict(tmp_path, images, value):
+    """As all of the community's annot/test.json."""
+    records = [record(), record("b.jpg"), record("c.jpg", joints=None, joints_vis=None)]
+    records[0].pop("joints")
+    if value == "absent":
+        records[0].pop("joints_vis")
+    else:
+        records[0]["joints_vis"] = value
+    persons = read_mpii(write(tmp_path, records), images)
+    np.testing.assert_array_equal(persons.visible.sum(axis=1), [0, 15, 0])
+    np.testing.assert_array_equal(persons.keypoints[[0, 2]], 0)
+    np.testing.assert_array_equal(persons.center, [[99, 229]] * 3)
+
+
+@pytest.mark.parametrize("nowhere", [None, [None, None], [float("nan"), 1], [], "none", [10**400, -1], [1e300, 1]])
+def test_what_stands_for_a_joint_that_is_not_annotated_does_not_matter(tmp_path, images, nowhere):
+    joints = record()["joints"]
+    joints[3] = nowhere
+    flags = [True, 1.0, *[1] * 14]
+    flags[3] = False
+    persons = read_mpii(write(tmp_path, [record(joints=joints, joints_vis=flags)]), images)
+    np.testing.assert_array_equal(persons.visible[0], [1, 1, 1, 0] + [1] * 12)
+    np.testing.assert_array_equal(persons.keypoints[0, 3], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"joints": [[1, 2]] * 7 + [[1, None]] + [[1, 2]] * 8}, r"record 0: joints must be numbers .*, for thorax$"),
+        (
+            {"joints": [[1, 2]] * 9 + [[1, float("nan")]] + [[1, 2]] * 6},
+            r"record 0: joints must be finite .*, for head_top$",
+        ),
+        ({"joints": [[1, 2]] * 9 + [[1, -(2**63)]] + [[1, 2]] * 6}, r"record 0: joints must be .*, for head_top$"),
+        ({"joints": [[1, 2]] * 9 + ["no"] + [[1, 2]] * 6}, r"record 0: joints must be numbers .*, for head_top$"),
+        ({"joints_vis": [1] * 5 + [-1] + [1] * 10}, r"record 0: joints_vis must be 0 or 1, got -1 for l_ankle"),
+        ({"joints": None}, "record 0: joints must be"),
+        ({"joints_vis": None}, "record 0: joints_vis must be"),
+        ({"scale": 1e-60}, "record 0: scale must be positive"),
+    ],
+)
+def test_what_is_refused_names_the_joint(tmp_path, images, changes, message):
+    with pytest.raises(AnnotationError, match=rf"valid\.json, {message}"):
+        read_mpii(write(tmp_path, [record(joints_vis=[1] * 16) | changes]), images)
 
 
 @pytest.mark.parametrize("missing_images", ["error", "drop"])
@@ -269,6 +316,16 @@ def test_a_file_that_is_not_a_mat_is_an_error_with_its_name(tmp_path):
     scipy.io.savemat(tmp_path / "gt.mat", {"pos_gt_src": np.zeros(3)})
     with pytest.raises(AnnotationError, match=r"gt\.mat: has no variable jnt_missing, headboxes_src"):
         read_ground_truth(tmp_path / "gt.mat")
+
+
+def test_persons_without_joints_are_predicted_and_not_scored(tmp_path, images):
+    persons = read_mpii(write(tmp_path, [{"image": "a.jpg", "center": [51, 71], "scale": 0.6}]), images)
+    scorer = PckhScorer(persons, None)
+    scorer.needs(to_train=False)
+    predictions = np.full((1, 16, 2), 4, np.float32)
+    assert scorer.score(predictions, np.ones((1, 16)), np.array([True])) is None
+    written = scipy.io.loadmat(scorer.write(tmp_path, predictions, np.ones((1, 16))))
+    np.testing.assert_array_equal(written["preds"], [[[5, 5]] * 16])
 
 
 # ---- official .mat ----

@@ -99,6 +99,74 @@ def test_an_inconsistent_skeleton_is_refused(joints, pairs, limbs, message):
         Skeleton("s", joints, pairs, limbs)
 
 
+BAD_NAMES = [
+    "../../x",
+    "a/b",
+    "C:\\x",
+    "..",
+    "\x1b[2J",
+    "a\nb",
+    "\ud800",
+    "\u202eabc",
+    "a\0",
+    "  ",
+    "x" * 101,
+    7,
+    b"a",
+    None,
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=lambda name: ascii(name)[:12])
+def test_names_that_harm_files_or_terminals_are_refused_in_one_short_line(name):
+    for make in (lambda: Skeleton("s", ("a", name), (), ()), lambda: Skeleton(name, ("a",), (), ())):
+        with pytest.raises(ValueError, match=r"skeleton .*: (joints|name) must be") as error:
+            make()
+        assert len(str(error.value)) < 250
+        assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["left eye (outer)", "Knöchel-links", "右肩", "كاحل", "кисть_л", "Eye.L", "nose, tip", "1"]
+)
+def test_names_in_any_language_are_accepted(name):
+    assert Skeleton(name, ("a", name), (), ()).joints[1] == name
+
+
+def test_names_that_harm_are_refused_with_their_file(tmp_path):
+    path = tmp_path / "s.yaml"
+    for contents in (
+        r'joints: [a, "\e[2J"]',
+        "joints: [a, ../../x]",
+        "joints: [a]\nname: ../../x",
+        f"joints: [{'x' * 999}]",
+    ):
+        path.write_text(contents)
+        with pytest.raises(ValueError, match=r"s\.yaml: skeleton .*: (joints|name) must be of 1 to 100") as error:
+            read_skeleton(path)
+        assert len(str(error.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mirror_pairs", (3,)),
+        ("mirror_pairs", (("a", "b"),)),
+        ("limbs", ((0.0, 1.0),)),
+        ("limbs", ((True, False),)),
+        ("upper_body", ("a",)),
+        ("upper_body", 1),
+        ("sigmas", ("0.1", "0.2")),
+        ("joint_weights", (10**400, 1)),
+        ("joint_weights", (None, 1)),
+    ],
+)
+def test_values_of_other_types_are_refused_by_field(field, value):
+    """As a checkpoint or a pack of a stranger may have them."""
+    with pytest.raises(ValueError, match=f"skeleton 's': {field} must"):
+        Skeleton(**{"name": "s", "joints": ("a", "b"), "mirror_pairs": (), "limbs": (), field: value})
+
+
 def test_the_documented_file_is_a_skeleton(tmp_path):
     yaml, _ = re.findall(r"```yaml\n(.*?)```", DOCUMENTED.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "pets.yaml").write_text(yaml)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,85 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "set", persons=4, seed=1, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_leaves_what_the_next_one_removes(tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "set"), "--persons", "4000", "--workers", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "fastpose.synthetic", *arguments], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b"drawing ")
+    process.kill()
+    process.communicate()
+    assert [path.name for path in tmp_path.iterdir()] == [".set.partial"]
+    (tmp_path / ".set.ab12_c3d.partial").mkdir()  # an earlier version's
+    (tmp_path / ".set2.partial").mkdir()  # another data set's
+    assert generate(tmp_path / "set", persons=4, seed=1).created
+    assert {path.name for path in tmp_path.iterdir()} == {"set", ".set2.partial"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_replacement_moved_away_comes_back_if_it_was_killed(tmp_path: Path, overwrite: bool) -> None:
+    generate(tmp_path / "set", persons=4, seed=1)
+    (tmp_path / "set").rename(tmp_path / ".set.old")  # between the two renames
+    if overwrite:
+        assert generate(tmp_path / "set", persons=4, seed=2, overwrite=True).created
+    else:
+        with pytest.raises(SyntheticDataError, match="another synthetic data set"):
+            generate(tmp_path / "set", persons=4, seed=2)
+        assert not generate(tmp_path / "set", persons=4, seed=1).created
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_was_replaced_goes_if_the_replacement_was_killed_at_its_end(tmp_path: Path) -> None:
+    generate(tmp_path / "set", persons=4, seed=1)
+    (tmp_path / ".set.old").mkdir()
+    assert not generate(tmp_path / "set", persons=4, seed=1).created
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_second_process_is_refused_while_one_is_drawing(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    refused = []
+
+    def draw_again(done: int, total: int) -> None:
+        with pytest.raises(SyntheticDataError, match="another process is drawing into it") as error:
+            generate(tmp_path / "set", persons=4, seed=1)
+        refused.append(error)
+        generate(tmp_path / "other", persons=2, seed=1)  # which is not in the way
+
+    assert generate(tmp_path / "set", persons=4, seed=1, progress=draw_again).created
+    assert refused
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "other"}
+
+
+def test_a_full_disk_is_one_line_with_the_folder_and_is_not_left_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main([str(tmp_path / "set"), "--persons", "4"]) == 1
+    assert capsys.readouterr().err == f"error: [Errno 28] No space left on device: '{tmp_path / 'set'}'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*arguments: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(sys.modules[generate.__module__], "_render_all", killed)
+    with pytest.raises(SyntheticDataError, match="a process that drew for it was ended"):
+        generate(tmp_path / "set", persons=4, seed=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_without_bytes_are_not_taken_for_a_data_set(tmp_path: Path) -> None:
+    """As a power cut may leave them."""
+    generate(tmp_path / "set", persons=4, seed=1)
+    (tmp_path / "set/images/train_000001.jpg").write_bytes(b"")
+    with pytest.raises(SyntheticDataError, match="incomplete"):
+        generate(tmp_path / "set", persons=4, seed=1)
 
 
 @pytest.mark.parametrize(

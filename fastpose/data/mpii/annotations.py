@@ -21,7 +21,8 @@ from fastpose.data.annotation_rows import (
     read_numbers,
 )
 from fastpose.data.boxes import mpii_box
-from fastpose.data.mpii.release import load_mat, read_release
+from fastpose.data.mpii.mat_file import read_mat
+from fastpose.data.mpii.release import read_release
 from fastpose.data.persons import Persons
 from fastpose.data.reading import AS_STORED, Reading
 from fastpose.skeletons import MPII
@@ -51,7 +52,8 @@ def read_mpii(
     (not where the centre's x is -1). ``visible`` says which joints are annotated.
 
     ``*.json`` is the community's ``annot/{train,valid}.json``: a list of ``{"image", "center" [2], "scale",
-    "joints" [16][2], "joints_vis" [16]}``.
+    "joints" [16][2], "joints_vis" [16]}``. A record without the last two, as all of ``annot/test.json`` are, is a
+    person without annotated joints.
 
     ``*.mat`` is the official ``mpii_human_pose_v1_u12_1.mat``. It yields the persons of its training images (the others
     have no joints) that have joints, position, scale and head box; how many lack one of these is logged. Reading it
@@ -118,7 +120,7 @@ def read_ground_truth(path: str | PathLike[str]) -> GroundTruth:
     """
     file = Path(path)
     names = ("pos_gt_src", "jnt_missing", "headboxes_src")
-    mat = load_mat(file, names)
+    mat = read_mat(file, names)
     points, missing, boxes = (np.asarray(mat[name]) for name in names)
     count = points.shape[-1] if points.ndim == 3 else 1
     shapes = {"pos_gt_src": (16, 2, count), "jnt_missing": (16, count), "headboxes_src": (2, 2, count)}
@@ -155,15 +157,37 @@ def _read_record(record: Any, index: int, where: str) -> PersonRow:
     if not isinstance(image, str) or not image:
         raise AnnotationError(f"{where}: image must be a file name, got {image!r}")
     scale = float(read_numbers(record, "scale", (), where))
-    if scale <= 0:
+    if np.float32(scale) <= 0:
         raise AnnotationError(f"{where}: scale must be positive, got {scale}")
-    joints = read_numbers(record, "joints", (16, 2), where)
-    visible = read_numbers(record, "joints_vis", (16,), where, kinds="iufb")
-    if not ((visible == 0) | (visible == 1)).all():
-        raise AnnotationError(f"{where}: joints_vis must be 0 or 1, got {record['joints_vis']}")
+    keypoints, visible = _read_joints(record, where)
     center, scale = mpii_box(read_numbers(record, "center", (2,), where), scale)
-    keypoints = np.where(visible[:, None] > 0, joints - 1, 0)
     return PersonRow(f"record {index}", index, image, center, scale, keypoints, visible)
+
+
+def _read_joints(record: dict[str, Any], where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Joints, 0-based [16, 2], and which are annotated [16]: none where a record has no joints, as in test.json.
+
+    What stands for a joint that is not annotated does not matter: null, NaN or anything else.
+    """
+    points, flags = record.get("joints"), record.get("joints_vis")
+    if (points is None or points == []) and not np.any(flags or 0):
+        return np.zeros((MPII.num_joints, 2)), np.zeros(MPII.num_joints)
+    visible = read_numbers(record, "joints_vis", (MPII.num_joints,), where, kinds="iufb")
+    if (wrong := ~np.isin(visible, (0, 1))).any():
+        joint = int(np.argmax(wrong))
+        raise AnnotationError(f"{where}: joints_vis must be 0 or 1, got {visible[joint]:g} for {MPII.joints[joint]}")
+    if isinstance(points, list) and len(points) == MPII.num_joints:
+        points = [point if seen else [0, 0] for point, seen in zip(points, visible.tolist(), strict=True)]
+    try:
+        joints = read_numbers(record | {"joints": points}, "joints", (MPII.num_joints, 2), where)
+    except AnnotationError:
+        for name, point in zip(MPII.joints, points if isinstance(points, list) else [], strict=False):
+            try:
+                read_numbers({"joints": point}, "joints", (2,), where)
+            except AnnotationError as error:
+                raise AnnotationError(f"{error}, for {name}") from error
+        raise
+    return np.where(visible[:, None] > 0, joints - 1, 0), visible
 
 
 def _add_head_sizes(rows: list[PersonRow], file: Path, head_boxes: Path) -> list[PersonRow]:

@@ -14,29 +14,19 @@ import numpy as np
 
 from fastpose.data.annotation_rows import AnnotationError, PersonRow
 from fastpose.data.boxes import mpii_box
+from fastpose.data.mpii.mat_file import read_mat
+from fastpose.files import read_file
 from fastpose.skeletons import MPII
 
 log = logging.getLogger(__name__)
 
-
-def load_mat(file: Path, names: Sequence[str]) -> dict[str, Any]:
-    """The named variables of a MATLAB file: structs as objects, dimensions of size 1 squeezed away.
-
-    Raises:
-        AnnotationError: not a readable MATLAB file, or a variable is missing.
-        FileNotFoundError: no such file.
-    """
-    import scipy.io  # here, because it takes longer to import than the rest of the package's readers together
-
-    with file.open("rb") as stream:
-        try:
-            mat = scipy.io.loadmat(stream, variable_names=names, struct_as_record=False, squeeze_me=True)
-        except Exception as error:  # a damaged file makes scipy raise anything from TypeError to zlib.error
-            raise AnnotationError(f"{file}: is not a readable MATLAB 5-7.2 file: {error}") from error
-    missing = [name for name in names if name not in mat]
-    if missing:
-        raise AnnotationError(f"{file}: has no variable {', '.join(missing)}")
-    return mat
+# What is read of the release's structs.
+_FIELDS = (
+    *("annolist", "img_train", "image", "name", "annorect", "annopoints", "point", "id", "x", "y"),
+    *("scale", "objpos", "x1", "y1", "x2", "y2"),
+)
+_LONGEST_NAME = 1000  # characters of an image's name; file systems take a quarter
+_LONGEST_LIST = 16 << 20  # bytes of a split list; MPII's 2,958 persons take 60 kB
 
 
 def read_release(file: Path, split: str | None, split_list: str | PathLike[str] | None) -> list[PersonRow]:
@@ -77,21 +67,23 @@ class _Entry(NamedTuple):
     image: str
     person: int  # position in the image's annorect
     source_row: int
-    rect: Any
+    rect: dict[str, Any]
 
 
 def _training_people(file: Path) -> Iterator[_Entry]:
-    release = load_mat(file, ("RELEASE",))["RELEASE"]
-    images = _items(getattr(release, "annolist", None))
-    training = np.atleast_1d(np.asarray(getattr(release, "img_train", ())))
-    if not images or training.shape != (len(images),) or training.dtype.kind not in "iufb":
+    release = _one(read_mat(file, ("RELEASE",), _FIELDS)["RELEASE"])
+    images = _items(release.get("annolist"))
+    training = np.asarray(release.get("img_train", ()))
+    if not images or training.size != len(images) or training.dtype.kind not in "iufb":
         raise AnnotationError(f"{file}: RELEASE must hold annolist and one img_train for each of {len(images)} images")
     source_row = 0
-    for index, (image, is_training) in enumerate(zip(images, training, strict=True)):
-        name = getattr(getattr(image, "image", None), "name", None)
-        if not isinstance(name, str) or not name:
-            raise AnnotationError(f"{file}: annolist({index + 1}).image.name must be a file name, got {name!r}")
-        for person, rect in enumerate(_items(getattr(image, "annorect", None))):
+    for index, (image, is_training) in enumerate(zip(images, training.ravel().tolist(), strict=True)):
+        name = _one(image.get("image")).get("name")
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+            raise AnnotationError(
+                f"{file}: annolist({index + 1}).image.name must be a file name, got {str(name)[:40]!r}"
+            )
+        for person, rect in enumerate(_items(image.get("annorect"))):
             if is_training:
                 yield _Entry(name, person, source_row, rect)
             source_row += 1
@@ -101,11 +93,11 @@ def _read_person(entry: _Entry, file: Path) -> PersonRow | str:
     """The person's row, or the name of what it lacks."""
     where = f"image {entry.image} person {entry.person}"
     rect = entry.rect
-    points = _items(getattr(getattr(rect, "annopoints", None), "point", None))
+    points = _items(_one(rect.get("annopoints")).get("point"))
     if not points:
         return "joints"
     scale = _number(rect, "scale", file, where)
-    position = [_number(getattr(rect, "objpos", None), axis, file, where) for axis in ("x", "y")]
+    position = [_number(_one(rect.get("objpos")), axis, file, where) for axis in ("x", "y")]
     if scale is None or None in position:
         return "position or scale"
     if scale <= 0:
@@ -132,21 +124,29 @@ def _read_person(entry: _Entry, file: Path) -> PersonRow | str:
     return PersonRow(where, entry.source_row, entry.image, center, scale, keypoints, visible, extras)
 
 
-def _items(value: Any) -> list[Any]:
-    """A MATLAB struct array as a list: scipy's squeezing makes one struct of an array of one, [] is an empty array."""
-    if value is None:
-        return []
-    return list(value.ravel()) if isinstance(value, np.ndarray) else [value]
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) < 80 else repr(name[:80])
 
 
-def _number(struct: Any, name: str, file: Path, where: str) -> float | None:
+def _items(value: Any) -> list[dict[str, Any]]:
+    """The structs of a struct array; none where a field is missing, or is [] as MATLAB has it for many people."""
+    return value if isinstance(value, list) else []
+
+
+def _one(value: Any) -> dict[str, Any]:
+    """A struct array of one as that struct; of any other number, one without fields."""
+    items = _items(value)
+    return items[0] if len(items) == 1 else {}
+
+
+def _number(struct: dict[str, Any], name: str, file: Path, where: str) -> float | None:
     """A scalar field; None where the field is absent or empty."""
-    value = np.asarray(getattr(struct, name, ()))
+    value = np.asarray(struct.get(name, ()))
     if value.size == 0:
         return None
-    if value.size != 1 or value.dtype.kind not in "iufb" or not abs(float(value)) < 1e6:
+    if value.size != 1 or value.dtype.kind not in "iufb" or not abs(float(value.item())) < 1e6:
         raise AnnotationError(f"{file}, {where}: {name} must be a finite number below 1e6, got {str(value)[:40]}")
-    return float(value)
+    return float(value.item())
 
 
 def _read_split_list(path: Path, people: Sequence[_Entry]) -> set[tuple[str, int]]:
@@ -154,20 +154,27 @@ def _read_split_list(path: Path, people: Sequence[_Entry]) -> set[tuple[str, int
     for entry in people:
         persons_on.setdefault(entry.image, set()).add(entry.person)
     listed: set[tuple[str, int]] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = read_file(path, _LONGEST_LIST).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: is not UTF-8 text: byte {error.start:,}") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         there = persons_on.get(words[0])
         if there is None:
-            raise AnnotationError(f"{path}, line {number}: {words[0]} is not a training image with people on it")
+            raise AnnotationError(
+                f"{path}, line {number}: {_shown(words[0])} is not a training image with people on it"
+            )
         if len(words) == 1:
             listed.update((words[0], person) for person in there)
-        elif len(words) == 2 and words[1].isdecimal() and int(words[1]) in there:
+        elif len(words) == 2 and words[1].isdecimal() and len(words[1]) < 10 and int(words[1]) in there:
             listed.add((words[0], int(words[1])))
         else:
             raise AnnotationError(
-                f"{path}, line {number}: expected an image name and a person of 0 to {max(there)}, got {line.strip()!r}"
+                f"{path}, line {number}: expected an image name and a person of 0 to {max(there)}, "
+                f"got {line.strip()[:80]!r}"
             )
     if not listed:
         raise AnnotationError(f"{path}: names no person")

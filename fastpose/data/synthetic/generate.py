@@ -22,14 +22,15 @@ workers.
 
 from __future__ import annotations
 
+import dataclasses
+import glob
 import io
 import json
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -190,7 +191,7 @@ def _write_image(job: _ImageJob, folder: Path) -> list[dict[str, Any]]:
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(82, 96))]
     written, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)
     if not written:
-        raise RuntimeError(f"{folder / job.name}: OpenCV could not encode the picture as JPEG")
+        raise SyntheticDataError(f"{folder / job.name}: OpenCV could not encode the picture as JPEG")
     (folder / job.name).write_bytes(data.tobytes())
     return rows
 
@@ -267,8 +268,11 @@ def _read_manifest(out: Path) -> dict[str, Any] | None:
 
 
 def _is_complete(out: Path, manifest: dict[str, Any]) -> bool:
-    files = [out / "annot" / name for name in ("train.json", "valid.json", "gt_valid.mat")]
-    return all(file.is_file() for file in files) and len(list((out / "images").glob("*.jpg"))) == manifest["images"]
+    """Whether all files are there. After a power cut files may have their names and no bytes."""
+    annotations = [out / "annot" / name for name in ("train.json", "valid.json", "gt_valid.mat")]
+    images = list((out / "images").glob("*.jpg"))
+    with_bytes = all(file.is_file() and file.stat().st_size for file in (*annotations, *images))
+    return with_bytes and len(images) == manifest["images"]
 
 
 def _put_in_place(made: Path, out: Path) -> None:
@@ -276,10 +280,70 @@ def _put_in_place(made: Path, out: Path) -> None:
     if not out.exists() or not any(out.iterdir()):
         os.replace(made, out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    old = _old(out)
     os.replace(out, old)
     os.replace(made, out)
     shutil.rmtree(old)
+
+
+def _old(out: Path) -> Path:
+    """Where what is at ``out`` is kept until the new folder has its name."""
+    return out.with_name(f".{out.name}.old")
+
+
+@contextmanager
+def _drawn_beside(out: Path) -> Iterator[Path]:
+    """An empty folder beside ``out`` to draw into, which the block renames; removed if the block raises.
+
+    A process that is killed leaves it: the next one removes what is in it. SyntheticDataError where another process has
+    it, as it is locked.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = out.with_name(f".{out.name}.partial")
+    if made.is_symlink():  # its contents are not ours to remove
+        raise SyntheticDataError(f"{made}: expected a folder or nothing, found a link")
+    made.mkdir(exist_ok=True)
+    found = made.stat()
+    taken = SyntheticDataError(f"{out}: another process is drawing into it (in {made}): wait until it is done")
+    with _only_writer(made, taken):
+        try:
+            same = os.path.samestat(found, made.stat())
+        except FileNotFoundError:
+            same = False
+        if not same:  # the other process was done just now, and what is locked has its name already
+            raise taken
+        try:
+            # Version 0.1 and later ones up to the lock drew into a folder of another name each time.
+            for left in (*made.iterdir(), *out.parent.glob(f".{glob.escape(out.name)}.????????.partial")):
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            if (old := _old(out)).exists():
+                # Killed between the two renames, or after them.
+                shutil.rmtree(old) if out.exists() else os.replace(old, out)
+            yield made
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _only_writer(folder: Path, otherwise: Exception) -> Iterator[None]:
+    """Raises `otherwise` where another process has the folder. Does nothing where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise otherwise from None
+        except OSError:  # some network file systems lock no folders
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def generate(
@@ -301,8 +365,10 @@ def generate(
     overwrite: replace a synthetic data set made with other parameters. A folder with anything else is never replaced.
     progress: called with (pictures done, pictures in all), first with 0 done; not called where nothing is to be done.
 
-    The folder appears complete or not at all. Where the same data set is already there, nothing is written.
-    Raises SyntheticDataError for parameters out of range or when ``out`` is taken.
+    The folder appears complete or not at all. Where the same data set is already there, nothing is written. What a
+    killed process left beside it, ``.OUT.partial``, is removed by the next one.
+    Raises SyntheticDataError for parameters out of range, when ``out`` is taken or another process draws into it;
+    OSError, of a full disk with the folder.
     """
     out = Path(out).resolve()
     valid_persons = max(1, persons // 5) if valid_persons is None else valid_persons
@@ -318,30 +384,45 @@ def generate(
         "images": len(jobs),
     }
     summary = SyntheticSummary(out, persons - valid_persons, valid_persons, len(jobs), created=True)
-    if _already_there(out, manifest, overwrite):
-        return SyntheticSummary(out, persons - valid_persons, valid_persons, len(jobs), created=False)
+    if not _old(out).exists() and _already_there(out, manifest, overwrite):
+        return dataclasses.replace(summary, created=False)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        (made / "images").mkdir()
-        (made / "annot").mkdir()
-        rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-        if progress is not None:
-            progress(0, len(jobs))
-        # Closed before the folder is removed, whatever happens: no worker may still be writing into it then.
-        with closing(_render_all(jobs, made / "images", workers)) as rendered:
-            for done, (job, image_rows) in enumerate(zip(jobs, rendered, strict=True), 1):
-                rows[job.split] += image_rows
-                if progress is not None:
-                    progress(done, len(jobs))
-        _write_annotations(rows, made / "annot")
-        (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        made.chmod(0o755)  # mkdtemp's folder is private
-        _put_in_place(made, out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with _drawn_beside(out) as made:
+        if _already_there(out, manifest, overwrite):  # another process was quicker
+            shutil.rmtree(made)
+            return dataclasses.replace(summary, created=False)
+        try:
+            rows = _draw(jobs, made, workers, progress)
+            _write_annotations(rows, made / "annot")
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            _put_in_place(made, out)
+        except BrokenExecutor as error:
+            raise SyntheticDataError(
+                f"{out}: a process that drew for it was ended, perhaps for want of memory"
+            ) from error
+        except OSError as error:  # of a full disk it does not say where
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(out)) from error
     return summary
+
+
+def _draw(
+    jobs: list[_ImageJob], made: Path, workers: int, progress: Callable[[int, int], None] | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Draws all pictures into the folder ``made`` and returns the annotation rows of each split."""
+    (made / "images").mkdir()
+    (made / "annot").mkdir()
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    if progress is not None:
+        progress(0, len(jobs))
+    # Closed before the folder is removed, whatever happens: no worker may still be writing into it then.
+    with closing(_render_all(jobs, made / "images", workers)) as rendered:
+        for done, (job, image_rows) in enumerate(zip(jobs, rendered, strict=True), 1):
+            rows[job.split] += image_rows
+            if progress is not None:
+                progress(done, len(jobs))
+    return rows
 
 
 def _already_there(out: Path, manifest: dict[str, Any], overwrite: bool) -> bool:

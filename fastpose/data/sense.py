@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether annotations make sense: what every format allows and nobody means, such as joints far outside their image.
+
+Each check keeps quiet on MPII, COCO and LSP extended; the thresholds are well beyond what these have.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastpose.data.images import BadImageError, image_size
+from fastpose.data.persons import Persons
+from fastpose.skeletons import Skeleton
+
+log = logging.getLogger(__name__)
+
+SIZES_READ = 1000  # of how many images, evenly spread; all of COCO's would take as long as an epoch on a slow disk
+_OUTSIDE = 0.1  # of the image's longer side; MPII has joints 31 px outside of 1280
+_FAR = 2.0  # box sides from the middle of the box; MPII's farthest is 0.9
+_HUGE_BOX = 0.03  # extent of the joints in box sides; 0.18 and more in MPII
+_HUGE_IN_IMAGE = 10.0  # longer sides of the image that a box may have; MPII, COCO and LSP: up to 1.7
+_BESIDE, _MANY_BESIDE = 0.6, 0.1  # box sides from its middle, of the joints; less than 0.01 of them in all of these
+_SHIFTED, _MANY_SHIFTED = 0.08, 0.12  # of a box, of the persons; 0.006 of the persons in MPII, none in COCO
+_FEW = 3  # persons; what fewer have in common is chance
+_EYES, _LEAST_EYES = 0.3, 10  # COCO: the left eye is on the right of the picture in all persons with two visible eyes
+_TRUNK, _LEAST_TRUNK = 0.4, 100  # shoulders and hips: 0.63 to 0.77, since most people are photographed from the front
+
+_SIDE = re.compile(r"(?i:left|right)|(?<![A-Za-z])[lrLR](?![a-z])|(?<=[a-z])[LR](?![A-Za-z])")
+_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+def check_sense(train: Persons, valid: Persons) -> None:
+    """Looks at the annotations of a run as a whole, before it begins; warns of what is doubtful, with counts and an
+    example.
+
+    Raises:
+        ValueError: nobody of one of the splits has an annotated joint, and there is nothing else to score by.
+    """
+    for name, persons in (("training", train), ("validation", valid)):
+        if not persons.visible.any() and persons.truth is None:
+            raise ValueError(f"the {name} data: expected annotated joints, none of the {len(persons)} persons has one")
+    warn_of_doubts(train, "training")
+    warn_of_doubts(valid, "validation")
+    for doubt in [*doubts_about_names(train.skeleton), *doubts_about_splits(train, valid)]:
+        log.warning("%s", doubt)
+
+
+def warn_of_doubts(persons: Persons, name: str) -> None:
+    """Logs the `doubts` about one split, `name`."""
+    for doubt in doubts(persons):
+        log.warning("the %s data: %s", name, doubt)
+
+
+def doubts(persons: Persons) -> list[str]:
+    """What makes no sense in annotations, a sentence each, with how many and the first; empty if all is well.
+
+    Persons without any joint are a doubt where others have some: a detector's boxes have none. Sizes of images are read
+    from the headers of up to 1,000 of them; a pack has none.
+    """
+    everyone = len(persons)
+    persons = persons.select(np.flatnonzero(persons.visible.any(axis=1)))
+    if not len(persons):
+        return []
+    found = []
+    if len(persons) < everyone:
+        found.append(f"{everyone - len(persons):,} of {everyone:,} persons have no annotated joint")
+    seen = persons.visible > 0  # [N, J]
+    points = persons.keypoints.astype(np.float64)
+    low = np.where(seen[..., None], points, np.inf).min(axis=1)
+    high = np.where(seen[..., None], points, -np.inf).max(axis=1)
+    extent, side = (high - low).max(axis=1), 200.0 * persons.scale.max(axis=1).astype(np.float64)
+    annotated, joints = seen.sum(axis=1), seen.shape[1]
+    whole = annotated >= max(3, joints / 2)
+    sizes = _sizes(persons)[persons.image_index]  # [N, 2]
+
+    def note(wrong: NDArray[np.bool_], what: str, more: Callable[[int], str] = lambda row: "") -> None:
+        """Adds `what`, if it is true of anybody: `wrong` is [N, J] of joints or [N] of persons."""
+        if not wrong.any():
+            return
+        row = int(np.argwhere(wrong)[0][0])
+        total, kind, place = len(persons), "persons", ""
+        if wrong.ndim == 2:
+            joint = int(np.argmax(wrong[row]))
+            x, y = points[row, joint]
+            total, kind, place = seen.sum(), "joints", f", {persons.skeleton.joints[joint]} at ({x:g}, {y:g})"
+        first = f"{_person(persons, row)}{place}{more(row)}"
+        found.append(f"{np.count_nonzero(wrong):,} of {total:,} {kind} {what}; the first: {first}")
+
+    def box(row: int) -> str:
+        (x, y), (w, h) = persons.center[row], 200.0 * persons.scale[row]
+        return f", box of {w:g} x {h:g} px about ({x:g}, {y:g})"
+
+    tiny = (annotated >= min(2, joints)) & (np.maximum(-low, high).max(axis=1) <= 2)
+    note(tiny, "have all joints within 2 px of the image's corner: are coordinates divided by its size?")
+    corner = seen & (points <= 0).all(axis=2) & ~tiny[:, None]
+    note(corner, "are annotated at the image's corner (0, 0) or beyond: are these missing ones?")
+    beyond = np.maximum(-points, points - (sizes[:, None] - 1)).max(axis=2)
+    outside = seen & (beyond > _OUTSIDE * sizes.max(axis=1)[:, None])  # never of a size that is NaN
+    note(
+        outside,
+        "lie outside their image, by more than a tenth of it",
+        lambda row: f", in {sizes[row, 0]:g} x {sizes[row, 1]:g} px",
+    )
+    distance = np.abs(points - persons.center[:, None]).max(axis=2) / side[:, None]
+    far = seen & (distance > _FAR) & ~outside & ~tiny[:, None]
+    note(far, f"are more than {_FAR:g} box sides from the middle of their person's box", box)
+    beside = seen & (distance > _BESIDE) & ~outside & ~tiny[:, None] & ~far
+    if beside.sum() >= _MANY_BESIDE * seen.sum() and beside.any(axis=1).sum() >= _FEW:
+        note(beside, "lie outside their person's box", box)
+    together = (annotated >= 3) & (extent == 0) & ~tiny
+    note(together, "have all joints at one place")
+    huge = (whole & (extent < _HUGE_BOX * side) & ~tiny & ~together) | (side > _HUGE_IN_IMAGE * sizes.max(axis=1))
+    note(huge, "have boxes many times as large as their joints or their image", box)
+    again, elsewhere = _repeated(persons)
+    note(again, "are there twice, with the same joints on the same image")
+    note(elsewhere, "have the very joints of a person on another image")
+
+    # Corners x1 y1 x2 y2 read as x y w h make boxes that reach too far to the right and down.
+    good = whole & ~(tiny | together | huge | (corner | outside | far).any(axis=1))
+    shift = (persons.center - (low + high) / 2) / side[:, None]
+    shifted, opposite = (good & (sign * shift > _SHIFTED).all(axis=1) for sign in (1, -1))
+    if shifted.sum() >= max(_FEW, _MANY_SHIFTED * good.sum(), 5 * opposite.sum()):
+        note(shifted, "have boxes to the right of and below their joints: are they x1 y1 x2 y2, not x y w h?", box)
+    return found + _doubts_about_sides(persons)
+
+
+def _doubts_about_sides(persons: Persons) -> list[str]:
+    """Left and right exchanged in all of the data. Of a single person nothing is certain, as it may show its back."""
+    joints, seen = persons.skeleton.joints, persons.visible > 0
+    for parts, share, least in ((("eye",), _EYES, _LEAST_EYES), (("shoulder", "hip"), _TRUNK, _LEAST_TRUNK)):
+        usual = total = 0
+        for left, name in enumerate(joints):
+            side, other = _SIDE.search(name), _counterpart(name)
+            is_left = side is not None and side.group().lower().startswith("l")
+            if not is_left or other not in joints or not any(part in name.lower() for part in parts):
+                continue
+            right = joints.index(other)
+            x = persons.keypoints[seen[:, left] & seen[:, right], :, 0]
+            usual, total = usual + int((x[:, left] > x[:, right]).sum()), total + len(x)
+        if total >= least and usual < share * total:
+            return [
+                f"of {total:,} pairs of {' and '.join(f'{part}s' for part in parts)} the left one is further right in "
+                f"the picture in {usual / total:.0%}, as people have it who face the camera: are sides exchanged?"
+            ]
+    return []
+
+
+def doubts_about_names(skeleton: Skeleton) -> list[str]:
+    """Mirror pairs whose names are not the left and the right one of a joint."""
+    partner = {a: b for pair in skeleton.mirror_pairs for a, b in (pair, pair[::-1])}
+    wrong = []
+    for joint, name in enumerate(skeleton.joints):
+        expected = _counterpart(name)
+        if not partner or expected not in skeleton.joints:
+            continue
+        other = partner.get(joint)
+        if other is None or skeleton.joints[other] != expected:
+            got = "none" if other is None else skeleton.joints[other]
+            wrong.append(f"of {name} expected {expected}, got {got}")
+    if not wrong:
+        return []
+    return [
+        f"skeleton {skeleton.name!r}: {len(wrong)} joints have other partners in mirror_pairs than their names say; "
+        f"the first: {wrong[0]}"
+    ]
+
+
+def doubts_about_splits(train: Persons, valid: Persons) -> list[str]:
+    """Images and persons that are in both splits, and joints that only one of them has."""
+    found = []
+    shared = set(train.image_paths) & set(valid.image_paths)
+    if shared:
+        first = next(path for path in valid.image_paths if path in shared)
+        found.append(
+            f"{len(shared):,} of {len(valid.image_paths):,} validation images are training images too, so that the "
+            f"score says little about others; the first: {first}"
+        )
+    known = {key for key in _keys(train) if key is not None}
+    rows = [
+        row
+        for row, key in enumerate(_keys(valid))
+        if key in known and valid.image_paths[valid.image_index[row]] not in shared
+    ]
+    if rows:
+        found.append(
+            f"{len(rows):,} of {len(valid):,} validation persons have the very joints of a training person; the first: "
+            f"{_person(valid, rows[0])}"
+        )
+    if train.skeleton.joints == valid.skeleton.joints:
+        untaught = (valid.visible > 0).any(axis=0) & ~(train.visible > 0).any(axis=0)
+        if untaught.any():
+            names = ", ".join(np.array(train.skeleton.joints)[untaught].tolist())
+            found.append(f"annotated in the validation data and nowhere in the training data: {names}")
+    return found
+
+
+def _person(persons: Persons, row: int) -> str:
+    return f"row {persons.source_row[row]}, {persons.image_paths[persons.image_index[row]].name}"
+
+
+def _sizes(persons: Persons) -> NDArray[np.float64]:
+    """(width, height) of the images, [M, 2]; NaN where it was not read or cannot be."""
+    sizes = np.full((len(persons.image_paths), 2), np.nan)
+    for image in range(0, len(sizes), -(-len(sizes) // SIZES_READ)):
+        try:
+            sizes[image] = image_size(persons.image_paths[image])[::-1]
+        except BadImageError:  # an error when it is needed, or with --on_bad_image skip none
+            continue
+    return sizes
+
+
+def _keys(persons: Persons) -> list[bytes | None]:
+    """What distinguishes the joints of a person, None where fewer than three are annotated."""
+    seen = persons.visible > 0
+    points = np.where(seen[..., None], persons.keypoints, np.float32(np.nan))
+    return [row.tobytes() if count >= 3 else None for row, count in zip(points, seen.sum(axis=1), strict=True)]
+
+
+def _repeated(persons: Persons) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which persons have the joints of an earlier one, on its image and on another one, bool [N] each."""
+    again, elsewhere = np.zeros(len(persons), bool), np.zeros(len(persons), bool)
+    images: dict[bytes, set[int]] = {}
+    for row, key in enumerate(_keys(persons)):
+        if key is None:
+            continue
+        before, image = images.setdefault(key, set()), int(persons.image_index[row])
+        again[row], elsewhere[row] = image in before, bool(before) and image not in before
+        before.add(image)
+    return again, elsewhere
+
+
+def _counterpart(name: str) -> str | None:
+    """The name with left for right and right for left; None if it has neither."""
+
+    def other(found: re.Match[str]) -> str:
+        word = found.group()
+        swapped = _OTHER[word.lower()]
+        return swapped.upper() if word.isupper() else swapped.title() if word[0].isupper() else swapped
+
+    swapped = _SIDE.sub(other, name)
+    return None if swapped == name else swapped
