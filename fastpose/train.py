@@ -174,8 +174,8 @@ def check_batches(persons: int, settings: Settings, model: nn.Module) -> None:
     if reason:
         raise OptionError(
             "batch_size",
-            f"{persons} persons in batches of {batch_size} leave a batch of one, which {network} cannot train on at size "
-            f"{network.size[0]} {network.size[1]}: choose another --batch_size or a larger --size ({reason})",
+            f"{persons} persons in batches of {batch_size} leave a batch of one, which {network} cannot train on at "
+            f"size {network.size[0]} {network.size[1]}: choose another --batch_size or a larger --size ({reason})",
         )
 
 
