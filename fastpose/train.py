@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fastpose.data.dataset import Dataset
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Pack
@@ -25,6 +27,7 @@ from fastpose.engine.run import Run
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import make_network
+from fastpose.models.own import check_trains_on
 from fastpose.option import OptionError, option
 from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming, read_recipe, read_run, recipes
 from fastpose.options.settings import FIELDS, Settings
@@ -150,7 +153,6 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
         seed=schedule.seed,
     )
     valid_loader = make_loader(valid, network, pixels, compute, device, batch_size=schedule.eval_batch_size)
-    check_batches(len(train), settings)
     scorer.needs(to_train=True)
     if not skeleton.mirror_pairs and (settings.augmentation.flip > 0 or settings.decode.flip_test):
         print(
@@ -166,6 +168,7 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
         memory_format=compute.memory_format(device),
         to_train=True,
     )
+    check_batches(len(train), settings, model)
     return Run(
         folder,
         str(network),
@@ -182,15 +185,22 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
     )
 
 
-def check_batches(persons: int, settings: Settings) -> None:
-    """Refuses training batches that batch normalisation cannot do anything with: a batch of one person at 32 x 32 px,
-    for which the ResNet's last layers have one value per channel."""
+def check_batches(persons: int, settings: Settings, model: nn.Module) -> None:
+    """Refuses training batches of one person that the network cannot train on, before the epoch whose last step may
+    have the only one: batch normalisation needs more than one value per channel. A ResNet's last layers have one at
+    32 x 32 px, and what is behind global pooling at any size."""
     network, batch_size = settings.network, settings.schedule.batch_size
-    if not network.model and network.size == (32, 32) and 1 in (batch_size, persons % batch_size):
+    if 1 not in (batch_size, persons % batch_size):
+        return
+    if not network.model and network.size == (32, 32):
+        reason = "too little for batch normalisation"
+    else:
+        reason = check_trains_on(model, 1, network.size)
+    if reason:
         raise OptionError(
             "batch_size",
-            f"{persons} persons in batches of {batch_size} leave a batch of one, and at size 32 32 one person is too "
-            "little for batch normalisation: choose another --batch_size or a larger --size",
+            f"{persons} persons in batches of {batch_size} leave a batch of one, which {network} cannot train on at "
+            f"size {network.size[0]} {network.size[1]}: choose another --batch_size or a larger --size ({reason})",
         )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from fastpose.models.decoding import Decoder
 from fastpose.models.network import load_network
 from fastpose.models.weights import Weights, read_weights
 from fastpose.options.settings import Settings
-from fastpose.options.settle import settle
+from fastpose.options.settle import completed, settle
 from fastpose.skeletons import Skeleton
+
+log = logging.getLogger(__name__)
 
 TRUST_HELP = "import and run the network that the file names (PACKAGE.MODULE:FACTORY), without naming it with --model"
 # For --help: what a file that is not a checkpoint of ours does not tell.
@@ -78,6 +81,8 @@ def load_trained(
     settings = settle(
         asked, weights=weights, instead=instead, called=called, reads_data=reads_data, trust_model=trust_model
     )
+    if other := _otherwise_trained(weights, settings):
+        log.warning("%s: %s: the network sees other crops than those it was trained on", file, ", ".join(other))
     skeleton = None
     if asked.get("skeleton") or weights.checkpoint is None:
         skeleton = dataset_named(settings.data.dataset)(settings.data, settings.network.size).skeleton
@@ -90,3 +95,13 @@ def load_trained(
         memory_format=settings.compute.memory_format(device),
     )
     return Trained(file, weights, settings, model, skeleton)
+
+
+def _otherwise_trained(weights: Weights, settings: Settings) -> list[str]:
+    """By which options the crops differ from those of the training, with both values."""
+    if weights.checkpoint is None:
+        return []
+    config = completed(weights.checkpoint["config"])
+    trained = {"size": tuple(config["size"]), "udp": config["udp"], "color_order": weights.color_order or "rgb"}
+    now = {name: getattr(settings.network, name) for name in trained}
+    return [f"{name} is {now[name]} and was {was} in the training" for name, was in trained.items() if now[name] != was]

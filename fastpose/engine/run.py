@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from fastpose.files import append_line, read_file, read_lines, write_json, write
 from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import skeleton_of
-from fastpose.option import OptionError
+from fastpose.option import OptionError, typed
 from fastpose.progress import CountedProgress
 from fastpose.skeletons import Skeleton
 
@@ -293,8 +293,10 @@ class Run:
             self.model.load_state_dict(contents["model"])
             self.optimizer.load_state_dict(contents["optimizer"])
             self.rate.load_state_dict(contents["learning_rate"])
-            progress = self.progress = RunProgress(**contents["progress"])
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            kinds = get_type_hints(RunProgress)
+            known = {name: typed(name, value, kinds[name]) for name, value in contents["progress"].items()}
+            progress = self.progress = RunProgress(**known)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{file}: does not fit this version of fastpose: {reason}") from error
         for group in self.optimizer.param_groups:  # which came with the state

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from fastpose.files import check_is_file
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
 from fastpose.models.own import check_heatmaps, make_own_model, names_of
 from fastpose.models.pose_resnet import pose_resnet
-from fastpose.models.weights import Weights, load_backbone, load_weights, read_weights
+from fastpose.models.weights import Weights, load_backbone, load_weights, mismatches, read_weights
 from fastpose.ops.color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.skeletons import MPII, Skeleton
@@ -216,18 +217,34 @@ def load_network(
         return model, skeleton
     if options.model:
         print(f"{path}: {weights}, made by {options.model}", flush=True)
+    elif problems := _misfits(contents["model"], options, skeleton):
+        raise CheckpointError(f"{path}: does not fit this version of fastpose: {problems}; the file has a {weights}")
     options = dataclasses.replace(options, weights="", backbone_weights="")
     model = make_network(options, skeleton, device, seed=seed, memory_format=memory_format)
     try:
         model.load_state_dict(contents["model"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit this version of fastpose: {error}") from error
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # of a network of the user's own
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: does not fit {options.model or 'the network'}: {reason}") from error
     return model, skeleton
+
+
+def _misfits(state: Mapping[str, Any], options: NetworkOptions, skeleton: Skeleton) -> str:
+    """What in a state dict does not fit the network that the options describe, which is not made for that: a file of a
+    kilobyte may describe one of terabytes."""
+    try:
+        with torch.device("meta"):
+            model = pose_resnet(options.depth, options.head, skeleton.num_joints, channels=options.channels)
+    except RuntimeError as error:  # a tensor of more bytes than there are numbers for
+        return " ".join(str(error).split())
+    return mismatches(model.state_dict(), state)
 
 
 def skeleton_of(stored: dict[str, Any] | str) -> Skeleton:
     """The joints that a checkpoint was written with; in version 0.1 only the name of MPII's."""
     if isinstance(stored, dict):
+        if not isinstance(joints := stored.get("joints"), (list, tuple)) or not all(isinstance(j, str) for j in joints):
+            raise ValueError("expected names of joints")
         return Skeleton(**stored)
     if stored != MPII.name:
         raise ValueError(f"expected joints of skeleton {MPII.name!r}, got {stored!r}")

@@ -97,6 +97,28 @@ def check_heatmaps(model: nn.Module, name: str, num_joints: int, size: tuple[int
         raise ValueError(f"model: {name} must map images {list(image.shape)} to heatmaps {expected}, got {got}")
 
 
+def check_trains_on(model: nn.Module, batch: int, size: tuple[int, int]) -> str:
+    """What a network raises in training mode on a batch of `batch` black images of ``size`` (h, w); empty: nothing.
+
+    Batch normalisation behind global pooling has one value per channel of a single image, and refuses it. The network,
+    its buffers and the generators of random numbers stay as they are.
+    """
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    training = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            model.train()(torch.zeros(batch, 3, *size, device=device))
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for name, value in model.named_buffers():
+            value.copy_(buffers[name])
+    return ""
+
+
 def _failed(what: str, error: BaseException) -> ValueError:
     """The error of the user's code in one line, with the place it comes from."""
     frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -198,7 +198,7 @@ def load_weights(model: nn.Module, weights: Weights, *, new_joints: int | None =
             del wanted[name], found[name]
     else:
         of_joints = []
-    if problems := _mismatches(wanted, found):
+    if problems := mismatches(wanted, found):
         raise ValueError(f"{weights.path}: does not fit the network: {problems}; the file has a {weights}")
     model.load_state_dict(found, strict=False)
     kept = f"; for {new_joints} joints new: {_shortened(sorted(of_joints))}" if of_joints else ""
@@ -222,7 +222,7 @@ def load_backbone(model: PoseResNet, weights: Weights) -> str:
     *_, flat = _layouts(weights.state)
     found = {name: value for name, value in flat.items() if not name.startswith(_HEADS)}
     wanted = {name: value for name, value in model.state_dict().items() if name.startswith(_BACKBONE)}
-    if problems := _mismatches(wanted, found):
+    if problems := mismatches(wanted, found):
         raise ValueError(f"{weights.path}: does not fit the backbone: {problems}; the file has a {weights}")
     model.load_state_dict(found, strict=False)
     return f"{weights.path}: {weights}: loaded {_count(model, found)} into the backbone"
@@ -307,15 +307,15 @@ def _any_begins(names: Mapping[str, Tensor], beginning: str) -> bool:
     return any(name.startswith(beginning) for name in names)
 
 
-def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Any]) -> str:
     """Lists the parameters that are missing, unexpected or of another shape; empty if there are none."""
     # Files written before PyTorch 0.4.1, the first torchvision ResNets among them, have no such counters.
     missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in found if n not in wanted]
     mismatched = [
-        f"{n} {list(found[n].shape)} for {list(wanted[n].shape)}"
+        f"{n} {list(getattr(found[n], 'shape', '?'))} for {list(wanted[n].shape)}"
         for n in wanted
-        if n in found and found[n].shape != wanted[n].shape
+        if n in found and getattr(found[n], "shape", None) != wanted[n].shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
     return "; ".join(f"{len(names)} {kind}: {_shortened(names)}" for kind, names in problems.items() if names)

@@ -100,6 +100,9 @@ class Command:
         A wrong option ends the program with a message and exit code 2, as argparse does.
         """
         words = [underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+        for word in words:
+            if is_yaml_bomb(word):
+                self.parser.error(f"{word[:40]!r}…: values of options are plain")
         names = [word.partition("=")[0] for word in words]
         for name in self.once:
             if names.count(f"--{name}") > 1:
@@ -120,6 +123,13 @@ class Command:
             return run(own, asked)
         except (ValueError, OSError, ArithmeticError) as error:
             return report(error)
+
+
+def is_yaml_bomb(word: str) -> bool:
+    """Whether jsonargparse, which takes every value for YAML first, might not come back from one: 300 bytes of aliases
+    are gigabytes, a thousand brackets more levels than it has stack. No option has such a value."""
+    aliases = "&" in word and "*" in word and any(bracket in word for bracket in "[{\n")
+    return aliases or word.count("[") + word.count("{") > 20 or len(word) > 10_000
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of hostile and of damaged checkpoints: `python -m studies.reliability.checkpoints [--verbose]`.
 
-Each file is read in a process of its own, which may take TIME seconds and MEMORY bytes more than the file has. Then
-bits and pages of a good checkpoint are changed: whatever then loads must be, to the bit, what was written.
+Each file is read in a process of its own. Then bits and pages of a good checkpoint are changed: whatever then loads
+must be, to the bit, what was written.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import io
 import pickle
 import random
 import struct
-import subprocess
-import sys
 import tempfile
+import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -24,22 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TIME, MEMORY = 60.0, 300 << 20
-READ = """
-import resource, sys, time
-from pathlib import Path
 from fastpose.models import read_weights
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-begin = time.perf_counter()
-try:
-    read_weights(Path(sys.argv[1]))
-    found = "accepted"
-except (ValueError, OSError) as error:
-    found = "one line: " + str(error) if "\\n" not in str(error) else "many lines: " + str(error)
-seconds = time.perf_counter() - begin
-memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-print(f"{seconds:.3f} {memory} {found}")
-"""
+from fastpose.models.torch_file import read_torch_file
+from studies.reliability.trial import outcome_of
+
+MEMORY = 300 << 20  # bytes, more than the file has
 
 
 def archive(records: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
@@ -334,53 +322,34 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def read_in_process(path: Path) -> tuple[str, float, int, str]:
-    """What became of it, seconds, bytes of memory, and what was printed."""
-    import resource
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=TIME, preexec_fn=limit
-        )
-    except subprocess.TimeoutExpired:
-        return "hang", TIME, 0, ""
-    if ended.returncode < 0:
-        return "crash", 0.0, 0, f"signal {-ended.returncode}"
-    if ended.returncode:
-        return "traceback", 0.0, 0, ended.stderr.strip().splitlines()[-1]
-    seconds, memory, found = ended.stdout.strip().split(" ", 2)
-    kind = "accepted" if found == "accepted" else found.partition(":")[0]
-    return kind, float(seconds), int(memory), found
-
-
 def main() -> None:
     """Prints what was tried and what came of it."""
+    warnings.simplefilter("ignore")  # of torch, which makes the files
+    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--verbose", action="store_true", help="a line for each file")
     verbose = parser.parse_args().verbose
     found: Counter[str] = Counter()
+    above = 0
     slowest, largest = (0.0, ""), (0, "")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pth"
         for name, contents in hostile():
             path.write_bytes(contents)
-            kind, seconds, memory, line = read_in_process(path)
-            memory = max(0, memory - len(contents))
-            found[kind] += 1
-            slowest, largest = max(slowest, (seconds, name)), max(largest, (memory, name))
-            if memory > MEMORY:
-                found["of these, above the limit of memory"] += 1
-            if verbose or kind != "one line":
-                print(f"{kind:10} {seconds:6.2f} s {memory >> 20:5} MiB  {name}: {line[:160]}")
-        total = sum(found.values()) - found["of these, above the limit of memory"]
-        print(f"\nhostile files: {total} tried: " + ", ".join(f"{count} {kind}" for kind, count in found.items()))
-        print(f"slowest: {slowest[0]:.2f} s ({slowest[1]}); most memory beside the file's own size: ", end="")
+            outcome = outcome_of(read_weights, path)
+            memory = max(0, outcome.memory - len(contents))
+            found[outcome.kind] += 1
+            slowest, largest = max(slowest, (outcome.seconds, name)), max(largest, (memory, name))
+            above += memory > MEMORY
+            if verbose or outcome.kind != "one line":
+                print(f"{outcome.kind:10} {outcome.seconds:6.2f} s {memory >> 20:5} MiB  {name}: {outcome.text[:200]}")
+        counts = ", ".join(f"{count} {kind}" for kind, count in found.items())
+        print(f"\nhostile files: {sum(found.values())} tried: {counts}; {above} took more than {MEMORY >> 20} MiB")
+        print(
+            f"slowest: {slowest[0]:.2f} s of a processor ({slowest[1]}); most memory beside the file's own size: ",
+            end="",
+        )
         print(f"{largest[0] >> 20} MiB ({largest[1]})")
-
-        from fastpose.models.torch_file import read_torch_file
 
         good, contents_of_good = good_checkpoint()
         noticed: dict[str, Counter[str]] = {}

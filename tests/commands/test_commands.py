@@ -753,6 +753,15 @@ def test_wrong_options_are_refused_by_name(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--lr", "--size", "--flip_test", "--images", "--amp", "--lr_drop_epochs"])
+@pytest.mark.parametrize("value", ["{a: &a [x, x], b: [*a, *a]}", "- &a [x]\n- *a", "[" * 50, "1" + ":1" * 9000])
+def test_a_value_that_yaml_would_blow_up_is_refused_at_once(option, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main([option, value])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {value[:40]!r}…: values of options are plain"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -24,7 +24,7 @@ from fastpose.models import (
 from fastpose.models.__main__ import main
 from fastpose.models.checkpoint import save_checkpoint
 from fastpose.models.network import NetworkOptions, make_network
-from fastpose.models.own import check_heatmaps
+from fastpose.models.own import check_heatmaps, check_trains_on
 from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
 from fastpose.trained import load_trained
@@ -560,3 +560,50 @@ def test_a_name_that_is_no_python_name_gets_into_no_command_line(here):
     for name in ("a:b; rm x", "os.system('x')", "a b:c", ":f", "m:", "../x:f", "m:f\nx"):
         with pytest.raises(ValueError, match=r"^model: expected PACKAGE\.MODULE:FACTORY"):
             settle({}, recipe={"model": name})
+
+
+POOLED = """
+import torch
+from torch import nn
+class Pooled(nn.Module):
+    def __init__(self, joints):
+        super().__init__()
+        self.begin = nn.Conv2d(3, 8, 4, 4)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5), nn.BatchNorm2d(8), nn.Sigmoid())
+        self.end = nn.Conv2d(8, joints, 1)
+    def forward(self, x):
+        x = self.begin(x)
+        return self.end(x * self.gate(x))
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_last_batch_of_one_that_the_network_cannot_train_on_is_refused_before_the_epoch(here, capsys, more):
+    (here / "pooled.py").write_text(POOLED)
+    root = write_tiny_mpii(here / "data", persons=3)
+    options = {"data_root": str(root), "size": [64, 64], "batch_size": 2, "epochs": 1, "device": "cpu"}
+    (here / "tiny.yaml").write_text(yaml.safe_dump(options))
+    words = ["--recipe", "tiny.yaml", "--run", "run", "--model", "pooled:Pooled", *more]
+    assert train.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: batch_size: 3 persons in batches of 2 leave a batch of one, which network pooled:Pooled cannot train "
+        "on at size 64 64: choose another --batch_size or a larger --size (ValueError: Expected more than 1 value"
+    )
+    assert not Path("run").exists()
+    if more:
+        assert train.main([*words, "--batch_size", "3"]) == 0
+
+
+def test_the_try_of_a_batch_of_one_leaves_network_and_random_numbers_as_they_were():
+    model = nn.Sequential(nn.Conv2d(3, 5, 4, stride=4), nn.BatchNorm2d(5), nn.Dropout(0.5))
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    assert check_trains_on(model, 1, (32, 32)) == ""
+    model.append(nn.AdaptiveAvgPool2d(1)).append(nn.BatchNorm2d(5))
+    before |= {f"4.{name}": value.clone() for name, value in model[4].state_dict().items()}
+    assert "Expected more than 1 value per channel" in check_trains_on(model, 1, (32, 32))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert [module.training for module in model] == [True, False, True, True, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

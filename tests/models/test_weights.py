@@ -658,3 +658,40 @@ def test_a_checkpoint_remembers_its_joints_without_their_file(tmp_path):
     words = ["--checkpoint", str(tmp_path / "best.pt"), "--image", str(tmp_path / "a.png"), "--device", "cpu"]
     assert predict.main([*words, "--out", str(tmp_path / "out")]) == 0
     assert tuple(json.loads((tmp_path / "out/predictions.json").read_text())[0]["joints"]) == fish.joints
+
+
+def test_a_checkpoint_s_config_is_of_the_options_types(tmp_path, capsys):
+    write_own(tmp_path / "best.pt", network())
+    contents = torch.load(tmp_path / "best.pt", weights_only=True)
+    for name, value, expected in (
+        ("udp", "no", "udp: expected true or false, got 'no'"),
+        ("channels", "8", "channels: expected a whole number, got '8'"),
+        ("size", [64], r"size: expected 2 whole numbers, got \[64\]"),
+        ("depth", 18.0, "depth: expected one of 18, 34, 50, 101, 152, got 18.0"),
+        ("lr", None, "lr: expected a number, got NoneType"),
+    ):
+        torch.save(contents | {"config": contents["config"] | {name: value}}, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match=rf"^{tmp_path}/other\.pt: does not fit .*: {expected}$"):
+            load_trained(tmp_path / "other.pt", {}, CPU)
+
+
+def test_a_network_that_the_config_makes_larger_than_the_file_is_not_made(tmp_path):
+    write_own(tmp_path / "best.pt", network())
+    contents = torch.load(tmp_path / "best.pt", weights_only=True)
+    for changes in ({"channels": 1 << 18}, {"channels": 1 << 40}, {"depth": 152, "channels": 1 << 16}):
+        torch.save(contents | {"config": contents["config"] | changes}, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match=r"other\.pt: does not fit this version of fastpose: ") as error:
+            load_trained(tmp_path / "other.pt", {}, CPU)
+        assert "\n" not in str(error.value)
+
+
+def test_other_crops_than_those_of_the_training_are_named_with_both_values(tmp_path, caplog):
+    write_own(tmp_path / "best.pt", network())
+    load_trained(tmp_path / "best.pt", {}, CPU)
+    load_trained(tmp_path / "best.pt", {"size": (64, 64), "udp": False, "color_order": "rgb"}, CPU)
+    assert not caplog.text
+    load_trained(tmp_path / "best.pt", {"size": (96, 64), "udp": True, "color_order": "bgr"}, CPU)
+    assert (
+        "best.pt: size is (96, 64) and was (64, 64) in the training, udp is True and was False in the training, "
+        "color_order is bgr and was rgb in the training: the network sees other crops"
+    ) in caplog.text

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,3 +88,16 @@ def test_a_value_that_cannot_be_used_is_refused_by_the_option_s_name(name: str, 
 )
 def test_hyphens_in_names_of_options_become_underscores(word, expected):
     assert underscored(word) == expected
+
+
+def test_every_value_is_of_its_option_s_type():
+    """A list is of no option's type but those of lists, whose numbers are whole."""
+    for name, default in DEFAULTS.items():
+        wrong: list[Any] = [None, {}, b"", [default], ["x"], 1 << 63]
+        wrong += ["no"] if isinstance(default, (bool, int, float)) else [1]
+        for value in wrong:
+            with pytest.raises(OptionError, match=rf"^{name}: expected .*, got ") as raised:
+                Settings.of({name: value})
+            assert len(str(raised.value)) < 200
+    assert Settings.of({"lr": 1}).schedule.lr == 1.0
+    assert Settings.of({"images": Path("a")}).data.images == "a"
