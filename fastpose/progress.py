@@ -15,7 +15,7 @@ class ProgressLine:
     """The line of a terminal that is still open, or the lines of a log."""
 
     def __init__(self) -> None:
-        self.terminal = sys.stdout.isatty()
+        self.terminal = sys.stdout is not None and sys.stdout.isatty()  # None: closed before the start
         self.open = False
         self._last = time.perf_counter() - (SECONDS_ON_A_TERMINAL if self.terminal else 0)
 

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from fastpose import _program
 from fastpose.ops import _native
 
 # No deadline: a slow moment is no failure. derandomize: every run tries the same cases.
@@ -51,6 +54,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device that an op runs on."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def python_s_signals() -> Iterator[None]:
+    """Signals as in a program that was started from a terminal: nohup and a script's background job ignore some."""
+    handlers = {number: signal.getsignal(number) for number in _program.STOPS}
+    for number in handlers:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -172,6 +172,7 @@ def test_a_raw_pack_of_the_same_data_has_the_same_bytes(data, tmp_path):
     assert {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()} == older
 
 
+@pytest.mark.usefixtures("python_s_signals")
 @pytest.mark.parametrize("file", sorted((FILES / "configs").iterdir()), ids=lambda file: file.stem)
 @pytest.mark.parametrize("how", ["--recipe", "--resume"])
 def test_config_yaml_of_an_earlier_version_can_be_read(file, how, data, tmp_path):

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
 import time
 
 import pytest
@@ -95,3 +96,10 @@ def test_the_time_left_leaves_out_what_was_there_already(clock, capsys):
         "packing train  160/200 persons  2.0 persons/s  0m20s left",
         "packing train  170/200 persons  1.5 persons/s  0m20s left",
     ]
+
+
+def test_without_standard_output_nothing_is_shown_and_nothing_fails(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where it was closed before the start
+    line = ProgressLine()
+    line.print("done")
+    assert not line.terminal

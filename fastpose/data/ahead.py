@@ -151,8 +151,9 @@ class PreparedAhead(Iterator[T]):
                 what = f"thread {len(begun) + 1} of {self._threads} that prepare batches"
                 raise OSError(errno.EAGAIN, f"{what}: {error}") from error
             raise
-        # torch gives the number set last, in whichever thread, to every thread that asks for the first time.
-        torch.set_num_threads(cores)
+        finally:
+            # torch gives the number set last, in whichever thread, to every thread that asks for the first time.
+            torch.set_num_threads(cores)
         return self._worker
 
 

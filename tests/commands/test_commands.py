@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import errno
 import io
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -21,12 +23,14 @@ from scipy.io import loadmat
 
 import fastpose
 from fastpose import cli, evaluate, export, pack, predict, progress, train
+from fastpose._program import STOPS
 from fastpose.data.boxes import persons_in_boxes
 from fastpose.data.datasets import open_dataset
 from fastpose.data.images import read_image
 from fastpose.data.mpii import PckhScorer, pckh_from_mat
 from fastpose.data.pixels import open as pixel_sources
 from fastpose.device import ComputeOptions
+from fastpose.ending import CLOSED_PIPE
 from fastpose.engine import pictures
 from fastpose.engine import run as training
 from fastpose.models import network, pose_resnet
@@ -587,11 +591,21 @@ def test_hints_name_the_command_that_was_started(monkeypatch):
         assert training.started_as() == command
 
 
+def start_endless(recipe: Path, run: Path, **output: int) -> subprocess.Popen[str]:
+    """A run of 100000 epochs, in which no stop signal is ignored."""
+    command = [sys.executable, "-m", "fastpose.train", "--recipe", str(recipe), "--run", str(run), "--epochs", "100000"]
+
+    def ignore_nothing() -> None:
+        for number in STOPS:
+            signal.signal(number, signal.SIG_DFL)
+
+    return subprocess.Popen(command, text=True, cwd=REPOSITORY, preexec_fn=ignore_nothing, **output)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_resume(recipe, tmp_path, number):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "fastpose.train", "--recipe", str(recipe), "--run", str(run), "--epochs", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    process = start_endless(recipe, run, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         while "epoch " not in (line := process.stdout.readline()):
             assert line or process.poll() is None, process.stderr.read()
@@ -602,6 +616,36 @@ def test_a_signal_saves_and_says_how_to_resume(recipe, tmp_path, number):
     assert process.returncode == 128 + number, err
     assert f"python -m fastpose.train --resume {run}" in out
     assert (run / "last.pt").exists()
+
+
+def test_the_end_of_its_terminal_saves_a_run(recipe, tmp_path):
+    run = tmp_path / "run"
+    ours, its = os.openpty()
+    process = start_endless(recipe, run, stdout=its, stderr=its)
+    os.close(its)
+    try:
+        seen = b""
+        while b"epoch " not in seen:
+            seen += os.read(ours, 1000)
+        os.close(ours)  # what is printed from here on is an error
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+    assert torch.load(run / "last.pt", weights_only=True)["progress"]["total_samples"] > 0
+
+
+def test_a_run_whose_reader_has_gone_is_saved(recipe, tmp_path, monkeypatch, capsys):
+    class Pipe(io.StringIO):
+        def write(self, text: str) -> int:
+            if "epoch " in text:
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run")]) == CLOSED_PIPE
+    assert capsys.readouterr().err == ""
+    assert torch.load(tmp_path / "run/last.pt", weights_only=True)["progress"]["total_samples"] > 0
 
 
 def test_a_loss_that_is_not_a_number_ends_with_exit_code_1(recipe, tmp_path, capsys):

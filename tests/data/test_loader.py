@@ -2,6 +2,8 @@
 import dataclasses
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -686,6 +688,50 @@ def test_the_error_of_a_job_is_raised_in_its_place():
     with pytest.raises(ZeroDivisionError):
         next(results)
     assert background_threads() == []
+
+
+START_FAILS = """
+import threading
+import torch
+from fastpose.data.ahead import PreparedAhead
+
+torch.set_num_threads(3)
+start = threading.Thread.start
+for error in (RuntimeError("can't start new thread"), KeyboardInterrupt()):
+    for failing in (1, 2):
+        begun = []
+
+        def count(thread):
+            begun.append(thread)
+            if len(begun) == failing:
+                raise error
+            start(thread)
+
+        threading.Thread.start = count
+        results = PreparedAhead(iter([lambda: 1]), 2, threads=2)
+        try:
+            next(results)
+        except BaseException as raised:
+            print(f"{type(raised).__name__} {raised}")
+        threading.Thread.start = start
+        assert [thread.name for thread in threading.enumerate()] == ["MainThread"]
+        assert list(results) == []
+        assert torch.get_num_threads() == 3
+half_way = PreparedAhead(iter([lambda: 1] * 9), 2, threads=2)  # until the interpreter ends
+assert next(half_way) == 1
+"""
+
+
+def test_a_thread_that_does_not_start_leaves_no_other_waiting():
+    process = subprocess.run(
+        [sys.executable, "-c", START_FAILS], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.splitlines() == [
+        "BlockingIOError [Errno 11] thread 1 of 2 that prepare batches: can't start new thread",
+        "BlockingIOError [Errno 11] thread 2 of 2 that prepare batches: can't start new thread",
+        *["KeyboardInterrupt "] * 2,
+    ]
 
 
 def test_preparing_ahead_leaves_the_threads_of_torch_alone(persons):

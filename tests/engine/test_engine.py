@@ -687,7 +687,8 @@ def test_the_learning_rate_s_state_goes_on_where_it_was():
     assert other.at(3, 0) == 0.2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("python_s_signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_remembered_and_the_next_one_is_not_caught(number):
     before = signal.getsignal(number)
     with StopSignals() as stop:
