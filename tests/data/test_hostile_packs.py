@@ -449,7 +449,7 @@ def test_what_was_half_written_is_removed_whatever_it_is(data, whole, copy, tmp_
 
 
 def test_persons_keep_their_own_pixels_when_an_image_can_be_read_by_now(tmp_path, monkeypatch):
-    data, out, fresh = write_tiny_mpii(tmp_path / "data", persons=24), tmp_path / "out", tmp_path / "fresh"
+    data, out, fresh = write_tiny_mpii(tmp_path / "data", persons=24, images=24), tmp_path / "out", tmp_path / "fresh"
     picture = (data / "images/001.jpg").read_bytes()
     (data / "images/001.jpg").write_bytes(b"")
     arguments = [str(data), str(out), *SMALL]
