@@ -121,10 +121,10 @@ define under_sanitizers
 	PATH=$(BIN):$$PATH FASTPOSE_CUDA=0 CMAKE_ARGS="-DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON $(2)" \
 	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/$(1) .
 	cp -r tests pyproject.toml build/$(1)/
-	cd build/$(1) && FASTPOSE_FALLBACK=0 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	cd build/$(1) && FASTPOSE_FALLBACK=0 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -m pytest $(PARALLEL) -p no:cacheprovider -q $(3) $(OP_TESTS)
 endef
-OP_TESTS := $(addprefix tests/ops/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py kernel_paths.py)
+OP_TESTS := $(addprefix tests/ops/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py kernel_paths.py hostile_arguments.py derivatives.py)
 
 sanitize: $(VENV)/.installed-dev
 	$(call under_sanitizers,sanitize,,-m "not tiles" -k "not compile")

@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "binding/torch_glue.h"
 
-#ifdef FASTPOSE_WITH_CUDA
 #include <dlfcn.h>
 
 namespace fastpose {
+
+const char* last_torch_error() {
+  // Looked up at run time: the library serves torches that do not have it.
+  using Getter = const char* (*)();
+  static const auto getter =
+      reinterpret_cast<Getter>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
+  return getter == nullptr ? "" : getter();
+}
+
+#ifdef FASTPOSE_WITH_CUDA
 
 cudaStream_t current_cuda_stream(int32_t device_index) {
   using Getter = AOTITorchError (*)(int32_t, void**);
@@ -19,6 +28,6 @@ cudaStream_t current_cuda_stream(int32_t device_index) {
     fail("fastpose: torch did not return its current CUDA stream (libtorch_cuda.so is not loaded, or too old)");
   return static_cast<cudaStream_t>(stream);
 }
+#endif
 
 }  // namespace fastpose
-#endif

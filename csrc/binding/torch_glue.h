@@ -11,7 +11,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
+#include <atomic>
 #include <initializer_list>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -42,11 +45,25 @@ template <typename... Parts>
   throw std::runtime_error(text.str());
 }
 
+inline std::string spelled(ScalarType type, const std::vector<int64_t>& shape) {
+  std::ostringstream text;
+  text << torch::headeronly::toString(type) << " [";
+  for (size_t d = 0; d < shape.size(); ++d) text << (d ? ", " : "") << shape[d];
+  text << "]";
+  return text.str();
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
 inline std::string describe(const Tensor& t) {
   std::ostringstream text;
-  text << torch::headeronly::toString(t.scalar_type()) << " [";
-  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
-  text << "]" << (t.is_cpu() ? " on cpu" : t.is_cuda() ? " on cuda:" : " on another device");
+  text << spelled(t.scalar_type(), shape_of(t))
+       << (t.is_cpu()    ? " on cpu"
+           : t.is_cuda() ? " on cuda:"
+                         : " on another device");
   if (t.is_cuda()) text << t.get_device_index();
   return text.str();
 }
@@ -116,6 +133,26 @@ inline ScalarKind kind_of(ScalarType type) {
   }
 }
 
+// Of the types that the ops take or return.
+inline int64_t bytes_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Long:
+      return 8;
+    case ScalarType::Bool:
+      return 1;
+    default:
+      return bytes_of(kind_of(type));
+  }
+}
+
+// The dtype of a result, checked before there is one.
+inline void check_dtype(const char* op, ScalarType dtype, std::initializer_list<ScalarType> types) {
+  if (std::find(types.begin(), types.end(), dtype) != types.end()) return;
+  std::ostringstream wanted;
+  for (const ScalarType type : types) wanted << (wanted.tellp() > 0 ? " or " : "") << torch::headeronly::toString(type);
+  fail(op, ": dtype must be ", wanted.str(), ", got ", torch::headeronly::toString(dtype));
+}
+
 // Calls body with a value of the C++ type behind kind: body(auto zero) { using T = decltype(zero); ... }
 template <typename Body>
 void dispatch_floating(ScalarKind kind, const Body& body) {
@@ -133,12 +170,46 @@ void dispatch_floating(ScalarKind kind, const Body& body) {
 
 // ---- tensors --------------------------------------------------------------------------------------------------------
 
-inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type,
-                       MapLayout layout = MapLayout::kPlanar) {
-  const std::vector<int64_t> shape(sizes);
+// torch's own words for what went wrong in its C interface, or none: a torch before 2.13 writes them to stderr.
+const char* last_torch_error();
+
+// allocate(), or an error that names op, argument, shape and bytes. The C interface does not say which kind of error it
+// was; fastpose/ops/_native.py makes torch's OutOfMemoryError of the words "CUDA out of memory".
+template <typename Allocate>
+Tensor allocated(const char* op, const char* name, const Tensor& on, const std::vector<int64_t>& shape, ScalarType type,
+                 const Allocate& allocate) {
+  const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
+  int64_t bytes = bytes_of(type);
+  for (const int64_t size : shape) {
+    if (!empty && __builtin_mul_overflow(bytes, size, &bytes))
+      fail(op, ": ", name, " would be ", spelled(type, shape), ", more bytes than 64 bits can count");
+  }
+  try {
+    return allocate();
+  } catch (const std::exception&) {
+    const std::string why = last_torch_error();
+    const bool out_of_memory = on.is_cuda() && (why.empty() || why.find("out of memory") != std::string::npos);
+    fail(op, ": ", out_of_memory ? "CUDA out of memory: " : "", name, ", ", spelled(type, shape), ", ",
+         empty ? 0 : bytes, " bytes, could not be allocated", why.empty() ? "" : ": ", why);
+  }
+}
+
+inline Tensor empty_on(const char* op, const char* name, const Tensor& like, const std::vector<int64_t>& shape,
+                       ScalarType type, MapLayout layout = MapLayout::kPlanar) {
   const auto format = layout == MapLayout::kChannelsLast ? torch::headeronly::MemoryFormat::ChannelsLast
                                                          : torch::headeronly::MemoryFormat::Contiguous;
-  return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
+  return allocated(op, name, like, shape, type, [&] {
+    return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
+  });
+}
+
+inline Tensor empty_like(const char* op, const char* name, const Tensor& like) {
+  return allocated(op, name, like, shape_of(like), like.scalar_type(), [&] { return torch::stable::empty_like(like); });
+}
+
+inline Tensor contiguous(const char* op, const char* name, const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  return allocated(op, name, t, shape_of(t), t.scalar_type(), [&] { return torch::stable::contiguous(t); });
 }
 
 template <typename T>
@@ -187,6 +258,21 @@ inline TargetSpec target_spec(const char* op, int64_t height, int64_t width, dou
 }
 
 // ---- running --------------------------------------------------------------------------------------------------------
+
+// torch's threads. Where the tables of a thread do not fit into memory, torch's interface would only say that the call
+// failed.
+template <typename Body>
+void parallel_for(const char* op, int64_t begin, int64_t end, int64_t grain, const Body& body) {
+  std::atomic<bool> no_memory = false;
+  torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) {
+    try {
+      body(first, last);
+    } catch (const std::bad_alloc&) {
+      no_memory = true;
+    }
+  });
+  if (no_memory) fail(op, ": the tables of its threads could not be allocated");
+}
 
 #ifdef FASTPOSE_EMULATE_CUDA
 template <typename Params>

@@ -211,7 +211,7 @@ void affine_crop_cpu(const AffineCropParams& p) {
     using T = decltype(zero);
     // Bands of rows, so that one large crop also spreads over the threads.
     const int band = 32, bands = (p.height + band - 1) / band;
-    torch::stable::parallel_for(0, p.batch * bands, 1, [&](int64_t begin, int64_t end) {
+    parallel_for("affine_crop", 0, p.batch * bands, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int row = static_cast<int>(i % bands) * band;
         with_simd(level, [&] { crop_rows<T>(p, i / bands, row, std::min(row + band, p.height)); });
@@ -225,6 +225,9 @@ void affine_crop_cpu(const AffineCropParams& p) {
 void set_images(const char* op, AffineCropParams& params, const Tensor& images, const std::optional<Tensor>& offsets,
                 const std::optional<Tensor>& sizes) {
   params.data = data<uint8_t>(images);
+  if (offsets.has_value() != sizes.has_value())
+    fail(op, ": images.offsets and images.sizes must be passed together, got ", offsets ? "offsets" : "sizes",
+         " alone");
   if (!offsets) {
     Argument(op, "images", images).shape({-1, -1, -1, 3}, "[N, H, W, 3]").type({ScalarType::Byte});
     if (images.numel() > 0 && (images.stride(3) != 1 || (images.size(2) > 1 && images.stride(2) != 3)))
@@ -266,7 +269,7 @@ std::optional<Tensor> set_color(const char* op, AffineCropParams& params, const 
   }
   const Argument argument(op, "color", *color);
   argument.type({ScalarType::Float});
-  const Tensor maps = torch::stable::contiguous(*color);
+  const Tensor maps = contiguous(op, "color", *color);
   if (color->dim() == 2) {
     argument.shape({3, 4}, "[3, 4]");
     if (color->is_cpu()) {
@@ -297,15 +300,16 @@ Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, c
   if (height < 1 || width < 1 || height > kMaxExtent || width > kMaxExtent)
     fail(op, ": size must be (h, w) of 1 to ", kMaxExtent, ", got (", height, ", ", width, ")");
   if (!is_finite(static_cast<float>(fill))) fail(op, ": fill must be a finite pixel value, got ", fill);
+  check_dtype(op, dtype, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Byte});
 
-  const Tensor matrices = torch::stable::contiguous(crop_to_image);
+  const Tensor matrices = contiguous(op, "crop_to_image", crop_to_image);
   std::optional<Tensor> index;
   if (image_index) {
     Argument(op, "image_index", *image_index)
         .shape({params.batch}, "[B]")
         .type({ScalarType::Long})
         .on_device_of(images, "images");
-    index = torch::stable::contiguous(*image_index);
+    index = contiguous(op, "image_index", *image_index);
     params.image_index = data<int64_t>(*index);
   } else if (params.images != params.batch && params.images != 1) {
     fail(op, ": without image_index there must be one image per crop, or one for all; got ", params.images,
@@ -313,8 +317,7 @@ Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, c
   }
   const std::optional<Tensor> colors = set_color(op, params, images, color);
   const MapLayout layout = channels_last ? MapLayout::kChannelsLast : MapLayout::kPlanar;
-  Tensor out = empty_on(images, {params.batch, 3, height, width}, dtype, layout);
-  Argument(op, "dtype", out).type({ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Byte});
+  Tensor out = empty_on(op, "crops", images, {params.batch, 3, height, width}, dtype, layout);
   if (params.batch == 0) return out;
   params.crop_to_image = data<float>(matrices);
   params.fill = static_cast<float>(fill);

@@ -7,7 +7,7 @@ namespace fastpose {
 namespace {
 
 void crop_to_image_matrix_cpu(const CropToImageMatrixParams& p) {
-  torch::stable::parallel_for(0, p.batch, 1024, [&](int64_t begin, int64_t end) {
+  parallel_for("crop_to_image_matrix", 0, p.batch, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) crop_to_image_of_one(p, b);
   });
 }
@@ -24,15 +24,15 @@ Tensor crop_to_image_matrix(const Tensor& center, const Tensor& scale, const Ten
   if (height < least || width < least || height > INT32_MAX || width > INT32_MAX)
     fail(op, ": size must be (h, w) of at least ", least, ", got (", height, ", ", width, ")");
 
-  const Tensor centers = torch::stable::contiguous(center), scales = torch::stable::contiguous(scale);
-  const Tensor rotations = torch::stable::contiguous(rotation);
-  const std::optional<Tensor> flips = flip ? std::optional(torch::stable::contiguous(*flip)) : std::nullopt;
-  Tensor out = empty_on(center, {batch, 2, 3}, ScalarType::Float);
+  const Tensor centers = contiguous(op, "center", center), scales = contiguous(op, "scale", scale);
+  const Tensor rotations = contiguous(op, "rotation", rotation);
+  const std::optional<Tensor> flips = flip ? std::optional(contiguous(op, "flip", *flip)) : std::nullopt;
+  Tensor out = empty_on(op, "matrices", center, {batch, 2, 3}, ScalarType::Float);
   if (batch == 0) return out;
   const CropToImageMatrixParams params{data<float>(centers),
                                        data<float>(scales),
                                        data<float>(rotations),
-                                       flips ? data<bool>(*flips) : nullptr,
+                                       flips ? data<uint8_t>(*flips) : nullptr,
                                        mutable_data<float>(out),
                                        batch,
                                        static_cast<int>(height),

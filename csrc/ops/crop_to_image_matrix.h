@@ -9,7 +9,7 @@ struct CropToImageMatrixParams {
   const float* center;    // [B, 2] image pixels
   const float* scale;     // [B, 2]; times 200 is the box's (width, height) in image pixels
   const float* rotation;  // [B] degrees
-  const bool* flip;       // [B], or null for none
+  const uint8_t* flip;    // [B] bools, or null for none; a byte that is not 0 is true, as torch reads them
   float* crop_to_image;   // [B, 2, 3]
   int64_t batch;
   int height, width;  // of the crop
@@ -29,7 +29,8 @@ FASTPOSE_HOST_DEVICE void crop_to_image_of_one(const CropToImageMatrixParams& p,
   const double crop_y = p.udp ? 0.5 * (p.height - 1) : 0.5 * p.height;
   double sine, cosine;
   sincos_degrees(p.rotation[b], sine, cosine);
-  const double mirror = p.flip != nullptr && p.flip[b] ? -1.0 : 1.0;  // x about the box's centre, after the rotation
+  // x about the box's centre, after the rotation
+  const double mirror = p.flip != nullptr && p.flip[b] != 0 ? -1.0 : 1.0;
   const double xx = mirror * cosine * step_x, xy = -mirror * sine * step_y;
   const double yx = sine * step_x, yy = cosine * step_y;
   float* m = p.crop_to_image + 6 * b;

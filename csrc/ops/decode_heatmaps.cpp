@@ -281,7 +281,7 @@ void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
   const int64_t groups = p.batch * p.joints / group, groups_per_thread = std::max<int64_t>(1, 16 / group);
   dispatch_floating(p.kind, [&](auto zero) {
     using T = decltype(zero);
-    torch::stable::parallel_for(0, groups, groups_per_thread, [&](int64_t begin, int64_t end) {
+    parallel_for("decode_heatmaps", 0, groups, groups_per_thread, [&](int64_t begin, int64_t end) {
       std::optional<ChannelsLastPeaks<T>> peaks;
       if (channels_last) peaks.emplace(p);
       for (int64_t index = begin * group; index < end * group; ++index) {
@@ -335,7 +335,7 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
         .shape({batch, 2, 3}, "[B, 2, 3]")
         .type({ScalarType::Float})
         .on_device_of(heatmaps, "heatmaps");
-    matrices = torch::stable::contiguous(*heatmap_to_image);
+    matrices = contiguous(op, "heatmap_to_image", *heatmap_to_image);
     params.heatmap_to_image = data<float>(*matrices);
   }
   if (flipped) {
@@ -347,8 +347,8 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
     params.flipped_strides = map_strides(*flipped);
     params.mirrored = joint_permutation(op, mirrored, joints);
   }
-  Tensor keypoints = empty_on(heatmaps, {batch, joints, 2}, ScalarType::Float);
-  Tensor scores = empty_on(heatmaps, {batch, joints}, ScalarType::Float);
+  Tensor keypoints = empty_on(op, "keypoints", heatmaps, {batch, joints, 2}, ScalarType::Float);
+  Tensor scores = empty_on(op, "scores", heatmaps, {batch, joints}, ScalarType::Float);
   if (batch * joints == 0) return {keypoints, scores};
   params.heatmaps = heatmaps.const_data_ptr();
   params.strides = map_strides(heatmaps);

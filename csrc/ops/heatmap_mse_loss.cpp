@@ -151,7 +151,7 @@ int64_t for_each_group(const HeatmapMseLossParams& p, double scale, const Body& 
   const SimdLevel level = simd_level();
   const TargetFactors<A> factors(p.spec);
   const int64_t joints = is_channels_last(p) ? p.joints : 1, groups = p.batch * p.joints / joints;
-  torch::stable::parallel_for(0, groups, std::max<int64_t>(1, 16 / joints), [&](int64_t begin, int64_t end) {
+  parallel_for("heatmap_mse_loss", 0, groups, std::max<int64_t>(1, 16 / joints), [&](int64_t begin, int64_t end) {
     MapsOfLoss<T> maps(p, joints);
     for (int64_t i = begin; i < end; ++i) {
       maps.load(i, factors, scale);
@@ -206,15 +206,15 @@ struct LossArguments {
         .shape({batch, joints}, "[B, K]")
         .type({ScalarType::Float})
         .on_device_of(pred, "pred");
-    keypoints = torch::stable::contiguous(keypoints_);
-    visible = torch::stable::contiguous(visible_);
+    keypoints = contiguous(op, "keypoints", keypoints_);
+    visible = contiguous(op, "visible", visible_);
     params.spec = target_spec(op, pred.size(2), pred.size(3), sigma, encoding);
     if (joint_weights_) {
       const Argument argument(op, "joint_weights", *joint_weights_);
       const bool per_sample = joint_weights_->dim() == 2;
       per_sample ? argument.shape({batch, joints}, "[B, K]") : argument.shape({joints}, "[K] or [B, K]");
       argument.type({ScalarType::Float}).on_device_of(pred, "pred");
-      joint_weights = torch::stable::contiguous(*joint_weights_);
+      joint_weights = contiguous(op, "joint_weights", *joint_weights_);
       params.joint_weights = data<float>(*joint_weights);
       params.weight_stride_b = per_sample ? joints : 0;
       params.weight_stride_k = 1;
@@ -237,10 +237,11 @@ ScalarType loss_type(const Tensor& pred) {
 Tensor heatmap_mse_loss(const Tensor& pred, const Tensor& keypoints, const Tensor& visible,
                         const std::optional<Tensor>& joint_weights, double sigma, int64_t encoding,
                         bool ignore_missing) {
-  LossArguments arguments("heatmap_mse_loss", pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing);
+  constexpr const char* op = "heatmap_mse_loss";
+  LossArguments arguments(op, pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing);
   HeatmapMseLossParams& params = arguments.params;
-  const Tensor partial_sums = empty_on(pred, {partial_sum_count(params)}, ScalarType::Double);
-  Tensor loss = empty_on(pred, {}, loss_type(pred));
+  const Tensor partial_sums = empty_on(op, "partial sums", pred, {partial_sum_count(params)}, ScalarType::Double);
+  Tensor loss = empty_on(op, "loss", pred, {}, loss_type(pred));
   params.partial_sums = mutable_data<double>(partial_sums);
   params.loss = loss.mutable_data_ptr();
   FASTPOSE_RUN(heatmap_mse_loss, pred, params, forward_cpu);
@@ -254,7 +255,7 @@ Tensor heatmap_mse_loss_backward(const Tensor& grad_output, const Tensor& pred, 
   LossArguments arguments(op, pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing);
   HeatmapMseLossParams& params = arguments.params;
   Argument(op, "grad_output", grad_output).shape({}, "[]").type({loss_type(pred)}).on_device_of(pred, "pred");
-  Tensor grad = torch::stable::empty_like(pred);
+  Tensor grad = empty_like(op, "gradient", pred);
   if (pred.numel() == 0) return grad;
   params.grad_output = grad_output.const_data_ptr();
   params.grad = grad.mutable_data_ptr();

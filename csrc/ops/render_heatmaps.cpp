@@ -35,7 +35,7 @@ void render_heatmaps_cpu(const RenderHeatmapsParams& p) {
     const TargetFactors<A> factors(p.spec);
     char* maps = static_cast<char*>(p.heatmaps);
     const int64_t bytes = static_cast<int64_t>(sizeof(T)) * p.spec.height * p.spec.width;  // of a map
-    torch::stable::parallel_for(0, p.maps, 16, [&](int64_t begin, int64_t end) {
+    parallel_for("render_heatmaps", 0, p.maps, 16, [&](int64_t begin, int64_t end) {
       std::vector<A> factors_x(p.spec.width), factors_y(p.spec.height);
       with_simd(level, [&] {
         // All-zero bits are 0 in every dtype. A window is a few dozen pixels of thousands, an unbiased map all of them.
@@ -58,11 +58,11 @@ std::tuple<Tensor, Tensor> render_heatmaps(const Tensor& keypoints, const Tensor
       .type({ScalarType::Float})
       .on_device_of(keypoints, "keypoints");
   const TargetSpec spec = target_spec(op, height, width, sigma, encoding);
+  check_dtype(op, dtype, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double});
 
-  const Tensor points = torch::stable::contiguous(keypoints), flags = torch::stable::contiguous(visible);
-  Tensor heatmaps = empty_on(keypoints, {batch, joints, height, width}, dtype);
-  Argument(op, "dtype", heatmaps).type({ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double});
-  Tensor weights = empty_on(keypoints, {batch, joints}, ScalarType::Float);
+  const Tensor points = contiguous(op, "keypoints", keypoints), flags = contiguous(op, "visible", visible);
+  Tensor heatmaps = empty_on(op, "heatmaps", keypoints, {batch, joints, height, width}, dtype);
+  Tensor weights = empty_on(op, "weights", keypoints, {batch, joints}, ScalarType::Float);
   if (batch * joints == 0) return {heatmaps, weights};
   const RenderHeatmapsParams params{data<float>(points),
                                     data<float>(flags),

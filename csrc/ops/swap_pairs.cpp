@@ -7,7 +7,7 @@ namespace fastpose {
 namespace {
 
 void swap_pairs_cpu(const SwapPairsParams& p) {
-  torch::stable::parallel_for(0, p.batch * p.joints, 16384, [&](int64_t begin, int64_t end) {
+  parallel_for("swap_pairs", 0, p.batch * p.joints, 16384, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) swap_one_joint(p, i);
   });
 }
@@ -23,13 +23,13 @@ std::tuple<Tensor, Tensor> swap_pairs(const Tensor& points, const Tensor& visibl
       .on_device_of(points, "points");
   Argument(op, "flip", flip).shape({batch}, "[B]").type({ScalarType::Bool}).on_device_of(points, "points");
 
-  const Tensor in_points = torch::stable::contiguous(points), in_visible = torch::stable::contiguous(visible);
-  const Tensor flips = torch::stable::contiguous(flip);
-  Tensor out_points = empty_on(points, {batch, joints, 2}, ScalarType::Float);
-  Tensor out_visible = empty_on(points, {batch, joints}, ScalarType::Float);
+  const Tensor in_points = contiguous(op, "points", points), in_visible = contiguous(op, "visible", visible);
+  const Tensor flips = contiguous(op, "flip", flip);
+  Tensor out_points = empty_on(op, "points", points, {batch, joints, 2}, ScalarType::Float);
+  Tensor out_visible = empty_on(op, "visible", points, {batch, joints}, ScalarType::Float);
   const SwapPairsParams params{data<float>(in_points),
                                data<float>(in_visible),
-                               data<bool>(flips),
+                               data<uint8_t>(flips),
                                mutable_data<float>(out_points),
                                mutable_data<float>(out_visible),
                                batch,

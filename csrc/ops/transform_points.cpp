@@ -8,7 +8,7 @@ namespace {
 
 template <typename T>
 void transform_points_typed(const TransformPointsParams& p) {
-  torch::stable::parallel_for(0, p.batch * p.joints, 4096, [&](int64_t begin, int64_t end) {
+  parallel_for("transform_points", 0, p.batch * p.joints, 4096, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) transform_one_point<T>(p, i);
   });
 }
@@ -35,8 +35,8 @@ Tensor transform_points(const Tensor& points, const Tensor& matrix, bool inverse
       .type({ScalarType::Float})
       .on_device_of(points, "points");
 
-  const Tensor in = torch::stable::contiguous(points), matrices = torch::stable::contiguous(matrix);
-  Tensor out = empty_on(points, {batch, joints, 2}, points.scalar_type());
+  const Tensor in = contiguous(op, "points", points), matrices = contiguous(op, "matrix", matrix);
+  Tensor out = empty_on(op, "points", points, {batch, joints, 2}, points.scalar_type());
   if (batch * joints == 0) return out;
   const TransformPointsParams params{in.const_data_ptr(),
                                      data<float>(matrices),

@@ -29,15 +29,28 @@ FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def tensor(name: str, value: Any) -> Tensor:
-    """The argument itself, or a TypeError that names it and says what was passed instead of a tensor."""
+    """The argument itself, or a TypeError that names it and says what was passed instead of a dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got {_layout_of(value)}")
+    return value
+
+
+def _layout_of(value: Tensor) -> str:
+    return f"a nested one ({value.layout})" if value.is_nested else f"one of {value.layout}"
+
+
+def real(name: str, value: Any) -> Tensor:
+    """The argument itself, or a TypeError, also if its values are not real numbers."""
+    if tensor(name, value).is_complex() or value.is_quantized:
+        raise TypeError(f"{name} must be real numbers, got {value.dtype}")
     return value
 
 
 def float32(name: str, value: Any) -> Tensor:
     """The argument as a constant of float32, the type of all points, flags and matrices."""
-    constant = tensor(name, value).detach()
+    constant = real(name, value).detach()
     return constant if constant.dtype == torch.float32 else constant.to(torch.float32)
 
 
@@ -59,6 +72,25 @@ def size_of(size: tuple[int, int]) -> tuple[int, int]:
 
 
 # ---- what a plain-torch kernel checks; the native ops check the same, in the same words -----------------------------
+
+
+def expect_dense(op: str, names: Sequence[str], arguments: Sequence[Any]) -> None:
+    """RuntimeError unless all tensors are dense. Sparse ones and their like come to plain torch also on the CPU."""
+    for name, value in zip(names, arguments, strict=True):
+        if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_nested):
+            raise RuntimeError(f"{op}: {name} must be a dense tensor, got {_layout_of(value)}")
+
+
+def expect_all_on_meta_or_none(op: str, names: Sequence[str], arguments: Sequence[Any]) -> None:
+    """RuntimeError if some tensors have values and others, on "meta", have none: torch then runs the fake kernel, and a
+    result on the device of the former would be memory that nobody has written."""
+    first = arguments[0]
+    for name, value in zip(names, arguments, strict=True):
+        if not isinstance(value, Tensor) or (name == "color" and value.device.type == "cpu" and value.dim() == 2):
+            continue
+        if value.is_meta != first.is_meta:
+            wanted = f"the device of {names[0]} ({described(first)})"
+            raise RuntimeError(f"{op}: {name} must be on {wanted}, got {described(value)}")
 
 
 def expect(

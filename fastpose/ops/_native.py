@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ._arguments import described, expect_all_on_meta_or_none, expect_dense
 
 # 1, for comparisons and tests: plain torch on every device, without the native library. 0: plain torch is an error.
 fallback_wish = os.environ.get("FASTPOSE_FALLBACK", "")
@@ -87,10 +92,25 @@ def _warn_once(device_type: str) -> None:
     warnings.warn(str(why_fallback(device_type)), RuntimeWarning, stacklevel=2)
 
 
+def call(op: str, *arguments: Any) -> Any:
+    """Calls fastpose::op. If the library could not allocate memory on a GPU, that is torch's OutOfMemoryError.
+
+    It reaches torch through an interface that passes on a text and no type; the text says what was to be allocated. It
+    is all that those get who call `torch.ops.fastpose` themselves, as compiled graphs do: a RuntimeError.
+    """
+    try:
+        return getattr(torch.ops.fastpose, op)(*arguments)
+    except RuntimeError as error:
+        if str(error).startswith(f"{op}: CUDA out of memory: "):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise
+
+
 def register(
     op: str,
     plain: Callable[..., Any],
     fake: Callable[..., Any],
+    differentiable: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
 ) -> None:
@@ -103,17 +123,81 @@ def register(
         op: its name.
         plain: its kernel in plain torch, with the op's arguments, checks and errors, for devices without a native one.
         fake: see torch.library.register_fake.
-        backward, setup_context: its gradient, see torch.library.register_autograd; None if it has no gradient.
+        differentiable: the op in plain torch, in every operation differentiable; None if it has no derivatives. torch
+            differentiates it wherever `backward` is not enough: forwards, twice, in arguments other than the first,
+            under the transforms of torch.func.
+        backward, setup_context: its gradient in the first argument, as torch.library.register_autograd takes it; None
+            if `differentiable` serves for that, too.
     """
+    names = list(inspect.signature(plain).parameters)
     if not hasattr(torch.ops.fastpose, op):
         _ops.define(op + torch.library.infer_schema(plain, mutates_args=()))
 
     @functools.wraps(plain)
     def run(*arguments: Any) -> Any:
+        expect_dense(op, names, arguments)
         warn_of_fallback(arguments[0].device)
-        return plain(*arguments)
+        try:
+            return plain(*arguments)
+        except (
+            RuntimeError
+        ) as error:  # torch's own, such as of memory that it cannot allocate, names neither op nor shape
+            if type(error) not in (RuntimeError, torch.OutOfMemoryError) or str(error).startswith(f"{op}: "):
+                raise
+            passed = ", ".join(
+                f"{name} {described(value) if isinstance(value, Tensor) else value}"
+                for name, value in zip(names, arguments, strict=True)
+                if value is not None
+            )
+            raise type(error)(f"{op}: {error} (of {passed})") from None
+
+    @functools.wraps(fake)
+    def run_fake(*arguments: Any) -> Any:
+        expect_all_on_meta_or_none(op, names, arguments)
+        return fake(*arguments)
 
     _ops.impl(op, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastpose::{op}", fake)
-    if backward is not None:
-        torch.library.register_autograd(f"fastpose::{op}", backward, setup_context=setup_context)
+    torch.library.register_fake(f"fastpose::{op}", run_fake)
+    if differentiable is not None:
+        kernel = _autograd_kernel(op, differentiable, backward, setup_context)
+        _ops.impl(op, kernel, "Autograd", with_keyset=True)
+
+
+def _autograd_kernel(
+    op: str,
+    differentiable: Callable[..., Any],
+    backward: Callable[..., Any] | None,
+    setup_context: Callable[..., Any] | None,
+) -> Callable[..., Any]:
+    """What torch.library.register_autograd registers, except where that gives a derivative of 0 or an error."""
+    overload = getattr(torch.ops.fastpose, op).default
+
+    def below_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+            output = below_autograd(keyset, *arguments)
+            assert setup_context is not None
+            setup_context(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            assert backward is not None
+            return None, *backward(ctx, *grads)
+
+    def kernel(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        tensors = [value for value in arguments if isinstance(value, Tensor)]
+        if any(forward_ad.unpack_dual(value).tangent is not None for value in tensors):
+            return differentiable(*arguments)
+        if not torch.is_grad_enabled() or not any(value.requires_grad for value in tensors):
+            return below_autograd(keyset, *arguments)
+        first_alone = not any(value.requires_grad for value in tensors[1:])
+        if backward is None or not first_alone or torch._C._are_functorch_transforms_active():
+            return differentiable(*arguments)
+        return Gradient.apply(keyset, *arguments)
+
+    return kernel

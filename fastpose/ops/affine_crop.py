@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import MAX_EXTENT, NAMES, described, expect, float32, size_of, tensor, values_are_checked
-from ._native import register
+from ._native import call, register
 from .image_batch import ImageBatch
 
 
@@ -59,7 +59,8 @@ def affine_crop(
         # The kernel walks whole pixels: rows and images may lie anywhere, the three bytes of a pixel side by side.
         if pixels.dim() == 4 and (pixels.stride(3) != 1 or pixels.stride(2) != 3):
             pixels = pixels.contiguous()
-    return torch.ops.fastpose.affine_crop(
+    return call(
+        "affine_crop",
         pixels,
         offsets,
         sizes,
@@ -150,6 +151,9 @@ def _expect_crop_arguments(
 ) -> int:
     """The number of images."""
     op, beside = "affine_crop", ("images", images)
+    if (offsets is None) != (sizes is None):
+        alone = "sizes" if offsets is None else "offsets"
+        raise RuntimeError(f"{op}: images.offsets and images.sizes must be passed together, got {alone} alone")
     if offsets is None or sizes is None:
         expect(op, "images", images, (-1, -1, -1, 3), "[N, H, W, 3]", (torch.uint8,))
         count, image_height, image_width, _ = images.shape

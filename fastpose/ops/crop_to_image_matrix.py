@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import exact_type, expect, float32, size_of, tensor
-from ._native import register
+from ._native import call, register
 
 
 def crop_to_image_matrix(
@@ -45,7 +45,8 @@ def crop_to_image_matrix(
     height, width = size_of(size)
     center = float32("center", center)
     scales = _per_sample("scale", scale, center)
-    return torch.ops.fastpose.crop_to_image_matrix(
+    return call(
+        "crop_to_image_matrix",
         center,
         scales.unsqueeze(-1).expand(-1, 2) if scales.dim() == 1 else scales,
         _per_sample("rotation", rotation, center),

@@ -18,7 +18,7 @@ from ._arguments import (
     tensor,
     values_are_checked,
 )
-from ._native import register
+from ._native import call, register
 from .swap_pairs import expect_mirrored, mirror_order
 from .transform_points import transformed
 
@@ -91,7 +91,8 @@ def decode_heatmaps(
             raise ValueError("flip_pairs must be passed with flipped: (left, right) joint pairs, got None")
         joints = tensor("heatmaps", heatmaps).size(1) if heatmaps.dim() == 4 else 0
         mirrored = mirror_order(flip_pairs, joints) if joints else []
-    return torch.ops.fastpose.decode_heatmaps(
+    return call(
+        "decode_heatmaps",
         tensor("heatmaps", heatmaps).detach(),
         None if heatmap_to_image is None else float32("heatmap_to_image", heatmap_to_image),
         None if flipped is None else tensor("flipped", flipped).detach(),

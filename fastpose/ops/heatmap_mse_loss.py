@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import FLOATING, accumulate_type, choose, expect, float32, tensor
-from ._native import register
+from ._native import call, register
 from .render_heatmaps import ENCODINGS, expect_target, factors
 
 
@@ -27,7 +27,7 @@ def heatmap_mse_loss(
     the gradient once, with the incoming gradient folded in before rounding (so a scaled loss works in half precision).
 
     Args:
-        pred: [B, K, h, w], float32, float16, bfloat16 (or float64), any strides. Differentiable, once.
+        pred: [B, K, h, w], float32, float16, bfloat16 (or float64), any strides. Differentiable.
         keypoints: [B, K, 2] (x, y) in heatmap pixels.
         visible: [B, K], 1 where the joint is annotated. With ``missing="ignore"`` it is the joint's weight: clamp
             COCO's flags 0, 1 and 2 at 1.
@@ -43,7 +43,8 @@ def heatmap_mse_loss(
     Raises:
         ValueError: unknown encoding or missing. RuntimeError: wrong shape, dtype, device or sigma.
     """
-    return torch.ops.fastpose.heatmap_mse_loss(
+    return call(
+        "heatmap_mse_loss",
         tensor("pred", pred),
         float32("keypoints", keypoints),
         float32("visible", visible),
@@ -134,18 +135,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    grad = torch.ops.fastpose.heatmap_mse_loss_backward(grad_output, *ctx.saved_tensors, *ctx.settings)
+    grad = call("heatmap_mse_loss_backward", grad_output, *ctx.saved_tensors, *ctx.settings)
     return grad, None, None, None, None, None, None
 
 
-def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # Without this torch would drop the term and warn; a wrong gradient must not look like a right one.
-    raise RuntimeError("heatmap_mse_loss can be differentiated once; a second derivative was asked for")
+def _differentiable_backward(grad_output: Tensor, pred: Tensor, *arguments: Any) -> Tensor:
+    """The gradient for those who differentiate it again; `out`, which has no derivative, is for the others."""
+    difference, weight = _difference_and_weight("heatmap_mse_loss_backward", pred, *arguments)
+    return (difference * (weight * grad_output)[..., None, None]).to(pred.dtype)
 
 
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    pass
-
-
-register("heatmap_mse_loss", plain_heatmap_mse_loss, _fake, _backward, _setup_context)
-register("heatmap_mse_loss_backward", plain_heatmap_mse_loss_backward, _fake_backward, _second_backward, _save_nothing)
+register("heatmap_mse_loss", plain_heatmap_mse_loss, _fake, plain_heatmap_mse_loss, _backward, _setup_context)
+register("heatmap_mse_loss_backward", plain_heatmap_mse_loss_backward, _fake_backward, _differentiable_backward)

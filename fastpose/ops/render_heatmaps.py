@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import FLOATING, NAMES, accumulate_type, choose, expect, expect_map_size, float32, size_of
-from ._native import register
+from ._native import call, register
 
 ENCODINGS = ("msra", "unbiased", "udp")  # in the order of csrc/maths/heatmap_target.h
 MSRA, UNBIASED, UDP = range(3)
@@ -42,7 +42,8 @@ def render_heatmaps(
         ValueError: unknown encoding. RuntimeError: wrong shape, dtype, device or sigma.
     """
     height, width = size_of(size)
-    return torch.ops.fastpose.render_heatmaps(
+    return call(
+        "render_heatmaps",
         float32("keypoints", keypoints),
         float32("visible", visible),
         height,

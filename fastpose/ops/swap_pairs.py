@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import expect, float32, tensor
-from ._native import register
+from ._native import call, register
 
 MAX_JOINTS = 512  # kMaxJoints of csrc/maths/joint_permutation.h
 
@@ -30,7 +30,7 @@ def swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, pairs: Sequence[Se
     """
     points = float32("points", points)
     mirrored = mirror_order(pairs, points.size(1), "pairs") if points.dim() == 3 else []
-    return torch.ops.fastpose.swap_pairs(points, float32("visible", visible), tensor("flip", flip), mirrored)
+    return call("swap_pairs", points, float32("visible", visible), tensor("flip", flip), mirrored)
 
 
 def mirror_order(pairs: Sequence[Sequence[int]], joints: int, name: str = "flip_pairs") -> list[int]:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import exact_type, expect, float32, tensor, values_are_checked
-from ._native import register
+from ._arguments import exact_type, expect, float32, real, values_are_checked
+from ._native import call, register
 
 
 def transform_points(points: Tensor, matrix: Tensor, *, inverse: bool = False) -> Tensor:
@@ -25,9 +25,9 @@ def transform_points(points: Tensor, matrix: Tensor, *, inverse: bool = False) -
         RuntimeError: wrong shape, dtype or device; with `inverse`, a matrix that cannot be inverted, on the CPU. On
             CUDA, where raising would need a synchronisation, the points of that sample are NaN.
     """
-    if tensor("points", points).dtype not in (torch.float32, torch.float64):
+    if real("points", points).dtype not in (torch.float32, torch.float64):
         points = points.to(torch.float32)
-    return torch.ops.fastpose.transform_points(points, float32("matrix", matrix), bool(inverse))
+    return call("transform_points", points, float32("matrix", matrix), bool(inverse))
 
 
 def plain_transform_points(points: Tensor, matrix: Tensor, inverse: bool) -> Tensor:
@@ -77,4 +77,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (grad.to(torch.float64) @ linear).to(grad.dtype), None, None
 
 
-register("transform_points", plain_transform_points, _fake, _backward, _setup_context)
+register("transform_points", plain_transform_points, _fake, plain_transform_points, _backward, _setup_context)
