@@ -13,6 +13,7 @@ from typing import Any
 from fastpose.data.dataset import DATA_READING, DataOptions
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack.format import is_pack
+from fastpose.data.sense import report_doubts
 from fastpose.device import choose_device
 from fastpose.ending import ends_in_one_line
 from fastpose.engine.evaluation import predict_all, scored, scores_entry
@@ -99,6 +100,7 @@ def run(own: EvaluateOptions, asked: dict[str, Any]) -> int:
         check_is_file("annotations", data.path("valid_annotations"))
     dataset = open_dataset(data, network.size, skeleton)
     persons = dataset.read("valid")
+    report_doubts({"valid": persons})
     scorer = dataset.scorer(persons)
     scorer.needs(to_train=False)  # said now, and not after the evaluation
     print(f"{len(persons)} persons to evaluate, on {device}", flush=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fastpose.data.dataset import DATA_FILES, DATA_READING, DataOptions
 from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Margins, Plan, is_pack, write_pack
+from fastpose.data.sense import report_doubts
 from fastpose.ending import Stopped, ends_in_one_line
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.options.asked import Command, find_recipe, naming, read_recipe
@@ -70,6 +71,7 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
     network, augmentation = settings.network, settings.augmentation
     dataset = open_dataset(settings.data, network.size)
     splits = {"train": dataset.read("train"), "valid": dataset.read("valid")}
+    report_doubts(splits)  # a pack no longer has the images' names and sizes
     reduce = settings.pixels.reduced_decode
     low, high, half_body = augmentation.scale_min, augmentation.scale_max, augmentation.half_body > 0.0
     margins = {

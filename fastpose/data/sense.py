@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,30 +30,34 @@ _FEW = 3  # persons; what fewer have in common is chance
 _EYES, _LEAST_EYES = 0.3, 10  # COCO: the left eye is on the right of the picture in all persons with two visible eyes
 _TRUNK, _LEAST_TRUNK = 0.4, 100  # shoulders and hips: 0.63 to 0.77, since most people are photographed from the front
 
+_CALLED = {"train": "the training data", "valid": "the validation data"}
 _SIDE = re.compile(r"(?i:left|right)|(?<![A-Za-z])[lrLR](?![a-z])|(?<=[a-z])[LR](?![A-Za-z])")
 _OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 def check_sense(train: Persons, valid: Persons) -> None:
-    """Looks at the annotations of a run as a whole, before it begins; warns of what is doubtful, with counts and an
-    example.
+    """Looks at the annotations of a run as a whole, before it begins; see `report_doubts`.
 
     Raises:
         ValueError: nobody of one of the splits has an annotated joint, and there is nothing else to score by.
     """
-    for name, persons in (("training", train), ("validation", valid)):
+    for split, persons in (("train", train), ("valid", valid)):
         if not persons.visible.any() and persons.truth is None:
-            raise ValueError(f"the {name} data: expected annotated joints, none of the {len(persons)} persons has one")
-    warn_of_doubts(train, "training")
-    warn_of_doubts(valid, "validation")
-    for doubt in [*doubts_about_names(train.skeleton), *doubts_about_splits(train, valid)]:
-        log.warning("%s", doubt)
+            raise ValueError(
+                f"{_CALLED[split]}: expected annotated joints, none of the {len(persons):,} persons has one"
+            )
+    report_doubts({"train": train, "valid": valid})
 
 
-def warn_of_doubts(persons: Persons, name: str) -> None:
-    """Logs the `doubts` about one split, `name`."""
-    for doubt in doubts(persons):
-        log.warning("the %s data: %s", name, doubt)
+def report_doubts(splits: Mapping[str, Persons]) -> None:
+    """Warns of what is doubtful in one or both splits, "train" and "valid", with counts and an example."""
+    for split, persons in splits.items():
+        for doubt in doubts(persons):
+            log.warning("%s: %s", _CALLED[split], doubt)
+    if len(splits) > 1:
+        train, valid = splits["train"], splits["valid"]
+        for doubt in (*doubts_about_names(train.skeleton), *doubts_about_splits(train, valid)):
+            log.warning("%s", doubt)
 
 
 def doubts(persons: Persons) -> list[str]:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fastpose import train
 from fastpose.data.coco.annotations import read_coco
 from fastpose.data.mpii import read_mpii
 from fastpose.data.persons import Persons
@@ -22,6 +23,7 @@ from fastpose.data.sense import check_sense, doubts, doubts_about_names, doubts_
 from fastpose.data.synthetic import generate
 from fastpose.skeletons import COCO, MPII, Skeleton
 from tests.helpers.persons import persons_of
+from tests.helpers.tiny_mpii import write_tiny_mpii
 
 WIDTH, HEIGHT = 640, 480
 # A person who faces the camera, in units of its height about its middle: its left is on the right of the picture.
@@ -339,6 +341,17 @@ def test_spoilt_data_are_an_error_or_a_warning_that_names_it(tmp_path, images, c
     assert all(len(line) < 400 and line.isprintable() for line in said)
 
 
+def test_train_ends_with_one_line_where_no_joint_is_annotated(tmp_path, capsys):
+    pytest.importorskip("jsonargparse")
+    root = write_tiny_mpii(tmp_path / "data", persons=3, images=1)
+    records = json.loads((root / "annot/train.json").read_text())
+    (root / "annot/train.json").write_text(json.dumps([record | {"joints_vis": [0] * 16} for record in records]))
+    (tmp_path / "r.yaml").write_text(f"data_root: {root}\nepochs: 1\n")
+    assert train.main(["--recipe", str(tmp_path / "r.yaml"), "--dry-run", "--device", "cpu"]) == 1
+    expected = "the training data: expected annotated joints, none of the 3 persons has one"
+    assert capsys.readouterr().err == f"error: {expected}\n"
+
+
 @pytest.mark.parametrize(
     ("joints", "pairs", "message"),
     [
@@ -374,8 +387,8 @@ def test_the_well_known_skeletons_are_not_doubted():
 
 def test_the_boxes_of_a_detector_are_neither_an_error_nor_doubted(caplog):
     boxes = persons_of(np.zeros((3, 16, 2)), np.zeros((3, 16)), truth={"annotations": []})
-    train = persons_of(np.random.default_rng(0).uniform(0, 100, (3, 16, 2)), scale=np.full((3, 2), 0.6))
-    check_sense(train, dataclasses.replace(boxes, image_paths=(Path("b"),)))
+    annotated = persons_of(np.random.default_rng(0).uniform(0, 100, (3, 16, 2)), scale=np.full((3, 2), 0.6))
+    check_sense(annotated, dataclasses.replace(boxes, image_paths=(Path("b"),)))
     assert not caplog.records
 
 
