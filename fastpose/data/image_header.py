@@ -49,11 +49,14 @@ _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _TIFF_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}  # bytes of the types of whole numbers
 
 # The most pixels that a byte of a file can stand for. JPEG's Huffman codes have at least one bit for the mean of 8 x 8
-# pixels. Deflate makes at most 1,032 bytes of one, of 8 pixels each.
-_PIXELS_PER_BYTE = {"JPEG": 8 * 64, "PNG": 8 * 1032}
-# The other codes need almost nothing for a picture of one colour, as measured a byte for 14,000 pixels of a fax and for
-# 26,000 of WebP. So only larger pictures must have more bytes.
-_FREE_PIXELS, _OTHER_PIXELS_PER_BYTE = 1 << 24, 100_000
+# pixels. Deflate makes at most 1,032 bytes of one, of 8 pixels each. GIF's codes are 12 bits for up to 3,838 pixels.
+_PIXELS_PER_BYTE = {"JPEG": 8 * 64, "PNG": 8 * 1032, "GIF": 3838, "BMP": 128, "PNM": 8}
+# TIFF and WebP need almost nothing for a picture of one colour, as measured a byte for 14,000 pixels of a fax and for
+# 26,000 of WebP. And a first frame may be small in a large picture. So these bounds are for larger pictures than this.
+_OTHER_PIXELS_PER_BYTE, _FREE_PIXELS = 100_000, 1 << 24
+# The most bytes a file has beside 8 for each of its pixels: metadata, further frames, a film behind a photo.
+FREE_BYTES = 1 << 28
+MOST_SEGMENTS, MOST_FILLING = 10_000, 1 << 20  # of a JPEG: segments before its end, bytes without one
 
 
 class ImageHeader(NamedTuple):
@@ -80,15 +83,21 @@ class ImageHeader(NamedTuple):
         return (self.width, self.height) if upright and self.orientation > 4 else (self.height, self.width)
 
     def check_pixels(self, file_bytes: int, most: int) -> None:
-        """Raises ValueError where the picture has more than `most` pixels, or more than so many bytes can stand for."""
+        """Raises ValueError where the picture has more than `most` pixels, or more or fewer than so many bytes stand
+        for."""
         pixels = self.height * self.width
         if pixels > most:
             raise ValueError(
                 f"{self.width} x {self.height} are {pixels:,} pixels, more than the {most:,} of max_image_pixels"
             )
-        per_byte = 0 if self.arithmetic else _PIXELS_PER_BYTE.get(self.format, 0)
-        if pixels > (per_byte * file_bytes if per_byte else max(_FREE_PIXELS, _OTHER_PIXELS_PER_BYTE * file_bytes)):
+        exact = self.format in ("JPEG", "PNG") and not self.arithmetic
+        per_byte = (
+            _OTHER_PIXELS_PER_BYTE if self.arithmetic else _PIXELS_PER_BYTE.get(self.format, _OTHER_PIXELS_PER_BYTE)
+        )
+        if pixels > max(0 if exact else _FREE_PIXELS, per_byte * file_bytes):
             raise ValueError(f"its {file_bytes:,} bytes cannot be {self.width} x {self.height} pixels of {self.format}")
+        if file_bytes > 8 * pixels + FREE_BYTES:
+            raise ValueError(f"its {file_bytes:,} bytes are too many for {self.width} x {self.height} pixels")
 
 
 class ShortHeaderError(ValueError):
@@ -130,9 +139,13 @@ def format_of(head: bytes) -> str:
 
 
 def jpeg_segments(data: bytes, position: int = 2) -> Iterator[tuple[int, int]]:
-    """The marker codes of a JPEG and where their segments begin."""
+    """The marker codes of a JPEG and where their segments begin; ValueError where they are too many to be one."""
     # Segments are skipped by their length: the EXIF thumbnail inside one is a JPEG with marks of its own.
-    while marker := JPEG_MARKER.search(data, position):
+    count = 0
+    while marker := JPEG_MARKER.search(data, position, position + MOST_FILLING):
+        count += 1
+        if count > MOST_SEGMENTS:
+            raise ValueError(f"a JPEG of more than {MOST_SEGMENTS:,} segments")
         yield marker[1][0], marker.end()
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
 

@@ -15,8 +15,10 @@ import torch
 
 from fastpose.data.image_header import (
     EDGE_BYTES,
+    FREE_BYTES,
     JPEG_FRAMES,
     JPEG_MARKER,
+    MOST_SEGMENTS,
     ImageHeader,
     ShortHeaderError,
     jpeg_segments,
@@ -44,7 +46,7 @@ _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_END_CHUNK = b"IEND\xaeB`\x82"
 _IS_JPEG_MARKER = np.array([JPEG_MARKER.match(b"\xff" + bytes([code])) is not None for code in range(256)])
 _JPEG_SCAN, _JPEG_END_OF_IMAGE = 0xDA, 0xD9
-MOST_SCANS = 100  # encoders write about ten; each costs the decoder a pass over the picture, whatever its bytes
+MOST_SCANS = 50  # encoders write about ten; each costs the decoder a pass over the picture, whatever its bytes
 
 CHECKED_IMAGES, CHECKED_16_BITS = 1000, 4
 FEW_LEVELS = 32
@@ -92,11 +94,7 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1, reading: Readin
         BadImageError: missing, not a file, empty, truncated, too large, or no image.
         OSError: the machine cannot read it: no descriptors, memory or permission left, a failing disk.
     """
-    try:
-        data = read_file(path)
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    header = check_image(path, data, reading)
+    data, header = read_checked(path, reading)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction}")
     orientation = header.orientation if reading.upright else 1
@@ -118,26 +116,31 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1, reading: Readin
     return image if by_decoder or reduction == 1 else average(image, reduction, 1)
 
 
-def check_image(path: str | os.PathLike[str], data: bytes, reading: Reading) -> ImageHeader:
-    """The header of an image file with these contents; BadImageError unless it may be decoded."""
+def read_checked(path: str | os.PathLike[str], reading: Reading) -> tuple[bytes, ImageHeader]:
+    """An image file that may be decoded, and its header; raises what read_image does."""
+    try:
+        if os.stat(path).st_size > FREE_BYTES:
+            image_header(path, reading)  # refuses a file of more bytes than pixels can be, which are not all read
+        data = read_file(path)
+    except BadImageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
     if not data:
         raise BadImageError(f"{printable(path)}: the file is empty")
     try:
         header = parse_header(data, data[-EDGE_BYTES:])
         header.check_pixels(len(data), reading.most_pixels)
+        whole = _reaches_its_end(data, header.format)
     except ShortHeaderError as error:
         raise BadImageError(f"{printable(path)}: truncated after {len(data)} bytes, in its header") from error
-    except ValueError as error:
-        raise BadImageError(f"{printable(path)}: cannot be decoded: {error}") from error
-    try:
-        whole = _reaches_its_end(data)
     except ValueError as error:
         raise BadImageError(f"{printable(path)}: cannot be decoded: {error}") from error
     if not whole:
         raise BadImageError(
             f"{printable(path)}: truncated after {len(data)} bytes, the end of the image is not in the file"
         )
-    return header
+    return data, header
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -230,7 +233,7 @@ def image_header(path: str | os.PathLike[str], reading: Reading = AS_STORED) -> 
         except ShortHeaderError:
             if size <= EDGE_BYTES:
                 raise
-            header = parse_header(read_file(path), tail)
+            header = parse_header(read_file(path, FREE_BYTES), tail)
         header.check_pixels(size, reading.most_pixels)
     except BadImageError:
         raise
@@ -305,13 +308,11 @@ def is_whole_jpeg(data: bytes) -> bool:
     return data.startswith(_JPEG_START) and _jpeg_reaches_its_end(data)
 
 
-def _reaches_its_end(data: bytes) -> bool:
+def _reaches_its_end(data: bytes, kind: str) -> bool:
     """False where a JPEG or PNG stops before its end mark; bytes after the mark are allowed."""
-    if data.startswith(_JPEG_START):
-        return _jpeg_reaches_its_end(data)
-    if data.startswith(b"\x89PNG"):
-        return data.rfind(_PNG_END_CHUNK) > 0
-    return True
+    if kind == "JPEG":
+        return is_whole_jpeg(data)
+    return kind != "PNG" or data.rfind(_PNG_END_CHUNK) > 0
 
 
 def _jpeg_reaches_its_end(data: bytes) -> bool:
@@ -334,7 +335,8 @@ def _jpeg_scans_reach_their_end(data: bytes, start: int) -> bool:
     codes = np.frombuffer(data, np.uint8)  # NumPy lets go of the interpreter lock
     marks = np.flatnonzero(codes[start:-1] == 0xFF) + start
     position, scans = start, 1
-    for mark in marks[_IS_JPEG_MARKER[codes[marks + 1]]].tolist():
+    marks = marks[_IS_JPEG_MARKER[codes[marks + 1]]]
+    for mark in marks[:MOST_SEGMENTS].tolist():
         if mark >= position:
             if codes[mark + 1] == _JPEG_END_OF_IMAGE:
                 return True
@@ -342,4 +344,6 @@ def _jpeg_scans_reach_their_end(data: bytes, start: int) -> bool:
             if scans > MOST_SCANS:
                 raise ValueError(f"a JPEG of more than {MOST_SCANS} scans")
             position = mark + 2 + int.from_bytes(data[mark + 2 : mark + 4], "big")
+    if len(marks) > MOST_SEGMENTS:
+        raise ValueError(f"a JPEG of more than {MOST_SEGMENTS:,} segments")
     return False

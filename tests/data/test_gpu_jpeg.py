@@ -13,6 +13,7 @@ from PIL import Image
 from fastpose import doctor
 from fastpose.data.images import read_image
 from fastpose.data.pixels import GpuJpegFiles, PixelOptions, ResidentImages, open_pixels
+from fastpose.data.reading import AS_STORED, Reading
 from fastpose.option import OptionError
 from tests.helpers.persons import persons_of
 
@@ -36,10 +37,11 @@ def paths(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.iterdir())
 
 
-def test_pixels_are_those_of_opencv_to_a_few_grey_levels(paths, device):
+@pytest.mark.parametrize("reading", [AS_STORED, Reading(upright=True)], ids=["stored", "upright"])
+def test_pixels_are_those_of_opencv_to_a_few_grey_levels(paths, device, reading):
     pytest.importorskip("nvidia.nvimgcodec")
     asked = torch.tensor([6, 3, 0, 3, 1, 2, 4, 5])
-    source = GpuJpegFiles(paths, device)
+    source = GpuJpegFiles(paths, device, reading=reading)
     pixels = source.load(asked, device)
     assert pixels.images.device.type == pixels.index.device.type == device.type
     assert len(pixels.images) == 7
@@ -48,11 +50,11 @@ def test_pixels_are_those_of_opencv_to_a_few_grey_levels(paths, device):
     pictures = [pixels.images[at].cpu().numpy() for at in pixels.index.tolist()]
     assert pictures[0].tolist() == [[[0, 0, 0]]]
     for got, image in zip(pictures[1:], asked.tolist()[1:], strict=True):
-        expected = read_image(paths[image])
+        expected = read_image(paths[image], reading=reading)
         assert got.shape == expected.shape
         assert np.abs(got.astype(int) - expected).max() <= 12
         assert np.abs(got.astype(int) - expected).mean() <= 2
-    resident = ResidentImages.from_files(paths, device, decoder=source, on_bad_image="skip")
+    resident = ResidentImages.from_files(paths, device, decoder=source, reading=reading, on_bad_image="skip")
     assert list(resident.errors) == [6]
     again = resident.load(asked, device)
     for at, picture in zip(again.index.tolist(), pictures, strict=True):

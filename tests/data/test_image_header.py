@@ -20,9 +20,9 @@ from fastpose.data.image_header import EDGE_BYTES, FORMATS
 from fastpose.data.images import (
     BadImageError,
     average,
-    check_image,
     image_header,
     image_size,
+    read_checked,
     read_image,
     turned,
     turned_tensor,
@@ -158,7 +158,7 @@ def test_the_orientation_is_read_in_both_byte_orders_before_and_behind_the_pixel
     for place in (33, len(data) - 12):
         path.write_bytes(data[:place] + chunk + data[place:])
         assert image_header(path).orientation == 6
-        assert check_image(path, path.read_bytes(), AS_STORED).orientation == 6
+        assert read_checked(path, AS_STORED)[1].orientation == 6
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,8 @@ def test_a_picture_of_more_pixels_than_its_bytes_can_be_is_refused_before_it_is_
     ],
 )
 def test_pictures_of_one_colour_are_large_for_their_bytes_and_read(tmp_path, kind, mode, options):
-    (tmp_path / "a").write_bytes(encoded(Image.new(mode, (4096, 4096), 1), kind, **options))
-    assert read_image(tmp_path / "a", 8).shape == (512, 512, 3)
+    (tmp_path / "a").write_bytes(encoded(Image.new(mode, (2048, 2048), 1), kind, **options))
+    assert read_image(tmp_path / "a", 8).shape == (256, 256, 3)
 
 
 def test_the_largest_picture_is_an_option(tmp_path):
@@ -272,8 +272,35 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(tmp_path, monke
     last = data.rindex(b"\xff\xda")
     (tmp_path / "a.jpg").write_bytes(data[:last] + data[last:-2] * 100 + data[-2:])
     monkeypatch.setattr(cv2, "imdecode", lambda *arguments: pytest.fail("decoded"))
-    with pytest.raises(BadImageError, match=r"a\.jpg: .*more than 100 scans"):
+    with pytest.raises(BadImageError, match=r"a\.jpg: .*more than 50 scans"):
         read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8" + b"\xff\xfe\0\2" * 50_000,
+        encoded(Image.fromarray(picture()), "JPEG", progressive=True)[:-2] + b"\xff\xfe\0\2" * 50_000,
+    ],
+)
+def test_a_jpeg_of_endless_segments_is_refused(tmp_path, data):
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(BadImageError, match=r"a\.jpg: .*more than 10,000 segments"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("start", [encoded(Image.fromarray(picture()), "PNG"), b"\xff\xd8\xff\xe0"])
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_a_file_of_more_bytes_than_its_pixels_can_be_is_not_read(tmp_path, monkeypatch, start, read):
+    path = tmp_path / "a"
+    with open(path, "wb") as file:
+        file.write(start)
+        file.truncate(10 << 30)  # of a hole, which takes no room
+    taken, read_some = [], os.read
+    monkeypatch.setattr(os, "read", lambda file, count: taken.append(count) or read_some(file, count))
+    with pytest.raises(BadImageError, match=r"bytes are too many for 64 x 48|expected at most .* got 10,737,418,240"):
+        read(path)
+    assert sum(taken) <= 2 * EDGE_BYTES
 
 
 @pytest.mark.parametrize("read", [read_image, image_size])
@@ -299,6 +326,8 @@ def test_a_message_is_one_line_whatever_the_file_is_called(tmp_path):
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("read", [read_image, image_size])
 def test_trouble_of_the_machine_is_no_bad_image(tmp_path, monkeypatch, code, read):
+    (tmp_path / "a.jpg").touch()
+
     def fail(path, *arguments, **options):
         raise OSError(code, os.strerror(code), str(path))
 

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpose.data.images import check_image, turned_tensor
+from fastpose.data.images import read_checked, turned_tensor
 from fastpose.data.pixels.files import read_or_error
 from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
 from fastpose.data.reading import AS_STORED, Reading
-from fastpose.files import read_file
 from fastpose.ops.image_batch import ImageBatch
 from fastpose.option import OptionError
 
@@ -126,8 +125,7 @@ class GpuJpegFiles:
         """The file as nvImageCodec wants it, and the orientation to turn it by; None if it is not a whole JPEG, in grey
         or three colours."""
         try:
-            data = read_file(self.paths[image])
-            header = check_image(self.paths[image], data, self.reading)
+            data, header = read_checked(self.paths[image], self.reading)
             stream = self._codec.CodeStream(data) if header.format == "JPEG" else None
         except (OSError, ValueError, RuntimeError):
             return None, 1
