@@ -3,7 +3,7 @@
 
     python -m studies.reliability.kills --kills 300
 
-A run of six epochs of a small network in a process that is forked once torch is loaded, so that the
+A run of four epochs of a small network in a process that is forked once torch is loaded, so that the
 moments are in the training and the writing and not in imports. SIGKILL, after a time between none and that of a run;
 then `--resume` (or, if nothing was left, the same command again), killed again, until it ends.
 """
@@ -64,7 +64,7 @@ def main() -> int:
     places: Counter[str] = Counter()
     runs = equal = failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        recipe = write_recipe(Path(folder), epochs=6)
+        recipe = write_recipe(Path(folder), epochs=4)
         start = time.perf_counter()
         assert os.waitpid(begin(recipe, Path(folder, "whole")), 0)[1] == 0, "the undisturbed run failed"
         seconds = time.perf_counter() - start
@@ -86,6 +86,7 @@ def main() -> int:
                     status = os.WEXITSTATUS(code)
             failed += status != 0
             equal += status == 0 and results(run) == expected
+            print(f"  {places.total()} kills, {equal} of {runs} runs equal", flush=True)
     print(f"{places.total()} kills in {runs} runs: {equal} equal to the undisturbed run to the bit, {failed} failed")
     for place, count in places.most_common():
         print(f"  {count:5d} {place}")
