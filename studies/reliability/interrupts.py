@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every command, interrupted at random moments by each stop signal.
 
-    python -m studies.reliability.interrupts --each 11
+    python -m studies.reliability.interrupts --each 2
+    python -m studies.reliability.interrupts --each 10 --warm
 
-Counts how `--each` interrupts per command and signal ended, spread evenly from the command's start to its end:
+Counts how `--each` interrupts per command and signal ended, spread evenly from the command's start to its end. Half of
+a small command's time is the import of torch: with `--warm` each begins as a fork of this process, which has imported
+all of it, so that the signals meet the command's own work.
 
 * clean: one line on standard error, the signal's exit code, no unfinished file, and the command done again, or
   resumed, succeeds; for a run of training with the weights and losses of one that nobody disturbed, to the bit.
 * done: the command was through before the signal came.
 * python: stopped while Python itself started, before its first line of fastpose.
-* traceback, hang (60 s), other: none of these should come; each is printed.
+* traceback, hang (120 s), other: none of these should come; each is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import importlib
 import json
 import os
 import random
@@ -26,68 +28,59 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
 
-from fastpose import cli
+from fastpose import _program, cli
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUTCOMES = ("clean", "done", "python", "traceback", "hang", "other")
-HANG = 60  # seconds
+HANG = 120  # seconds
 UNFINISHED = (".part", ".partial")  # in names of files that were not to stay
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-@dataclass
-class Trial:
-    """One interrupt: the words after `fastpose`, those that do it again, and the folder it writes to."""
-
-    name: str
-    words: list[str]
-    again: list[str]
-    folder: Path
-    number: signal.Signals
-    moment: float  # seconds after the start
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Interrupt every command at random moments.")
     parser.add_argument("--each", type=int, default=11, help="interrupts per command and signal (11)")
     parser.add_argument("--commands", nargs="+", help="of the commands only these")
-    parser.add_argument("--jobs", type=int, default=2, help="commands that run at the same time (2)")
+    parser.add_argument("--warm", action="store_true", help="begin after the imports")
+    parser.add_argument("--minutes", type=float, default=60, help="begin no interrupt after these (60)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     options = parser.parse_args()
     rng = random.Random(options.seed)
+    end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         prepare(root)
+        begin = forked if options.warm else started
         names = options.commands or list(words_of(root, root / "x"))
-        seconds = {name: duration(name, root) for name in names}
-        trials = []
-        for name in names:
-            for n in range(options.each * len(SIGNALS)):
-                folder = root / f"{name}-{n}"
-                if name == "resume":
-                    shutil.copytree(root / "stopped", folder)
-                words, again = words_of(root, folder)[name]
-                part = (n // len(SIGNALS) + rng.random()) / options.each
-                trials.append(Trial(name, words, again, folder, SIGNALS[n % len(SIGNALS)], part * seconds[name]))
-        with ThreadPoolExecutor(options.jobs) as pool:
-            ended = list(pool.map(interrupted, trials))
+        seconds = {name: duration(name, root, begin) for name in names}
         counts: dict[str, Counter[str]] = {name: Counter() for name in names}
-        for trial, (outcome, text) in zip(trials, ended, strict=True):
-            if outcome == "clean" and (wrong := not_as_good_as_new(trial, root)):
-                outcome, text = "other", wrong
-            counts[trial.name][outcome] += 1
+        trials = [(name, number, n) for name in names for number in SIGNALS for n in range(options.each)]
+        rng.shuffle(trials)
+        for name, number, n in trials:
+            if time.monotonic() > end:
+                break
+            folder = root / f"{name}-{number.name}-{n}"
+            if name == "resume":
+                shutil.copytree(root / "stopped", folder)
+            words, again = words_of(root, folder)[name]
+            moment = (n + rng.random()) / options.each * seconds[name]
+            outcome, text = interrupted(begin(words, root), number, moment, root)
+            if outcome == "clean":
+                fresh = name == "train" and not (folder / "config.yaml").is_file()
+                if wrong := not_as_good_as_new(words if fresh else again, folder, root):
+                    outcome, text = "other", wrong
+            counts[name][outcome] += 1
             if outcome in OUTCOMES[3:]:
-                print(
-                    f"--- {outcome}: {trial.name}, {trial.number.name} after {trial.moment:.2f} s\n{text}\n", flush=True
-                )
+                print(f"--- {outcome}: {name}, {number.name} after {moment:.2f} s\n{text}\n", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
     print(f"{'command':12}{'seconds':>9}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
     for name, count in counts.items():
         print(f"{name:12}{seconds[name]:9.1f}" + "".join(f"{count[outcome]:11}" for outcome in OUTCOMES))
@@ -97,22 +90,19 @@ def main() -> int:
 
 
 def prepare(root: Path) -> None:
-    """A data set, a recipe, a complete run and one stopped in its first epoch."""
-    call("synthetic", str(root / "data"), "--persons", "24", "--valid_persons", "8", "--workers", "1")
+    """A data set, a recipe, a complete run of two epochs and one of the first."""
+    torch.set_num_threads(1)  # torch's threads do not survive a fork
+    for module in ("train", "evaluate", "predict", "export", "pack", "synthetic", "models.__main__", "doctor"):
+        importlib.import_module(f"fastpose.{module}")
     recipe = {"data_root": str(root / "data"), "depth": 18, "channels": 16, "size": [64, 64], "batch_size": 4}
-    recipe |= {"epochs": 3, "device": "cpu", "log_every": 1, "resident": False}
+    recipe |= {"epochs": 2, "device": "cpu", "log_every": 1, "resident": False}
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    call("train", "--recipe", str(root / "recipe.yaml"), "--run", str(root / "whole"))
-    while not (root / "stopped/last.pt").is_file():
-        shutil.rmtree(root / "stopped", ignore_errors=True)
-        words = ["train", "--recipe", str(root / "recipe.yaml"), "--run", str(root / "stopped")]
-        process = start(words, subprocess.PIPE)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch "):
-                process.send_signal(signal.SIGINT)
-                break
-        process.communicate()
+    train = ["train", "--recipe", str(root / "recipe.yaml"), "--run"]
+    data = ["synthetic", str(root / "data"), "--persons", "12", "--valid_persons", "4", "--workers", "1"]
+    for words in (data, [*train, str(root / "whole")], [*train, str(root / "stopped"), "--epochs", "1"]):
+        if code := waited(forked(words, root)):
+            raise RuntimeError(f"{words} ended with {code}: {(root / 'errors.txt').read_text()}")
+    (root / "stopped/summary.json").unlink()
 
 
 def words_of(root: Path, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
@@ -120,96 +110,118 @@ def words_of(root: Path, folder: Path) -> dict[str, tuple[list[str], list[str]]]
     trained = ["--checkpoint", str(root / "whole/best.pt")]
     picture = str(next((root / "data/images").iterdir()))
     train = ["train", "--recipe", str(root / "recipe.yaml"), "--run", str(folder)]
-    resume = ["train", "--resume", str(folder)]
+    resume = ["train", "--resume", str(folder), "--epochs", "2"]
     others = {
         "evaluate": ["evaluate", *trained, "--out", str(folder)],
         "predict": ["predict", *trained, "--image", picture, picture, "--out", str(folder)],
         "export": ["export", *trained, "--format", "torch", "--out", str(folder / "network.pt2")],
         "pack": ["pack", str(root / "data"), str(folder), "--size", "64", "64"],
-        "synthetic": ["synthetic", str(folder), "--persons", "120", "--workers", "2"],
+        "synthetic": ["synthetic", str(folder), "--persons", "60", "--workers", "2"],
         "models": ["models", "--depth", "18"],
         "doctor": ["doctor"],
     }
     return {"train": (train, resume), "resume": (resume, resume)} | {name: (w, w) for name, w in others.items()}
 
 
-def start(words: list[str], output: int) -> subprocess.Popen[str]:
-    """The command in a session of its own, as from a shell that ignores nothing."""
-    program = f"fastpose.{words[0]}"
-    command = [sys.executable, "-m", program, *words[1:]]
-    return subprocess.Popen(
-        command, stdout=output, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
-    )
+def started(words: list[str], root: Path) -> int:
+    """The command in a session of its own, as from a shell; its process. Standard error goes to errors.txt."""
+    with open(root / "errors.txt", "w") as errors:
+        command = [sys.executable, "-m", f"fastpose.{words[0]}", *words[1:]]
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors, env=ENVIRONMENT, start_new_session=True
+        ).pid
 
 
-def duration(name: str, root: Path) -> float:
+def forked(words: list[str], root: Path, limit: Callable[[], None] = lambda: None) -> int:
+    """As `started`, in a fork of this process, after `limit`."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        _program.quit_when_stopped()  # as a program that is importing
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(root / "errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        limit()
+        code = cli.main(words)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def waited(process: int) -> int | None:
+    """The exit code, negative of a signal; None if it hangs, and is killed."""
+    end = time.monotonic() + HANG
+    while time.monotonic() < end:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return None
+
+
+def duration(name: str, root: Path, begin: Callable[[list[str], Path], int]) -> float:
     """The seconds that the command takes undisturbed."""
     folder = root / f"{name}-undisturbed"
     if name == "resume":
         shutil.copytree(root / "stopped", folder)
-    begin = time.perf_counter()
-    _, errors = start(words_of(root, folder)[name][0], subprocess.DEVNULL).communicate()
-    assert not errors, errors
-    return time.perf_counter() - begin
+    start = time.perf_counter()
+    code = waited(begin(words_of(root, folder)[name][0], root))
+    if code:
+        raise RuntimeError(f"{name} ended with {code}: {(root / 'errors.txt').read_text()}")
+    return time.perf_counter() - start
 
 
-def interrupted(trial: Trial) -> tuple[str, str]:
-    """How the command ended, and what it printed to standard error."""
-    process = start(trial.words, subprocess.DEVNULL)
-    time.sleep(trial.moment)
-    process.send_signal(trial.number)
-    try:
-        _, errors = process.communicate(timeout=HANG)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return "hang", process.communicate()[1]
-    code, stopped = process.returncode, 128 + trial.number
+def interrupted(process: int, number: signal.Signals, moment: float, root: Path) -> tuple[str, str]:
+    """How the command ended that gets a signal after `moment` seconds, and what it printed to standard error."""
+    time.sleep(moment)
+    os.kill(process, number)
+    code, errors = waited(process), (root / "errors.txt").read_text()
+    if code is None:
+        return "hang", errors
     if code == 0 and not errors:
         return "done", ""
-    if "Traceback" in errors or code == -trial.number:
+    if "Traceback" in errors or code == -number:
         # Until fastpose's first import is through, Python's own handlers are in effect.
         lines = [line for line in errors.splitlines() if "/fastpose/" in line]
         starting = all("fastpose/__init__.py" in line or "fastpose/_program.py" in line for line in lines)
         return "python" if starting else "traceback", errors
-    said = [line for line in errors.splitlines() if line.startswith("stopped by")]
-    said = said or [trial.number.name] * errors.strip().startswith("stopping after this step")  # and more in the output
-    if code == stopped and len(said) == 1 and trial.number.name in said[0] and len(errors.split("\n")) <= 3:
-        return "clean", errors
-    return "other", f"exit code {code}\n{errors}"
+    # Training that was stopped in a step says how to go on where it prints its progress.
+    lines = errors.strip().splitlines()
+    said = lines == ["stopping after this step; once more to quit at once"] or (
+        len(lines) == 1 and lines[0].startswith(f"stopped by {number.name}")
+    )
+    return ("clean", errors) if said and code == 128 + number else ("other", f"exit code {code}\n{errors}")
 
 
-def not_as_good_as_new(trial: Trial, root: Path) -> str:
-    """What is wrong with what was left, or with doing it again; empty if nothing is."""
-    left = [str(path) for path in root.rglob("*") if any(part in path.name for part in UNFINISHED)]
-    if left:
-        for path in left:
-            shutil.rmtree(path, ignore_errors=True)
-            Path(path).unlink(missing_ok=True)
+def unfinished(root: Path) -> list[Path]:
+    """Files and folders that were not to stay; removes them."""
+    left = [path for path in root.rglob("*") if any(part in path.name for part in UNFINISHED)]
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return left
+
+
+def not_as_good_as_new(again: list[str], folder: Path, root: Path) -> str:
+    """What is wrong with what was left, or with doing it `again`; empty if nothing is."""
+    if left := unfinished(root):
         return f"left {left}"
-    fresh = trial.name == "train" and not (trial.folder / "config.yaml").is_file()
-    try:
-        call(*(trial.words if fresh else trial.again))
-    except Exception as error:
-        return f"again: {error}"
-    if trial.name in ("train", "resume"):
-        was, now = (torch.load(run / "last.pt", weights_only=True)["model"] for run in (root / "whole", trial.folder))
+    if code := waited(forked(again, root)):
+        return f"again: exit code {code}, {(root / 'errors.txt').read_text()}"
+    if again[0] == "train":
+        was, now = (torch.load(run / "last.pt", weights_only=True)["model"] for run in (root / "whole", folder))
         same = all(torch.equal(was[name], now[name]) for name in was)
-        if not same or losses(root / "whole") != losses(trial.folder):
+        if not same or losses(root / "whole") != losses(folder):
             return "resumed, it is another run"
     return ""
 
 
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def call(*words: str) -> None:
-    """A command in this process, which saves its start."""
-    torch.set_num_threads(1)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
-        code = cli.main(words)
-    if code:
-        raise RuntimeError(f"fastpose {' '.join(words)} ended with {code}: {errors.getvalue()}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command, while the system refuses memory, open files or threads.
+
+    python -m studies.reliability.resources
+
+Each command runs in a fork of this process, with fastpose imported, so that the limit meets its own work: RLIMIT_AS and
+RLIMIT_NOFILE are so much above what the process has already. Threads are refused by Python's own start of a thread,
+from the N-th on, as RLIMIT_NPROC does not hold for root. Counts how they ended:
+
+* done: the limit was enough.
+* one line: exit code 1 after one line, no unfinished file, and the command done again without the limit succeeds.
+  Less memory than is tried here lets `Thread.start` of Python wait for ever for a thread that failed in its first step.
+* traceback, hang (120 s), killed, other: none of these should come; each is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from studies.reliability.interrupts import forked, prepare, unfinished, waited, words_of
+
+OUTCOMES = ("done", "one line", "traceback", "hang", "killed", "other")
+LIMITS = {
+    "memory, MiB": (8, 32, 64, 128, 256),
+    "open files": (0, 1, 2, 4, 8),
+    "threads": (0, 1, 2, 3, 4),
+}
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        prepare(root)
+        commands = [name for name in words_of(root, root) if name not in ("models", "doctor")]
+        counts: dict[str, Counter[str]] = {}
+        for kind, levels in LIMITS.items():
+            for command in commands:
+                for level in levels:
+                    folder = root / f"{command}-{kind[:4]}-{level}"
+                    if command == "resume":
+                        shutil.copytree(root / "stopped", folder)
+                    words, again = words_of(root, folder)[command]
+                    outcome, text = ended(words, lambda kind=kind, level=level: refuse(kind, level), root)
+                    if outcome == "one line":
+                        fresh = command == "train" and not (folder / "config.yaml").is_file()
+                        outcome, text = checked(words if fresh else again, root, text)
+                    counts.setdefault(kind, Counter())[outcome] += 1
+                    if outcome in OUTCOMES[2:]:
+                        print(f"--- {outcome}: {command}, {level} more {kind}\n{text}\n", flush=True)
+                    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{'refused':14}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
+    for kind, count in counts.items():
+        print(f"{kind:14}" + "".join(f"{count[outcome]:11}" for outcome in OUTCOMES))
+    return int(any(count[outcome] for count in counts.values() for outcome in OUTCOMES[2:]))
+
+
+def refuse(kind: str, level: int) -> None:
+    """Lets this process have `level` more of what `kind` names."""
+    if kind == "open files":
+        have = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (have + level, have + level))
+    elif kind == "threads":
+        start, started = threading._start_new_thread, []  # type: ignore[attr-defined]
+
+        def counted(*arguments: object) -> int:
+            started.append(arguments)
+            if len(started) > level:
+                raise RuntimeError("can't start new thread")
+            return start(*arguments)
+
+        threading._start_new_thread = counted  # type: ignore[attr-defined]
+    else:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + (level << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def checked(again: list[str], root: Path, text: str) -> tuple[str, str]:
+    """What a command that ended in one line left behind, and whether it can be done again."""
+    if left := unfinished(root):
+        return "other", f"{text}left {left}"
+    outcome, errors = ended(again, lambda: None, root)
+    return ("one line", text) if outcome == "done" else ("other", f"{text}again: {outcome} {errors}")
+
+
+def ended(words: list[str], limit: Callable[[], None], root: Path) -> tuple[str, str]:
+    """How a command ended under a limit, and what it printed to standard error."""
+    code, text = waited(forked(words, root, limit)), (root / "errors.txt").read_text()
+    if code is None:
+        return "hang", text
+    if code == 0 and "Traceback" not in text:
+        return "done", text
+    if code < 0:
+        return "killed", f"{code}\n{text}"
+    if "Traceback" in text or code == 99:
+        return "traceback", text
+    last = text.splitlines()[-1] if text else ""
+    return ("one line" if code == 1 and last.startswith("error: ") else "other"), f"exit code {code}\n{text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
