@@ -10,7 +10,8 @@
 # make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck, into OUT; needs a GPU
 # make gpu-rehearsal     the same as make gpu on the CPU, as far as that goes without a driver
 # make integrations      fastpose inside mmpose, and networks of mmpose and transformers, in an environment of their own
-# make lint | cpp-test | sanitize | emulate | cuda-compile | kernel-counts   what .ci/run adds to that
+# make fuzz    every op with arguments of every kind, for SECONDS in all; make libfuzzer: its C++ half by Clang's libFuzzer
+# make lint | cpp-test | sanitize | fuzz | emulate | cuda-compile | kernel-counts   what .ci/run adds to that
 # make clean   forget the environment and every build output
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: train test test-slow fallback real bench bench-compare gpu gpu-check gpu-report gpu-more gpu-rehearsal compute-sanitizer integrations \
-  lint cpp-test sanitize emulate cuda-compile kernel-counts clean
+  lint cpp-test sanitize fuzz libfuzzer emulate cuda-compile kernel-counts clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
@@ -115,24 +116,50 @@ cpp-test: $(VENV)/.installed-dev
 
 # A second copy of the package, built with AddressSanitizer and UndefinedBehaviorSanitizer, under tests.
 # Leaks are not looked for: Python keeps what it has allocated.
-# $(call under_sanitizers,folder,CMake options,pytest's choice of tests)
+build/sanitize/.installed build/emulate/.installed: $(VENV)/.installed-dev $(NATIVE) $(shell git ls-files 'fastpose/*.py')
+	rm -rf $(@D) && mkdir -p $(@D)
+	PATH=$(BIN):$$PATH FASTPOSE_CUDA=0 CMAKE_ARGS="-DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON $(if $(findstring emulate,$@),-DFASTPOSE_EMULATE_CUDA=ON)" \
+	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(@D) .
+	touch $@
+
+SANITIZED := FASTPOSE_FALLBACK=0 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python
+# $(call under_sanitizers,folder,pytest's choice of tests)
 define under_sanitizers
-	rm -rf build/$(1) && mkdir -p build/$(1)
-	PATH=$(BIN):$$PATH FASTPOSE_CUDA=0 CMAKE_ARGS="-DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON $(2)" \
-	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/$(1) .
 	cp -r tests pyproject.toml build/$(1)/
-	cd build/$(1) && FASTPOSE_FALLBACK=0 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  $(BIN)/python -m pytest $(PARALLEL) -p no:cacheprovider -q $(3) $(OP_TESTS)
+	cd build/$(1) && $(SANITIZED) -m pytest $(PARALLEL) -p no:cacheprovider -q $(2) $(OP_TESTS)
 endef
 OP_TESTS := $(addprefix tests/ops/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py geometry.py kernel_paths.py hostile_arguments.py derivatives.py)
 
-sanitize: $(VENV)/.installed-dev
-	$(call under_sanitizers,sanitize,,-m "not tiles" -k "not compile")
+sanitize: build/sanitize/.installed
+	$(call under_sanitizers,sanitize,-m "not tiles" -k "not compile")
+
+# Half of the time the C++ entries by themselves, half of it the ops from Python, at each SIMD level of this machine.
+SECONDS ?= 60
+SEED ?= 0
+FUZZER := build/fuzz/fastpose_fuzz
+FUZZER_OPTIONS := -DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON -DFASTPOSE_TORCH_DIR=$$($(BIN)/python -c 'import torch, os; print(os.path.dirname(torch.__file__))')
+fuzz: build/sanitize/.installed
+	PATH=$(BIN):$$PATH cmake -S . -B build/fuzz -G Ninja $(FUZZER_OPTIONS)
+	PATH=$(BIN):$$PATH cmake --build build/fuzz --target fastpose_fuzz
+	cp -r tests build/sanitize/
+	for level in plain avx2 avx512; do \
+	  export FASTPOSE_SIMD=$$level seconds=$$(($(SECONDS) / 6)); \
+	  $(BIN)/python -c 'import fastpose; fastpose.build_info()' || { [ $$level != plain ] && continue; exit 1; }; \
+	  $(FUZZER) --seconds $$seconds --seed $(SEED) || exit 1; \
+	  (cd build/sanitize && $(SANITIZED) -m tests.fuzz.fuzz_calls --seconds $$seconds --seed $(SEED)) || exit 1; \
+	done
+
+libfuzzer: $(VENV)/.installed-dev
+	PATH=$(BIN):$$PATH CXX=clang++ cmake -S . -B build/libfuzzer -G Ninja $(FUZZER_OPTIONS) -DFASTPOSE_LIBFUZZER=ON
+	PATH=$(BIN):$$PATH cmake --build build/libfuzzer --target fastpose_fuzz
+	mkdir -p build/libfuzzer/corpus
+	build/libfuzzer/fastpose_fuzz -max_total_time=$(SECONDS) -max_len=512 build/libfuzzer/corpus
 
 # The CUDA kernels on the CPU (tests/cuda_emulation): out are the errors that only the CPU loops can raise, and batches
 # whose size is their point.
-emulate: $(VENV)/.installed-dev
-	$(call under_sanitizers,emulate,-DFASTPOSE_EMULATE_CUDA=ON,-k "not compile and not on_the_cpu and not large and not grid_dimension and not gradcheck")
+emulate: build/emulate/.installed
+	$(call under_sanitizers,emulate,-k "not compile and not on_the_cpu and not large and not grid_dimension and not gradcheck")
 
 # Every architecture with every warning an error, against whatever torch is installed; the result must import and run.
 ARCHITECTURES := 7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX

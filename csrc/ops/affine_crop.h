@@ -50,7 +50,7 @@ FASTPOSE_HOST_DEVICE ImageView image_of_crop(const AffineCropParams& p, int64_t 
   const uint64_t pixels = static_cast<uint64_t>(height) * static_cast<uint64_t>(width);
   const bool inside = (height > 0) & (width > 0) & (offset >= 0) & (offset <= p.data_bytes) &
                       (pixels <= static_cast<uint64_t>(p.data_bytes)) &
-                      (3 * pixels <= static_cast<uint64_t>(p.data_bytes - offset));
+                      (3 * pixels <= static_cast<uint64_t>(p.data_bytes) - static_cast<uint64_t>(offset));
   if (!inside) return {nullptr, 0, 0, 0};
   return {p.data + offset, 3 * width, static_cast<int>(height), static_cast<int>(width)};
 }
