@@ -212,7 +212,7 @@ def _sizes(persons: Persons) -> NDArray[np.float64]:
     sizes = np.full((len(persons.image_paths), 2), np.nan)
     for image in range(0, len(sizes), -(-len(sizes) // SIZES_READ)):
         try:
-            sizes[image] = image_size(persons.image_paths[image])[::-1]
+            sizes[image] = image_size(persons.image_paths[image], persons.reading)[::-1]
         except BadImageError:  # an error when it is needed, or with --on_bad_image skip none
             continue
     return sizes
