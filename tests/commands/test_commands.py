@@ -219,9 +219,9 @@ def test_evaluation_reduces_images_where_training_did(finished, tmp_path, monkey
     used = []
     files = pixel_sources.ImageFiles
 
-    def note(paths, threads, reduction):
+    def note(paths, threads, reduction, *others):
         used.append(reduction)
-        return files(paths, threads, reduction)
+        return files(paths, threads, reduction, *others)
 
     monkeypatch.setattr(pixel_sources, "ImageFiles", note)
     assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt"), *words]) == 0
