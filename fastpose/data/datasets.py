@@ -9,7 +9,7 @@ from fastpose.data.coco import Coco
 from fastpose.data.dataset import DataOptions, Dataset
 from fastpose.data.mpii import Mpii
 from fastpose.data.pack.dataset import Pack
-from fastpose.data.pack.format import is_pack
+from fastpose.data.pack.format import INDEX, PackError, is_pack
 from fastpose.data.synthetic import Synthetic
 from fastpose.option import OptionError
 from fastpose.skeletons import Skeleton
@@ -48,9 +48,13 @@ def open_dataset(data: DataOptions, size: tuple[int, int], skeleton: Skeleton | 
 
     Raises:
         OptionError: see Dataset.
+        PackError: the pack is of a data set that is not known.
     """
+    packed = is_pack(Path(data.data_root))
+    if packed and data.dataset not in DATASETS:
+        raise PackError(f"{Path(data.data_root) / INDEX}: damaged: it is of a data set {data.dataset!r}")
     kind = dataset_named(data.dataset)
-    if is_pack(Path(data.data_root)):
+    if packed:
         return Pack(data, size, skeleton, kind)
     if data.synthetic_persons:
         return Synthetic(data, size, skeleton)

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from fastpose import evaluate, files, pack
+from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import PackError, read_packed_persons, write
 from fastpose.data.pack.files import PIXELS_PER_JPEG_BYTE
 from fastpose.data.pixels import PackedImages, Pixels
@@ -92,7 +93,8 @@ def test_a_named_pipe_in_the_place_of_any_file_is_refused_and_not_waited_for(who
     code = """if True:
         import sys
         from pathlib import Path
-        from fastpose.data.pack import PackError, read_packed_persons
+        from fastpose.data.datasets import open_dataset
+from fastpose.data.pack import PackError, read_packed_persons
         from fastpose.data.pixels import PackedImages
         for root in map(Path, sys.argv[1:]):
             try:
@@ -150,6 +152,15 @@ def test_an_index_that_no_pack_has_is_refused_in_one_line(copy, path, value, mes
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(("option", "value"), [("dataset", "other"), ("detections", "../../x")])
+def test_a_pack_of_a_data_set_that_cannot_be_is_refused_by_its_name_and_not_the_option_s(copy, option, value):
+    forge(copy, lambda index: index["options"].update({option: value}))
+    settings = settle({"data_root": str(copy), "size": (64, 64)})
+    with pytest.raises(PackError, match=r"pack\.json: damaged: ") as caught:
+        open_dataset(settings.data, settings.network.size)
+    assert repr(value) in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, '{"format": ' + "[" * 600 + "]" * 600 + "}"]
 )
@@ -187,6 +198,7 @@ def npy(header: str, data: bytes = b"") -> bytes:
         ),
         (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", bytes(8)), "expected an array of numbers"),
         (npy("{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,), }"), "expected 0 bytes"),
+        (npy("{'descr': '<U1', 'fortran_order': False, 'shape': (2,), }", b"\xff" * 8), "expected texts of Unicode"),
         (npy("(" * 3000), "expected an array of numbers"),
         (npy("__import__('os').system('id')"), "expected an array of numbers"),
         (b"\x80\x04N.", "expected an array of numpy.save's format 1.0"),
@@ -326,7 +338,8 @@ def test_a_shard_that_is_shortened_in_use_is_an_error_that_names_it_and_not_the_
     code = """if True:
         import os, sys, torch
         from pathlib import Path
-        from fastpose.data.pack import PackError, read_packed_persons
+        from fastpose.data.datasets import open_dataset
+from fastpose.data.pack import PackError, read_packed_persons
         from fastpose.data.pixels import PackedImages
         for root in map(Path, sys.argv[1:]):
             source = PackedImages(read_packed_persons(root, "train").image_paths)

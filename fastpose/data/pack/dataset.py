@@ -29,7 +29,12 @@ class Pack:
         self.root, self.size, self._fits_boxes = Path(data.data_root), size, kind.fits_boxes
         # Whoever names no joints takes the pack's, whatever they are.
         self._wanted = skeleton or (kind(data, size).skeleton if data.skeleton else None)
-        self.packed_from = kind(data, size, self._wanted)
+        try:
+            self.packed_from = kind(data, size, self._wanted)
+        except OptionError as error:
+            if error.option != "detections":
+                raise
+            raise PackError(f"{self.root / INDEX}: damaged: {error}") from error  # whose option it is
 
     @functools.cached_property
     def skeleton(self) -> Skeleton:

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -157,6 +158,8 @@ def read_npy(file: BinaryIO, size: int) -> NDArray[Any]:
     data = file.read(needed)
     if len(data) != needed:
         raise ValueError(f"truncated: expected {needed} bytes for {dtype} {list(shape)}, got {len(data)}")
+    if dtype.kind == "U" and (np.frombuffer(data, "<u4") > sys.maxunicode).any():
+        raise ValueError(f"expected texts of Unicode for {dtype} {list(shape)}")  # Python has a SystemError for others
     flat = np.frombuffer(data, dtype).copy()  # which may be written to
     return flat.reshape(shape, order="F" if fortran == "True" else "C")
 
