@@ -150,8 +150,8 @@ def test_an_interrupt_ends_between_two_ops_and_the_next_call_is_none_the_worse()
 
 
 def test_ops_run_while_the_interpreter_ends() -> None:
-    """In a handler of atexit, and in threads that Python waits for. (Daemon threads that run torch's own operations when
-    the interpreter ends abort the process; so do those that run these.)"""
+    """In a handler of atexit, and in threads that Python waits for. (Daemon threads inside torch's own operations abort
+    the process when the interpreter ends; so do those inside these.)"""
     out = python("""
         import atexit, threading, time
         expected, end = every_op(), threading.main_thread()
