@@ -916,7 +916,7 @@ def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path, capsys):
     torch.save(Path("anything but tensors"), tmp_path / "best.pt")
     assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt")]) == 1
     error = capsys.readouterr().err
-    assert "best.pt: damaged, or not a checkpoint" in error
+    assert "best.pt: expected a state dict of tensors, got an object of pathlib." in error
     assert "weights_only" not in error
     assert predict.main(["--checkpoint", str(tmp_path / "none.pt"), "--image", "a.jpg"]) == 1
     assert "none.pt" in capsys.readouterr().err
