@@ -36,6 +36,7 @@ def written_beside(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """
     beside = part_of(path)
     try:
+        beside.unlink(missing_ok=True)  # a link there, in a folder that came from elsewhere, would be written through
         yield beside
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())

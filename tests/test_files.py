@@ -69,6 +69,14 @@ def test_an_exception_leaves_the_old_file_and_nothing_beside_it(path, error, kee
     assert names(path.parent) == ["scores.json"]
 
 
+def test_a_link_where_the_file_is_written_first_is_not_followed(path):
+    (victim := path.with_name("victim")).write_text("mine")
+    part_of(path).symlink_to(victim)
+    write_text(path, "newer")
+    assert (path.read_text(), victim.read_text()) == ("newer", "mine")
+    assert not path.is_symlink()
+
+
 def test_an_exception_before_anything_is_written_makes_no_file(tmp_path):
     with pytest.raises(ValueError, match="early"), written_beside(tmp_path / "a.bin"):
         raise ValueError("early")
