@@ -3,9 +3,9 @@
 
     python -m studies.reliability.kills --kills 300
 
-A run of four epochs of a small network in a process that is forked once torch is loaded, so that the
-moments are in the training and the writing and not in imports. SIGKILL, after a time between none and that of a run;
-then `--resume` (or, if nothing was left, the same command again), killed again, until it ends.
+A run of four epochs of a small network in a process that is forked once torch is loaded, so that the moments are in the
+training and the writing and not in imports. SIGKILL, after a time between none and that of a run, a tenth more each
+time; then `--resume` (or, if nothing was left, the same command again), killed again, until it ends.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ def main() -> int:
         while places.total() < asked.kills:
             runs += 1
             run = Path(folder, str(runs))
-            status = -1
+            status, limit = -1, seconds
             while status == -1:
                 process = begin(recipe, run)
-                time.sleep(draw.uniform(0, seconds))
+                time.sleep(draw.uniform(0, limit))
+                limit *= 1.1  # the machine may have become slower: each run is to end
                 done, code = os.waitpid(process, os.WNOHANG)
                 if not done:
                     os.kill(process, signal.SIGKILL)
