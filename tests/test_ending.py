@@ -117,6 +117,7 @@ def raised(does) -> BaseException:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "memory: CUDA out of memory."),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "memory: [Errno 12] Cannot allocate memory ("),
         (ImportError("libx.so: failed to map segment from shared object"), "memory: libx.so: failed to map segment"),
+        (RuntimeError("could not create a primitive"), "memory: could not create a primitive ("),
         (RuntimeError("can't start new thread"), "threads or processes: can't start new thread (see ulimit -u"),
         (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "threads or processes: [Errno 11] Resource tempor"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.jpg"), "open files: [Errno 24] Too many open files: 'a."),

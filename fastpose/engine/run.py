@@ -117,7 +117,7 @@ class Run:
             except (BadImageError, PackError, OSError, NotFiniteError) as error:
                 self.failed(error)
                 raise
-            if evaluation is None:
+            if evaluation is None or stop.received:  # also where it came after the last look
                 return self.stopped(stop.received)
         self.write_results(evaluation)
         return 0

@@ -10,7 +10,8 @@ from the N-th on, as RLIMIT_NPROC does not hold for root. Counts how they ended:
 * done: the limit was enough.
 * one line: exit code 1 after one line, no unfinished file, and the command done again without the limit succeeds.
   Less memory than is tried here lets `Thread.start` of Python wait for ever for a thread that failed in its first step.
-* traceback, hang (120 s), killed, other: none of these should come; each is printed.
+* in C: the C library, OpenMP or a library of torch ended the process, in its own line or by a signal; each is printed.
+* traceback, hang (120 s), other: none of these should come; each is printed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 
 from studies.reliability.interrupts import forked, prepare, unfinished, waited, words_of
 
-OUTCOMES = ("done", "one line", "traceback", "hang", "killed", "other")
+OUTCOMES = ("done", "one line", "in C", "traceback", "hang", "other")
 LIMITS = {
     "memory, MiB": (8, 32, 64, 128, 256),
     "open files": (0, 1, 2, 4, 8),
@@ -59,7 +60,7 @@ def main() -> int:
     print(f"{'refused':14}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
     for kind, count in counts.items():
         print(f"{kind:14}" + "".join(f"{count[outcome]:11}" for outcome in OUTCOMES))
-    return int(any(count[outcome] for count in counts.values() for outcome in OUTCOMES[2:]))
+    return int(any(count[outcome] for count in counts.values() for outcome in OUTCOMES[3:]))
 
 
 def refuse(kind: str, level: int) -> None:
@@ -98,8 +99,8 @@ def ended(words: list[str], limit: Callable[[], None], root: Path) -> tuple[str,
         return "hang", text
     if code == 0 and "Traceback" not in text:
         return "done", text
-    if code < 0:
-        return "killed", f"{code}\n{text}"
+    if code < 0 or text.startswith(("cannot allocate memory for thread-local data", "libgomp:")):
+        return "in C", f"{code}\n{text}"
     if "Traceback" in text or code == 99:
         return "traceback", text
     last = text.splitlines()[-1] if text else ""
