@@ -134,6 +134,17 @@ def test_what_the_system_refuses_is_one_line(error, line, capsys):
     assert err.count("\n") == 1
 
 
+def test_what_fails_because_of_a_refusal_is_the_refusal(capsys):
+    def fail() -> int:
+        try:
+            raise RuntimeError("can't start new thread")
+        finally:
+            threading.Thread().join()  # as ProcessPoolExecutor does: "cannot join thread before it is started"
+
+    assert command(fail)([]) == 1
+    assert capsys.readouterr().err.startswith("error: the system refuses threads or processes: can't start new thread")
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("shapes differ"), ValueError("can't start new thread")])
 def test_a_fault_of_the_program_keeps_its_traceback(error):
     def fail() -> int:
