@@ -16,12 +16,15 @@ from the N-th on, as RLIMIT_NPROC does not hold for root. Counts how they ended:
 
 from __future__ import annotations
 
+import argparse
 import os
+import random
 import resource
 import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -37,26 +40,31 @@ LIMITS = {
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Refuse every command memory, open files and threads.")
+    parser.add_argument("--minutes", type=float, default=60, help="begin no trial after these (60)")
+    end = time.monotonic() + 60 * parser.parse_args().minutes
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in LIMITS}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         prepare(root)
         commands = [name for name in words_of(root, root) if name not in ("models", "doctor")]
-        counts: dict[str, Counter[str]] = {}
-        for kind, levels in LIMITS.items():
-            for command in commands:
-                for level in levels:
-                    folder = root / f"{command}-{kind[:4]}-{level}"
-                    if command == "resume":
-                        shutil.copytree(root / "stopped", folder)
-                    words, again = words_of(root, folder)[command]
-                    outcome, text = ended(words, lambda kind=kind, level=level: refuse(kind, level), root)
-                    if outcome == "one line":
-                        fresh = command == "train" and not (folder / "config.yaml").is_file()
-                        outcome, text = checked(words if fresh else again, root, text)
-                    counts.setdefault(kind, Counter())[outcome] += 1
-                    if outcome in OUTCOMES[2:]:
-                        print(f"--- {outcome}: {command}, {level} more {kind}\n{text}\n", flush=True)
-                    shutil.rmtree(folder, ignore_errors=True)
+        trials = [(command, kind, level) for kind, levels in LIMITS.items() for command in commands for level in levels]
+        random.Random(0).shuffle(trials)
+        for command, kind, level in trials:
+            if time.monotonic() > end:
+                break
+            folder = root / f"{command}-{kind[:4]}-{level}"
+            if command == "resume":
+                shutil.copytree(root / "stopped", folder)
+            words, again = words_of(root, folder)[command]
+            outcome, text = ended(words, lambda kind=kind, level=level: refuse(kind, level), root)  # type: ignore[misc]
+            if outcome == "one line":
+                fresh = command == "train" and not (folder / "config.yaml").is_file()
+                outcome, text = checked(words if fresh else again, root, text)
+            counts[kind][outcome] += 1
+            if outcome in OUTCOMES[2:]:
+                print(f"--- {outcome}: {command}, {level} more {kind}\n{text}\n", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
     print(f"{'refused':14}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
     for kind, count in counts.items():
         print(f"{kind:14}" + "".join(f"{count[outcome]:11}" for outcome in OUTCOMES))
