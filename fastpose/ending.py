@@ -106,8 +106,13 @@ def ends_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
             # Once a signal has come, what else goes wrong (a worker that it ended, too) goes wrong because of it.
             if signals.received and not isinstance(error, Stopped):
                 error = Stopped(signals.received)
-            if isinstance(error, KeyboardInterrupt | OSError) or refused(error):
+            if isinstance(error, KeyboardInterrupt | OSError):
                 return report(error)
+            cause: BaseException | None = error
+            while cause is not None:  # Python's pools fail once more when they end without their threads
+                if refused(cause):
+                    return report(cause)
+                cause = cause.__context__
             _flush()
             raise
         # What is still to be printed may go to a full disk; a reader that has gone has read what it wanted.
@@ -132,7 +137,9 @@ def report(error: BaseException) -> int:
 
 REFUSALS = {
     "memory": (
-        r"can't allocate memory|not enough memory|[Cc]annot allocate memory|Failed to allocate|failed to map segment",
+        # The last is oneDNN's, which has no other words for it.
+        r"can't allocate memory|not enough memory|[Cc]annot allocate memory|Failed to allocate|failed to map segment|"
+        r"^could not (create|execute) a primitive$",
         "lower --batch_size, --eval_batch_size or --prefetch, choose --resident false, or see ulimit -v and the "
         "cgroup's memory.max",
     ),

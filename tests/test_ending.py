@@ -117,6 +117,7 @@ def raised(does) -> BaseException:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "memory: CUDA out of memory."),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "memory: [Errno 12] Cannot allocate memory ("),
         (ImportError("libx.so: failed to map segment from shared object"), "memory: libx.so: failed to map segment"),
+        (RuntimeError("could not create a primitive"), "memory: could not create a primitive ("),
         (RuntimeError("can't start new thread"), "threads or processes: can't start new thread (see ulimit -u"),
         (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "threads or processes: [Errno 11] Resource tempor"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.jpg"), "open files: [Errno 24] Too many open files: 'a."),
@@ -131,6 +132,17 @@ def test_what_the_system_refuses_is_one_line(error, line, capsys):
     err = capsys.readouterr().err
     assert err.startswith(f"error: the system refuses {line}")
     assert err.count("\n") == 1
+
+
+def test_what_fails_because_of_a_refusal_is_the_refusal(capsys):
+    def fail() -> int:
+        try:
+            raise RuntimeError("can't start new thread")
+        finally:
+            threading.Thread().join()  # as ProcessPoolExecutor does: "cannot join thread before it is started"
+
+    assert command(fail)([]) == 1
+    assert capsys.readouterr().err.startswith("error: the system refuses threads or processes: can't start new thread")
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("shapes differ"), ValueError("can't start new thread")])

@@ -131,7 +131,7 @@ class Run:
         with StopSignals() as stop:
             try:
                 evaluation = self.train_epochs(report, stop)
-                if evaluation is None:
+                if evaluation is None or stop.received:  # also where it came after the last look
                     return self.stopped(stop.received)
             except (BadImageError, PackError, OSError, NotFiniteError) as error:
                 self.failed(error)

@@ -10,24 +10,28 @@ from the N-th on, as RLIMIT_NPROC does not hold for root. Counts how they ended:
 * done: the limit was enough.
 * one line: exit code 1 after one line, no unfinished file, and the command done again without the limit succeeds.
   Less memory than is tried here lets `Thread.start` of Python wait for ever for a thread that failed in its first step.
-* traceback, hang (120 s), killed, other: none of these should come; each is printed.
+* in C: the C library, OpenMP or a library of torch ended the process, in its own line or by a signal; each is printed.
+* traceback, hang (120 s), other: none of these should come; each is printed.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import random
 import resource
 import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from studies.reliability.interrupts import forked, prepare, unfinished, waited, words_of
 
-OUTCOMES = ("done", "one line", "traceback", "hang", "killed", "other")
+OUTCOMES = ("done", "one line", "in C", "traceback", "hang", "other")
 LIMITS = {
     "memory, MiB": (8, 32, 64, 128, 256),
     "open files": (0, 1, 2, 4, 8),
@@ -36,30 +40,35 @@ LIMITS = {
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Refuse every command memory, open files and threads.")
+    parser.add_argument("--minutes", type=float, default=60, help="begin no trial after these (60)")
+    end = time.monotonic() + 60 * parser.parse_args().minutes
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in LIMITS}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         prepare(root)
         commands = [name for name in words_of(root, root) if name not in ("models", "doctor")]
-        counts: dict[str, Counter[str]] = {}
-        for kind, levels in LIMITS.items():
-            for command in commands:
-                for level in levels:
-                    folder = root / f"{command}-{kind[:4]}-{level}"
-                    if command == "resume":
-                        shutil.copytree(root / "stopped", folder)
-                    words, again = words_of(root, folder)[command]
-                    outcome, text = ended(words, lambda kind=kind, level=level: refuse(kind, level), root)
-                    if outcome == "one line":
-                        fresh = command == "train" and not (folder / "config.yaml").is_file()
-                        outcome, text = checked(words if fresh else again, root, text)
-                    counts.setdefault(kind, Counter())[outcome] += 1
-                    if outcome in OUTCOMES[2:]:
-                        print(f"--- {outcome}: {command}, {level} more {kind}\n{text}\n", flush=True)
-                    shutil.rmtree(folder, ignore_errors=True)
+        trials = [(command, kind, level) for kind, levels in LIMITS.items() for command in commands for level in levels]
+        random.Random(0).shuffle(trials)
+        for command, kind, level in trials:
+            if time.monotonic() > end:
+                break
+            folder = root / f"{command}-{kind[:4]}-{level}"
+            if command == "resume":
+                shutil.copytree(root / "stopped", folder)
+            words, again = words_of(root, folder)[command]
+            outcome, text = ended(words, lambda kind=kind, level=level: refuse(kind, level), root)  # type: ignore[misc]
+            if outcome == "one line":
+                fresh = command == "train" and not (folder / "config.yaml").is_file()
+                outcome, text = checked(words if fresh else again, root, text)
+            counts[kind][outcome] += 1
+            if outcome in OUTCOMES[2:]:
+                print(f"--- {outcome}: {command}, {level} more {kind}\n{text}\n", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
     print(f"{'refused':14}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
     for kind, count in counts.items():
         print(f"{kind:14}" + "".join(f"{count[outcome]:11}" for outcome in OUTCOMES))
-    return int(any(count[outcome] for count in counts.values() for outcome in OUTCOMES[2:]))
+    return int(any(count[outcome] for count in counts.values() for outcome in OUTCOMES[3:]))
 
 
 def refuse(kind: str, level: int) -> None:
@@ -98,8 +107,8 @@ def ended(words: list[str], limit: Callable[[], None], root: Path) -> tuple[str,
         return "hang", text
     if code == 0 and "Traceback" not in text:
         return "done", text
-    if code < 0:
-        return "killed", f"{code}\n{text}"
+    if code < 0 or text.startswith(("cannot allocate memory for thread-local data", "libgomp:")):
+        return "in C", f"{code}\n{text}"
     if "Traceback" in text or code == 99:
         return "traceback", text
     last = text.splitlines()[-1] if text else ""

@@ -618,6 +618,16 @@ def test_a_signal_saves_and_says_how_to_resume(recipe, tmp_path, number):
     assert (run / "last.pt").exists()
 
 
+def test_a_signal_after_the_last_evaluation_stops_before_the_pictures(recipe, finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training.TrainingReport, "epoch", lambda self, line: signal.raise_signal(signal.SIGTERM))
+        assert train.main(["--recipe", str(recipe), "--run", str(run), "--epochs", "1"]) == 128 + signal.SIGTERM
+    assert not (run / "summary.json").exists()
+    assert train.main(["--resume", str(run), "--epochs", "2"]) == 0
+    assert_same_run(finished, run)
+
+
 def test_the_end_of_its_terminal_saves_a_run(recipe, tmp_path):
     run = tmp_path / "run"
     ours, its = os.openpty()
