@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hostile and damaged packs, and `fastpose pack` killed at random moments.
 
-    python -m studies.reliability.packs [--kills 60] [--only TEXT] [--every 6] [--show]
+    python -m studies.reliability.packs [--kills 60] [--only TEXT] [--one_in 1] [--every 6] [--show]
 
 Each hostile pack is a good one with one change, some with all checksums made right again ("forged"). It is read by the
 library, evaluated and trained on, and gone on with by `fastpose pack` (of the forged ones, one of so many), each in a
@@ -22,6 +22,7 @@ import collections
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -588,7 +589,7 @@ def _run(read: Callable[[str, Path, Path], str], kind: str, root: Path, out: Pat
         os._exit(0)
 
 
-def hostile(bench: Bench, only: str, every: int, show: bool) -> int:
+def hostile(bench: Bench, only: str, one_in: int, every: int, show: bool) -> int:
     rng = random.Random(0)
     good = bench.good["raw"]
     groups: dict[str, tuple[str, bool, Iterator[tuple[str, Change]]]] = {}
@@ -609,7 +610,7 @@ def hostile(bench: Bench, only: str, every: int, show: bool) -> int:
             continue
         came: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in readers}
         slowest = dict.fromkeys(readers, 0.0)
-        for number, (name, change) in enumerate(changes):
+        for number, (name, change) in enumerate(itertools.islice(changes, 0, None, one_in if forged else 1)):
             for reader, read in readers.items():
                 if reader != "read" and forged and number % every:
                     continue
@@ -687,7 +688,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60, help="processes to kill, count; 0: none")
     parser.add_argument("--only", default="", help="groups of changes whose name contains this; 'none': no group")
-    parser.add_argument("--every", type=int, default=6, help="of the forged packs, commands try one of so many; count")
+    parser.add_argument("--one_in", type=int, default=1, help="of the forged packs, try one of so many; count")
+    parser.add_argument("--every", type=int, default=6, help="of those, commands try one of so many; count")
     parser.add_argument("--show", action="store_true", help="print what came of each change")
     own = parser.parse_args()
     torch.set_num_threads(1)
@@ -695,7 +697,7 @@ def main() -> int:
     results.draw = lambda *arguments: None  # which takes seconds
     with tempfile.TemporaryDirectory(prefix="packs-") as folder:
         bench = Bench(Path(folder))
-        faults = hostile(bench, own.only, own.every, own.show)
+        faults = hostile(bench, own.only, own.one_in, own.every, own.show)
         if own.kills:
             faults += kills(bench, own.kills)
     print(f"{faults} faults")
