@@ -38,6 +38,8 @@ def tensor(name: str, value: Any) -> Tensor:
 
 
 def _layout_of(value: Tensor) -> str:
+    if value.is_quantized:
+        return f"a quantised one ({value.dtype})"
     return f"a nested one ({value.layout})" if value.is_nested else f"one of {value.layout}"
 
 
@@ -77,7 +79,7 @@ def size_of(size: tuple[int, int]) -> tuple[int, int]:
 def expect_dense(op: str, names: Sequence[str], arguments: Sequence[Any]) -> None:
     """RuntimeError unless all tensors are dense. Sparse ones and their like come to plain torch also on the CPU."""
     for name, value in zip(names, arguments, strict=True):
-        if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_nested):
+        if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_nested or value.is_quantized):
             raise RuntimeError(f"{op}: {name} must be a dense tensor, got {_layout_of(value)}")
 
 
