@@ -230,9 +230,9 @@ def test_a_file_beside_that_cannot_be_removed_hides_no_error(path, monkeypatch):
     def refuse(self, **options):
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
-    monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(OSError, match="Input/output error"):
-        spoil(path, OSError(errno.EIO, "Input/output error"), None)
+    with pytest.raises(OSError, match="Input/output error"), written_beside(path):
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_folder_is_locked_against_other_processes_until_the_one_that_has_it_ends(tmp_path):

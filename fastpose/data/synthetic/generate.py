@@ -54,6 +54,7 @@ from fastpose.data.synthetic.figure import (
 )
 from fastpose.data.synthetic.scene import draw_background, draw_occluder, draw_shadow, photograph
 from fastpose.device import available_cores
+from fastpose.files import only_writer
 
 GENERATOR_VERSION = 1
 SPLITS = ("train", "valid")
@@ -305,7 +306,7 @@ def _drawn_beside(out: Path) -> Iterator[Path]:
     made.mkdir(exist_ok=True)
     found = made.stat()
     taken = SyntheticDataError(f"{out}: another process is drawing into it (in {made}): wait until it is done")
-    with _only_writer(made, taken):
+    with only_writer(made, taken):
         try:
             same = os.path.samestat(found, made.stat())
         except FileNotFoundError:
@@ -323,27 +324,6 @@ def _drawn_beside(out: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
-
-
-@contextmanager
-def _only_writer(folder: Path, otherwise: Exception) -> Iterator[None]:
-    """Raises `otherwise` where another process has the folder. Does nothing where the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise otherwise from None
-        except OSError:  # some network file systems lock no folders
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def generate(
