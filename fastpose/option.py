@@ -58,6 +58,14 @@ def _typed(value: Any, kind: Any) -> Any:
     elif origin is tuple:
         if isinstance(value, (list, tuple)) and (Ellipsis in members or len(value) == len(members)):
             return tuple(_typed(one, members[0]) for one in value)
+    elif origin is list:
+        if isinstance(value, list):
+            return [_typed(one, members[0]) for one in value]
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {_typed(name, members[0]): _typed(one, members[1]) for name, one in value.items()}
+    elif kind is Any:
+        return value
     elif kind is str and isinstance(value, os.PathLike):
         return str(value)
     elif type(value) is int and kind in (int, float):
@@ -70,6 +78,8 @@ def _typed(value: Any, kind: Any) -> Any:
 
 def _in_words(kind: Any) -> str:
     members = get_args(kind)
+    if get_origin(kind) in (list, dict):
+        return "a list" if get_origin(kind) is list else "values by name"
     if get_origin(kind) is tuple:
         numbers = "whole numbers" if members[0] is int else "numbers"
         return f"a list of {numbers}" if Ellipsis in members else f"{len(members)} {numbers}"
