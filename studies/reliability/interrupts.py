@@ -11,7 +11,8 @@ all of it, so that the signals meet the command's own work.
 * clean: one line on standard error, the signal's exit code, no unfinished file, and the command done again, or
   resumed, succeeds; for a run of training with the weights and losses of one that nobody disturbed, to the bit.
 * done: the command was through before the signal came.
-* python: stopped while Python itself started, before its first line of fastpose.
+* python: stopped while Python itself started, before its first line of fastpose, or ended, after its last: with a
+  traceback, or without a line by the signal's own default.
 * traceback, hang (120 s), other: none of these should come; each is printed.
 """
 
@@ -185,9 +186,11 @@ def interrupted(process: int, number: signal.Signals, moment: float, root: Path)
         return "hang", errors
     if code == 0 and not errors:
         return "done", ""
-    if "Traceback" in errors or code == -number:
+    if code == -number and not errors:
+        return "python", errors
+    if "Traceback" in errors:
         # Until fastpose's first import is through, Python's own handlers are in effect.
-        lines = [line for line in errors.splitlines() if "/fastpose/" in line]
+        lines = [line for line in errors.splitlines() if "/fastpose/" in line or "/torch/" in line]
         starting = all("fastpose/__init__.py" in line or "fastpose/_program.py" in line for line in lines)
         return "python" if starting else "traceback", errors
     # Training that was stopped in a step says how to go on where it prints its progress.

@@ -361,3 +361,31 @@ def test_an_interrupt_of_the_command_is_one_line(tmp_path: Path, workers: str) -
     assert process.returncode == 130
     assert err == f"stopped by SIGINT; {tmp_path / 'set'} is as it was\n"
     assert list(tmp_path.iterdir()) == []
+
+
+NO_THREAD = """
+import sys, threading
+from pathlib import Path
+from fastpose.data.synthetic import generate
+
+if __name__ == "__main__":  # a worker imports this, too
+    def refuse(*arguments):
+        raise RuntimeError("can't start new thread")
+
+    threading._start_new_thread = refuse
+    try:
+        generate(Path(sys.argv[1]), persons=40, seed=0, workers=2)
+    except RuntimeError as error:
+        print(f"RuntimeError {error}", flush=True)
+"""
+
+
+def test_a_pool_that_gets_no_thread_leaves_no_worker_to_complain(tmp_path):
+    script = tmp_path / "no_thread.py"
+    script.write_text(NO_THREAD)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script), str(tmp_path / "set")]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith("RuntimeError c")
+    assert not (tmp_path / "set").exists()

@@ -34,7 +34,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,13 @@ def _render_all(jobs: list[_ImageJob], folder: Path, workers: int) -> Generator[
     spawn = get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         with _interrupts_held_back():
-            rows = pool.map(write, jobs, chunksize=_IMAGES_PER_CHUNK)
+            others = set(active_children())
+            try:
+                rows = pool.map(write, jobs, chunksize=_IMAGES_PER_CHUNK)
+            except BaseException:  # no thread for the pool: its processes would print that it is gone
+                for process in set(active_children()) - others:
+                    process.terminate()
+                raise
         yield from rows
 
 
