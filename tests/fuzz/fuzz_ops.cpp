@@ -537,7 +537,7 @@ void fuzz_loss(Call& c) {
       const int64_t at = map * height * width + i;
       const Real value = get(pred, at), wanted = pixel(t, joint, i % width, i / width), difference = value - wanted;
       sum += weight * difference * difference;
-      magnitude += std::fabs(weight) * (difference * difference + 4e-6 * (std::fabs(value) + 1));
+      magnitude += (std::fabs(weight) + 1e-39) * (difference * difference + 4e-6 * (std::fabs(value) + 1));
       if (!backward) continue;
       const Real factor = 2 * scale * weight * get(upstream, 0), gradient = factor * difference;
       if (type == ScalarType::Half && std::fabs(gradient) > 60000) continue;
