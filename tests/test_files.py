@@ -29,6 +29,7 @@ from fastpose.files import (
     written_beside,
 )
 from fastpose.models.checkpoint import save_contents
+from tests.helpers.full_disk import fill_the_disk_at
 
 
 @pytest.fixture
@@ -175,14 +176,7 @@ def writers() -> dict[str, Callable[[Path], None]]:
 def test_a_full_disk_is_one_line_with_the_file_and_the_bytes_needed_and_free(path, name, monkeypatch):
     """A real one: /dev/full, in the place of the file that is written."""
     place = path if name == "append_line" else part_of(path)
-    unlink = Path.unlink
-
-    def put_the_full_disk_there(self, missing_ok=False):  # a link that was there before would be gone now
-        unlink(self, missing_ok)
-        monkeypatch.setattr(Path, "unlink", unlink)
-        place.symlink_to("/dev/full")
-
-    monkeypatch.setattr(Path, "unlink", put_the_full_disk_there)
+    fill_the_disk_at(place, monkeypatch)
     if name == "append_line":
         place.unlink()
     with pytest.raises(OSError, match="No space left") as full:
@@ -230,9 +224,13 @@ def test_a_file_beside_that_cannot_be_removed_hides_no_error(path, monkeypatch):
     def refuse(self, **options):
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
-    with pytest.raises(OSError, match="Input/output error"), written_beside(path):
-        monkeypatch.setattr(Path, "unlink", refuse)
-        raise OSError(errno.EIO, "Input/output error")
+    def fail() -> None:
+        with written_beside(path):
+            monkeypatch.setattr(Path, "unlink", refuse)
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        fail()
 
 
 def test_a_folder_is_locked_against_other_processes_until_the_one_that_has_it_ends(tmp_path):

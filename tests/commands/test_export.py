@@ -31,6 +31,7 @@ from fastpose.models.decoding import Decoder
 from fastpose.models.exported import ExportError, PixelsToPoints
 from fastpose.options.settings import Settings
 from fastpose.skeletons import MPII, Skeleton
+from tests.helpers.full_disk import fill_the_disk_at
 from tests.helpers.settings import changed
 
 SIZE = (64, 64)
@@ -408,11 +409,11 @@ def test_maps_whose_maximum_is_anywhere_prove_nothing(picture):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.slow), ".pt2"])
-def test_a_full_disk_is_one_line_with_the_file(tmp_path, picture, suffix):
+def test_a_full_disk_is_one_line_with_the_file(tmp_path, picture, suffix, monkeypatch):
     """A real one, in the place of the file that is written."""
     path = tmp_path / f"pose{suffix}"
     path.write_bytes(b"old")
-    (tmp_path / f"pose.part{suffix}").symlink_to("/dev/full")
+    fill_the_disk_at(tmp_path / f"pose.part{suffix}", monkeypatch)
     with pytest.raises(OSError, match="No space left on device") as full:
         exported.write(module_of(small_network(16), OPTIONS), path, [picture])
     assert full.value.filename == str(path)
