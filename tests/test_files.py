@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_line_with_the_file_and_the_bytes_needed_and_free(pat
     """A real one: /dev/full, in the place of the file that is written."""
     place = path if name == "append_line" else part_of(path)
     fill_the_disk_at(place, monkeypatch)
-    if name == "append_line":
+    if name == "append_line":  # which replaces nothing
         place.unlink()
     with pytest.raises(OSError, match="No space left") as full:
         writers()[name](path)

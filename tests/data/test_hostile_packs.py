@@ -93,8 +93,7 @@ def test_a_named_pipe_in_the_place_of_any_file_is_refused_and_not_waited_for(who
     code = """if True:
         import sys
         from pathlib import Path
-        from fastpose.data.datasets import open_dataset
-from fastpose.data.pack import PackError, read_packed_persons
+        from fastpose.data.pack import PackError, read_packed_persons
         from fastpose.data.pixels import PackedImages
         for root in map(Path, sys.argv[1:]):
             try:
@@ -338,8 +337,7 @@ def test_a_shard_that_is_shortened_in_use_is_an_error_that_names_it_and_not_the_
     code = """if True:
         import os, sys, torch
         from pathlib import Path
-        from fastpose.data.datasets import open_dataset
-from fastpose.data.pack import PackError, read_packed_persons
+        from fastpose.data.pack import PackError, read_packed_persons
         from fastpose.data.pixels import PackedImages
         for root in map(Path, sys.argv[1:]):
             source = PackedImages(read_packed_persons(root, "train").image_paths)

@@ -135,8 +135,10 @@ def test_what_power_cuts_left_of_older_runs_goes_on_with_a_warning(recipe, tmp_p
     cut(run)
     caplog.clear()
     assert train.main(["--resume", str(run)]) == 0
-    assert message.format(run=run) in caplog.text
-    assert bool(message) == bool(caplog.text)
+    # About the tiny data, whose splits have the same images, each run warns.
+    said = [record.getMessage() for record in caplog.records if record.name != "fastpose.data.sense"]
+    assert message.format(run=run) in "\n".join(said)
+    assert bool(message) == bool(said)
     found, expected = results(run), results(tmp_path / "whole")
     if cut is empty_config_and_metrics:
         del expected["metrics.jsonl"][0]

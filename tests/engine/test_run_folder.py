@@ -20,8 +20,9 @@ from fastpose import train
 from fastpose.data.pixels import images_fingerprint
 from fastpose.engine import results as drawing
 from fastpose.engine import run as training
-from fastpose.files import only_writer, part_of, write_yaml
+from fastpose.files import only_writer, part_of
 from fastpose.models import network, pose_resnet
+from tests.helpers.full_disk import fill_the_disk_at
 from tests.helpers.runs import results, start_and_stop, write_recipe
 from tests.helpers.settings import small_network
 from tests.helpers.tiny_mpii import write_tiny_mpii
@@ -304,11 +305,6 @@ def test_a_checkpoint_from_before_these_fields_goes_on_without_a_report(recipe, 
     assert results(run) == results(finished)
 
 
-def write_on_full(path: Path, values: dict) -> None:
-    part_of(path).symlink_to("/dev/full")
-    write_yaml(path, values)
-
-
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "best.pt", "last.pt", "summary.json"])
 def test_a_disk_that_is_full_for_a_while_costs_nothing(recipe, finished, tmp_path, monkeypatch, capsys, name):
     """A real full device, wherever the file is written in the second epoch; config.yaml when the run goes on."""
@@ -324,14 +320,14 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(recipe, finished, tmp_pat
                 (run / name).rename(run / "lines")
                 (run / name).symlink_to("/dev/full")
             else:
-                part.symlink_to("/dev/full")
+                fill_the_disk_at(part, patch)
         return write(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(training.Run, "write_epoch", fill)
         if name == "config.yaml":
             start_and_stop(recipe, run, 1)
-            patch.setattr(training, "write_yaml", write_on_full)
+            fill_the_disk_at(part, patch)
             assert train.main(["--resume", str(run)]) == 1
         else:
             assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 1

@@ -14,7 +14,8 @@ def fill_the_disk_at(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def put_it_there(path: Path, missing_ok: bool = False) -> None:
         unlink(path, missing_ok)
-        monkeypatch.setattr(Path, "unlink", unlink)
-        place.symlink_to("/dev/full")
+        if path == place:
+            monkeypatch.setattr(Path, "unlink", unlink)
+            place.symlink_to("/dev/full")
 
     monkeypatch.setattr(Path, "unlink", put_it_there)

@@ -130,14 +130,24 @@ def _check_truth(truth: Any, joints: int, extras: Mapping[str, NDArray[Any]]) ->
     for name, kind in kinds.items():
         if not isinstance(truth, dict) or name not in truth or (kind and type(truth[name]) is not kind):
             raise ValueError(f"truth: expected an object with {', '.join(kinds)}, not so {name}")
-    if wrong := [one for one in [truth["category"], *truth["image_ids"]] if type(one) is not int or abs(one) >> 63]:
-        raise ValueError(f"truth: expected whole numbers for category and image_ids, got {wrong[0]!r}")
+    categories, numbers = truth.get("categories", []), truth.get("image_numbers", truth["image_ids"])
+    if type(categories) is not list or type(numbers) is not list or len(numbers) != len(truth["image_ids"]):
+        raise ValueError("truth: expected lists for categories and image_numbers, these as many as image_ids")
+    if wrong := [one for one in [truth["category"], *categories, *truth["image_ids"]] if not _is_key(one)]:
+        raise ValueError(f"truth: expected numbers or texts for category and image_ids, got {wrong[0]!r}")
+    if wrong := [one for one in [*numbers, truth.get("no_area", 0)] if type(one) is not int or abs(one) >> 63]:
+        raise ValueError(f"truth: expected whole numbers for image_numbers and no_area, got {wrong[0]!r}")
     for n, one in enumerate(truth["annotations"]):
         for name, count in (("bbox", 4), ("keypoints", 3 * joints)):
             values = one.get(name) if isinstance(one, dict) else None
             if not isinstance(values, list) or len(values) != count or not all(map(_is_number, values)):
                 raise ValueError(f"truth: annotation {n}: expected {count} numbers for {name}")
-        for name in ("image_id", "category_id", "area", "iscrowd", "num_keypoints"):
+        for name in ("image_id", "category_id"):
+            if not _is_key(one.get(name)):
+                raise ValueError(
+                    f"truth: annotation {n}: expected a number or a text for {name}, got {one.get(name)!r}"
+                )
+        for name in ("area", "iscrowd", "num_keypoints"):
             if not _is_number(one.get(name)):
                 raise ValueError(f"truth: annotation {n}: expected a number for {name}, got {one.get(name)!r}")
         if isinstance(one.get("id"), (list, dict)):
@@ -146,6 +156,10 @@ def _check_truth(truth: Any, joints: int, extras: Mapping[str, NDArray[Any]]) ->
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) < 1e300  # which NaN is not, nor what is too large for float
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str) or (type(value) in (int, float) and value == value)
 
 
 def _tuples(value: Any) -> Any:
