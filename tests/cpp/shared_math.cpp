@@ -70,7 +70,7 @@ void box_center_falls_on_the_middle_of_the_crop() {
   // A quarter turn: crop x runs down the image, crop y runs to the left. x = 300 - 2 (y - 50), y = 400 + 2 (x - 50).
   const float expected[6] = {0, -2, 400, 2, 0, 300};
   for (int i = 0; i < 6; ++i) EXPECT(m[i] == expected[i]);
-  const bool flip[1] = {true};
+  const uint8_t flip[1] = {255};  // a mask that is viewed as bool
   p.flip = flip;
   crop_to_image_of_one(p, 0);  // x -> 600 - x: x = 300 + 2 (y - 50)
   const float mirrored[6] = {0, 2, 200, 2, 0, 300};
