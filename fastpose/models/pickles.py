@@ -15,7 +15,7 @@ from types import FunctionType
 from typing import Any
 
 # Far above what networks need: HRNet-W48 with Adam's state has 5,000 tensors, for 130,000 opcodes.
-MOST_OPCODES = 500_000
+MOST_OPCODES = 1_000_000
 MOST_LEVELS = 50
 LONGEST_TEXT = 1 << 16  # histories come as one long text; nobody reads them
 
@@ -77,6 +77,7 @@ class Unpickler:
     def __init__(self, file: Any, size: int, known: Mapping[str, Any], storage: Callable[[Any], Any]) -> None:
         self.file, self.size, self.known, self.storage = file, size, known, storage
         self.unknown: dict[str, Unknown] = {}
+        self.copied = 0
 
     def load(self) -> Any:
         """The value of one pickle; the file is then behind it."""
@@ -197,9 +198,17 @@ class Unpickler:
         name, module = self.stack.pop(), self.stack.pop()
         self.push_global(module, name)
 
+    def copy(self, *values: Any) -> None:
+        """Counts what is gone through or copied at one opcode: a value that was written once may be named again and
+        again."""
+        self.copied += sum(len(value) for value in values if isinstance(value, (str, bytes, list, tuple, dict)))
+        if self.copied > MOST_OPCODES + self.size:
+            raise Refused("the same values are copied again and again")
+
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if isinstance(function, FunctionType) and type(arguments) is tuple:  # only those of `known` get here
+            self.copy(*arguments)
             self.stack.append(function(*arguments))
         elif isinstance(function, Unknown):
             self.stack.append(Unknown(function.name))
@@ -215,6 +224,7 @@ class Unpickler:
         state, made = self.stack.pop(), self.stack[-1]
         metadata = state.get("_metadata") if isinstance(state, dict) and isinstance(made, OrderedDict) else None
         if isinstance(metadata, dict):
+            self.copy(metadata)
             kinds = {"version": int, "color_order": str}
             made._metadata = {  # as Module.state_dict has it
                 layer: {name: notes[name] for name, kind in kinds.items() if type(notes.get(name)) is kind}
@@ -283,6 +293,7 @@ _OPCODES: dict[bytes, Callable[[Unpickler], Any]] = {
     b"B": lambda it: it.push_bytes("<I"),  # BINBYTES
     b"C": lambda it: it.push_bytes("<B"),
     b"\x8e": lambda it: it.push_bytes("<Q"),
+    b"\x96": lambda it: it.push_bytes("<Q"),  # BYTEARRAY8
     b"(": lambda it: it.mark(),
     b"0": lambda it: it.stack.pop(),
     b"1": lambda it: it.since_mark(),  # POP_MARK

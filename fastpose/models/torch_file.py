@@ -202,7 +202,7 @@ def _read_archive(file: BinaryIO, size: int) -> tuple[Any, list[str]]:
     order = records.get(f"{root}byteorder")
     if order is not None and order.size < 100 and bytes(_bytes_of(read(order))).decode() != sys.byteorder:
         raise Refused("written on a machine of the other byte order")
-    loaded: dict[str, Tensor] = {}
+    loaded: dict[str, _Storage] = {}
 
     def storage(identity: tuple[Any, ...]) -> _Storage | Unknown:
         kind, key, count = _parts_of(identity, 5)
@@ -212,8 +212,8 @@ def _read_archive(file: BinaryIO, size: int) -> tuple[Any, list[str]]:
             record = records.get(f"{root}data/{key}")
             if record is None and count:
                 raise Refused(f"record {key[:60]!r} is missing")
-            loaded[key] = read(record) if record else torch.empty(0, dtype=torch.uint8)
-        return _Storage(kind.dtype, loaded[key], count)
+            loaded[key] = _Storage(kind.dtype, read(record) if record else torch.empty(0, dtype=torch.uint8), count)
+        return loaded[key].named_again(kind.dtype, count)
 
     pickle = io.BytesIO(_bytes_of(read(records[pickled[0]])))
     unpickler = Unpickler(pickle, records[pickled[0]].size, KNOWN, storage)
@@ -259,7 +259,7 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, list[str]]:
             if total > size:
                 raise Refused(f"storages of {total:,} bytes in a file of {size:,}")
             storages[key] = _Storage(kind.dtype, torch.empty(length, dtype=torch.uint8), count, is_filled=False)
-        return storages[key]
+        return storages[key].named_again(kind.dtype, count)
 
     def load() -> Any:
         return unpickler.load()
@@ -299,6 +299,12 @@ class _Storage:
         if is_filled:
             self.filled()
 
+    def named_again(self, dtype: torch.dtype, count: int) -> _Storage:
+        """The storage, where something else in the pickle has it, too: as torch.save writes it, of the same type."""
+        if (dtype, count) != (self.dtype, self.count):
+            raise Refused(f"a storage of {self.count:,} {self.dtype} that is also one of {count:,} {dtype}")
+        return self
+
     def filled(self) -> None:
         if self.dtype is torch.bool:
             self.data.ne_(0)  # other bytes than 0 and 1 are undefined behaviour wherever they are used
@@ -317,8 +323,19 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 48
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None) -> Any:
-    """A view of a storage; whether it requires gradients is nothing that weights need."""
+def _tensor(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    gradient: Any = None,
+    hooks: Any = None,
+    bits: Any = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """A view of a storage; whether it requires gradients is nothing that weights need. `bits`: "conj" and "neg" of
+    tensors whose elements are not yet what they stand for."""
     if isinstance(storage, Unknown):
         return storage
     if not isinstance(storage, _Storage) or not _is_count(offset) or not type(size) is type(stride) is tuple:
@@ -335,15 +352,20 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: t
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if last >= count or elements > max(count, MOST_EXPANDED):
         raise Refused(f"a tensor of shape {list(size)[:8]} in a storage of {count:,} elements")
-    return torch.empty(0, dtype=dtype).set_(storage.data.untyped_storage(), offset, size, stride)
+    if dtype is torch.bool and storage.dtype is not torch.bool:
+        raise Refused("bools in a storage of another type")
+    tensor = torch.empty(0, dtype=dtype).set_(storage.data.untyped_storage(), offset, size, stride)
+    if isinstance(bits, dict) and bits.get("conj"):
+        tensor = tensor.conj()
+    return torch._neg_view(tensor) if isinstance(bits, dict) and bits.get("neg") else tensor
 
 
 def _tensor_of_type(
-    storage: Any, offset: Any, size: Any, stride: Any, gradient: Any, hooks: Any, dtype: Any, *_: Any
+    storage: Any, offset: Any, size: Any, stride: Any, gradient: Any, hooks: Any, dtype: Any, bits: Any = None
 ) -> Any:
     if not isinstance(dtype, torch.dtype):
         raise Refused("a tensor of an unknown type")
-    return _tensor(storage, offset, size, stride, dtype=dtype)
+    return _tensor(storage, offset, size, stride, gradient, hooks, bits, dtype=dtype)
 
 
 def _first(value: Any, *_: Any) -> Any:

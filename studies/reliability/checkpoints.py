@@ -222,6 +222,15 @@ def hostile_pickles() -> Iterator[tuple[str, bytes]]:
         "10^40 values in lists of 10",
         file_of(b"]" + b"".join(b"q\x01]" + b"(" + b"h\x01" * 10 + b"e" for _ in range(40))),
     )
+    again = b"h\x01h\x02R" * 40_000  # the function and the arguments, 10 bytes each time for a copy of all of them
+    encode = b"c_codecs\nencode\nq\x01" + text("x" * 65_000) + b"\x85q\x02"
+    yield "a text encoded 40,000 times", file_of(encode + b"00](" + again + b"e")
+    pairs = b"](" + b"".join(integer(index) + b"N\x86" for index in range(10_000)) + b"e"
+    ordered = b"ccollections\nOrderedDict\nq\x01" + pairs + b"\x85q\x02"
+    yield "pairs put into 40,000 dicts", file_of(ordered + b"00](" + again + b"e")
+    notes = b"}" + text("_metadata") + b"}(" + b"".join(integer(index) + b"N" for index in range(20_000)) + b"us"
+    built = called("collections.OrderedDict") + b"q\x01" + notes + b"q\x02b"
+    yield "notes of layers taken 60,000 times", file_of(built + b"h\x02b" * 60_000)
     modulus = (1 << 61) - 1
     keys = b"".join(integer(index * modulus) + b"N" for index in range(100_000))
     yield "100,000 keys of one hash", file_of(b"}(" + keys + b"u")

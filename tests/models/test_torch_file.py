@@ -22,7 +22,18 @@ from fastpose.models import read_weights
 from fastpose.models.checkpoint import CheckpointError, load_checkpoint, load_latest
 from fastpose.models.pickles import Unknown
 from fastpose.models.torch_file import read_torch_file
-from studies.reliability.checkpoints import changes, good_checkpoint, hostile, same, saved
+from studies.reliability.checkpoints import (
+    called,
+    changes,
+    file_of,
+    good_checkpoint,
+    hostile,
+    integer,
+    same,
+    saved,
+    shape,
+    storage,
+)
 from tests.engine.test_checkpoint import save
 
 LEGACY = {"_use_new_zipfile_serialization": False}
@@ -78,6 +89,50 @@ def test_what_is_read_is_what_torch_reads(tmp_path, options):
     assert same(dict(found["state"]), dict(expected["state"]))
     found["views"][0][:] = 7  # shared memory stays shared
     assert (found["views"][1].t().flatten()[3:9] == 7).all()
+
+
+@pytest.mark.parametrize("options", [{}, LEGACY])
+def test_bits_that_stand_for_other_elements_are_read(tmp_path, options):
+    one, two = torch.tensor([1 + 2j, 3 - 4j]), torch.tensor([1 + 2j, 3 - 4j])  # a storage has one type
+    contents = {"conjugate": one.conj(), "negative": two.conj().imag}
+    torch.save(contents, tmp_path / "w.pth", **options)
+    found = read_torch_file(tmp_path / "w.pth")[0]
+    assert found["negative"].tolist() == [-2.0, 4.0]
+    for name, value in contents.items():
+        assert found[name].tolist() == value.tolist()
+
+
+def test_long_histories_beside_weights_are_no_damage(tmp_path):
+    contents = {"state_dict": {"w": torch.ones(2)}, "losses": [0.5] * 600_000, "raw": bytearray(b"ab")}
+    torch.save(contents, tmp_path / "w.pth", pickle_protocol=5)
+    found = read_torch_file(tmp_path / "w.pth")[0]
+    assert len(found["losses"]) == 600_000
+    assert found["raw"] == b"ab"
+    assert read_weights(tmp_path / "w.pth").state.keys() == {"w"}
+
+
+@pytest.mark.parametrize(
+    ("first", "kind", "message"),
+    [
+        ("torch.FloatStorage", "torch.BoolStorage", "storage of 4 torch.float32 that is also one of 16 torch.bool"),
+        ("torch.storage.UntypedStorage", "", "bools in a storage of another type"),
+    ],
+)
+def test_bytes_are_of_one_type(tmp_path, first, kind, message):
+    count = 4 if kind else 16
+    one = storage(count, first)
+    if kind:
+        value = called("torch._utils._rebuild_tensor_v2", one, integer(0), shape(4), shape(1), b"\x89", b"N")
+        other = storage(16, kind)
+        value += (
+            called("torch._utils._rebuild_tensor_v2", other, integer(0), shape(16), shape(1), b"\x89", b"N") + b"\x86"
+        )
+    else:
+        bools = b"ctorch\nbool\n"
+        value = called("torch._utils._rebuild_tensor_v3", one, integer(0), shape(16), shape(1), b"\x89", b"N", bools)
+    (tmp_path / "w.pth").write_bytes(file_of(value))
+    with pytest.raises(CheckpointError, match=message):
+        read_torch_file(tmp_path / "w.pth")
 
 
 def test_objects_of_other_classes_are_their_names_alone(tmp_path):
