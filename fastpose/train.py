@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if own.resume:
             check_resumable(folder)
         try:
-            values = read_run(folder) if own.resume else read_recipe(file)
+            values, file = read_run(folder) if own.resume else (read_recipe(file), file)
         except CheckpointError:
             raise
         except ValueError as error:

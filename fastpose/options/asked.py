@@ -152,9 +152,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """The options that a run goes on with: those in its config.yaml or, with a warning if a power cut has left nothing
-    in that, those in its checkpoint.
+def read_run(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The options that a run goes on with, and the file that has them: its config.yaml or, with a warning if a power cut
+    has left nothing in that, its checkpoint.
 
     Raises:
         ValueError: see `read_recipe`; there is neither file.
@@ -163,7 +163,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     file, last = folder / "config.yaml", folder / "last.pt"
     found = file.is_file()
     if found and not is_blank(read_file(file)):
-        return read_recipe(file)
+        return read_recipe(file), file
     lost = f"{file} is {'empty' if found else 'missing'}"
     try:
         contents, checkpoint = load_latest(last)
@@ -175,7 +175,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     config = contents["config"]
     if not isinstance(config, dict) or config.keys() - FIELDS.keys():
         raise CheckpointError(f"{checkpoint}: does not fit this version of fastpose: its config has other options")
-    return config
+    return config, checkpoint
 
 
 def naming(error: OptionError, file: Path | None, values: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
