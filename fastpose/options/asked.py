@@ -153,8 +153,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The options that a run goes on with, and the file that has them: its config.yaml or, with a warning if a power cut
-    has left nothing in that, its checkpoint.
+    """The options that a run goes on with, and the file that has them: its config.yaml or, with a warning if a power
+    cut has left nothing in that, its checkpoint.
 
     Raises:
         ValueError: see `read_recipe`; there is neither file.
