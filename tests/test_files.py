@@ -174,7 +174,7 @@ def writers() -> dict[str, Callable[[Path], None]]:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("name", writers())
 def test_a_full_disk_is_one_line_with_the_file_and_the_bytes_needed_and_free(path, name, monkeypatch):
-    """A real one: /dev/full, in the place of the file that is written."""
+    """A real one: /dev/full instead of the file that is written."""
     place = path if name == "append_line" else part_of(path)
     fill_the_disk_at(place, monkeypatch)
     if name == "append_line":  # which replaces nothing

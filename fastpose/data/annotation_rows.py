@@ -310,7 +310,7 @@ def _other_name(root: str, image: str) -> str:
 
 
 def _find(root: str, name: str, form: Callable[[str], str]) -> str:
-    """The file below `root` whose path is `name` up to `form`; empty if there is none."""
+    """The file below `root` whose path is `name` up to `form`; empty if nothing begins so."""
     found: list[str] = []
     for part in name.split("/"):
         if part in ("", ".", ".."):

@@ -236,7 +236,7 @@ def _tiff(head: bytes, tail: bytes) -> ImageHeader:
 
 
 def _exif_orientation(data: bytes) -> int:
-    """The orientation in EXIF data, 1 to 8; 1 if there is none, or it is damaged."""
+    """The orientation in EXIF data, 1 to 8; 1 if it is missing or damaged."""
     try:
         orientation = _tiff_numbers(data).get(_ORIENTATION, 1)
     except ValueError:

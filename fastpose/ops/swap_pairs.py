@@ -69,6 +69,7 @@ def plain_swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, mirrored: li
 
 
 def expect_mirrored(op: str, mirrored: Sequence[int], joints: int) -> None:
+    """Raises RuntimeError, naming the op, unless `mirrored` names one of the `joints` joints for each of them."""
     if joints > MAX_JOINTS:
         raise RuntimeError(f"{op}: at most {MAX_JOINTS} joints can be mirrored, got {joints}")
     if len(mirrored) != joints or not all(0 <= joint < joints for joint in mirrored):

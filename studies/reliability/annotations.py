@@ -232,7 +232,7 @@ def work() -> None:
 
 
 class Reader:
-    """A process that reads files, begun anew after one that ended it."""
+    """A process that reads files, started again after one that ended it."""
 
     def __init__(self, whole: Path) -> None:
         self.command = [sys.executable, "-m", "studies.reliability.annotations", "--work", str(whole)]

@@ -73,7 +73,7 @@ def nested(depth: int, wrap: Callable[[bytes], bytes], inner: bytes) -> bytes:
 
 
 def ground_truth(**changes: bytes) -> bytes:
-    """A gt_valid.mat of two persons, with other variables in the place of some."""
+    """A gt_valid.mat of two persons, with other variables instead of some."""
     variables = {
         "pos_gt_src": numbers(np.full((16, 2, 2), 50.0), "pos_gt_src"),
         "jnt_missing": numbers(np.zeros((16, 2)), "jnt_missing"),
@@ -83,7 +83,7 @@ def ground_truth(**changes: bytes) -> bytes:
 
 
 def release(**changes: bytes) -> bytes:
-    """The official file with one person on one image, with other fields in the place of some."""
+    """The official file with one person on one image, with other fields instead of some."""
     point = structs(
         1, {"x": numbers(np.array([[5.0]])), "y": numbers(np.array([[6.0]])), "id": numbers(np.array([[9]]))}
     )
@@ -276,9 +276,9 @@ def skeletons() -> dict[str, bytes]:
         "skeleton, a number to the base of 60": f"joints: [a, b]\nsigmas: [{':'.join(['59'] * 3000)}, 1]",
         "skeleton, a float beyond floats": f"joints: [a, b]\nsigmas: [{':'.join(['59'] * 3000)}.5, 1]",
         "skeleton, a sigma of 2^5000": f"joints: [a, b]\nsigmas: [0x{'f' * 1250}, 1]",
-        "skeleton, a date that is none": "joints: !!timestamp never",
+        "skeleton, a date that is not a date": "joints: !!timestamp never",
         "skeleton, an integer of nothing": "joints: !!int ''",
-        "skeleton, a truth that is none": "joints: !!bool perhaps",
+        "skeleton, a truth value that is neither true nor false": "joints: !!bool perhaps",
         "skeleton, unhashable keys": "? [a, b]\n: c\n",
         "skeleton, a name that is a path": "joints: [a, ../../x]",
         "skeleton, a name that is a Windows path": r"joints: [a, 'C:\x']",

@@ -397,7 +397,7 @@ def persons_changes(root: Path, split: str) -> Iterator[tuple[str, Change]]:
 
 
 def record_changes(root: Path) -> Iterator[tuple[str, Change]]:
-    """Of a JPEG pack: another file in the place of the first record, as large as its own is said to be."""
+    """Of a JPEG pack: another file instead of the first record, as large as its own is said to be."""
     import cv2
 
     rows = np.load(root / "train-00000.npy")
@@ -629,9 +629,9 @@ def hostile(bench: Bench, only: str, one_in: int, every: int, show: bool) -> int
                     last = printed.strip().splitlines()[-1:] or [""]
                     print(f"    {group}: {name[:60]}: {reader}: {result}: {last[0][:300]}", flush=True)
         for reader, counts in came.items():
-            told = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
+            came = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
             print(
-                f"{group:28}{reader:10}{counts.total():6}  {told} (dearest refusal {slowest[reader]:.1f} s of a core)",
+                f"{group:28}{reader:10}{counts.total():6}  {came} (dearest refusal {slowest[reader]:.1f} s of a core)",
                 flush=True,
             )
     return faults

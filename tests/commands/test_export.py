@@ -410,7 +410,7 @@ def test_maps_whose_maximum_is_anywhere_prove_nothing(picture):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.slow), ".pt2"])
 def test_a_full_disk_is_one_line_with_the_file(tmp_path, picture, suffix, monkeypatch):
-    """A real one, in the place of the file that is written."""
+    """A real one, instead of the file that is written."""
     path = tmp_path / f"pose{suffix}"
     path.write_bytes(b"old")
     fill_the_disk_at(tmp_path / f"pose.part{suffix}", monkeypatch)

@@ -27,7 +27,7 @@ def choose_categories(contents: dict[str, Any], wanted: str, skeleton: Skeleton,
             named "person".
 
     Raises:
-        AnnotationError: there is none, or no choice between several; or its joints are not those of the skeleton.
+        AnnotationError: no such category, or no choice between several; or its joints are not those of the skeleton.
         OptionError: no category has that name.
     """
     categories: dict[Key, dict[str, Any]] = {}

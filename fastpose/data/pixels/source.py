@@ -88,7 +88,7 @@ class PixelSource(Protocol):
 class DecodeThreads(Executor):
     """Threads that read and decode, and share the items of a batch.
 
-    They start when they are first needed, anew in each process: threads do not survive a fork, and a pickle, as of
+    They start when they are first needed, in each process by itself: threads do not survive a fork, and a pickle, as of
     DataLoader workers that are spawned, has only their number.
 
     Switches OpenCV's own threads off, in the whole process and for good: `cv2.setNumThreads(0)`.
