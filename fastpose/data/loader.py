@@ -202,7 +202,9 @@ class PoseLoader:
             if len(batch.rows) == 0:
                 continue
             empty = False
-            yield self._handed_over(batch)
+            arrived = [self._handed_over(batch)]
+            del made, batch  # while the next batch is waited for, and once closed, nothing here keeps this one
+            yield arrived.pop()
         if empty and first_step == 0:
             first = next(iter(self.bad_images.values()))
             raise BadImageError(f"no image of the epoch could be read; the first error: {first}")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -621,6 +622,13 @@ def test_the_host_is_never_further_ahead_of_the_gpu_than_asked(persons):
         done.append(torch.cuda.Event())
         done[-1].record()
     assert len(done) == 10
+
+
+def test_an_epoch_keeps_no_batch_that_its_consumer_has_dropped(persons):
+    with closing(loader(persons).epoch()) as batches:
+        first = weakref.ref(next(batches).images)
+        assert first() is None  # it would stay while the next one is made, and after the epoch is closed
+        assert next(batches).step == 1
 
 
 @on_cuda
