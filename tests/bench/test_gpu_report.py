@@ -879,8 +879,9 @@ def test_work_that_waits_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_on_cuda_a_launch_is_timed_in_a_graph() -> None:
     timer = Timer(torch.device("cuda"))
     moved = 64 << 20
-    assert timer.sets(moved) * moved > 4 * timer.cache_bytes > 0
-    source = torch.randint(0, 256, (timer.sets(moved), moved // 2), dtype=torch.uint8, device="cuda")
+    sets = cases.input_sets(moved, timer.cache_bytes)
+    assert sets * moved > 4 * timer.cache_bytes > 0
+    source = torch.randint(0, 256, (sets, moved // 2), dtype=torch.uint8, device="cuda")
     target = torch.zeros_like(source)
     timing = timer.time(lambda n: target[n].copy_(source[n]), len(source))
     assert timing.note == ""
