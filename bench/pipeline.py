@@ -129,7 +129,7 @@ def measure(report: Report, scale: Scale) -> None:
 
 def seconds_for(source: str, cores: int) -> float:
     """What a row takes, by a guess: windows and warm-up batches at what so many cores decode."""
-    return NEEDS.get(source, 1.8) + (6.0 / cores if source in DECODED else 0.0)
+    return NEEDS.get(source, 1.8) + (8.0 / cores if source in DECODED else 0.0)
 
 
 @contextmanager
@@ -361,7 +361,8 @@ def feed_makers(report: Report, data: Data, scale: Scale, cores: int) -> dict[st
 
     def loader(persons: Persons, make: Callable[[], PixelSource]) -> Feed:
         made = loader_of(persons, make(), scale, device)
-        return Feed(partial(endless, made), warm=made.prefetch + 3 if device.type == "cuda" else 0)
+        # Two threads prepare a batch each: of a source that the cores limit, the two come at about the same time.
+        return Feed(partial(endless, made), burst=2, warm=made.prefetch + 3 if device.type == "cuda" else 0)
 
     def packed(kind: str) -> Feed:
         images = data.packs[kind]

@@ -155,7 +155,8 @@ def test_the_table_is_made_from_the_file_again(run: Run, capsys: pytest.CaptureF
     assert gpu_report.main(["--table", str(run.path)]) == 0
     table = capsys.readouterr().out
     assert table.strip() in run.printed
-    assert table.count("\n| `") == len(run.figures["ops"])
+    also = [row for row in run.figures["extra"] if row["what"] == "op"]
+    assert table.count("\n| `") == len(run.figures["ops"]) + len(also)
 
 
 def test_what_training_needs_to_know_comes_first_in_extra(run: Run) -> None:
@@ -181,7 +182,7 @@ def test_tables_show_all_that_was_measured(run: Run) -> None:
         row["gpu_busy"] = 0.95
     figures["large_maps"][0]["peak_bytes"] = 3 << 29
     shown = gpu_report.tables(figures)
-    assert "copy 4321 GB/s" in shown
+    assert "1 GiB copied at 4321 GB/s" in shown
     assert f"{figures['seconds']:.0f} s;" in shown
     (fixed,) = figures["step"]["fixed"]
     assert f"| eager | off | {fixed['samples_per_s']:.0f} | {1e3 * fixed['median_s']:.2f} (" in shown
@@ -196,6 +197,16 @@ def test_tables_show_all_that_was_measured(run: Run) -> None:
     assert "| k | 2 | 72 | 0 | 16 | 0 |" in shown
     assert f"{len(figures['notes'])} notes, 1 errors" in shown
     assert "* error: decode_heatmaps: it was wrong" in shown
+
+
+def test_a_slow_copy_makes_no_floor_higher() -> None:
+    """Those of an H200: 67,164,160 bytes took longer than 67,174,400."""
+    row = {"op": "decode_heatmaps", "dtype": "float32", "layout": "contiguous", "median_s": 20e-6, "iqr_s": 0.0}
+    row |= {"bytes": 67_164_160, "floor_s": 26.5e-6, "gb_s": 3358.0, "peers": {}}
+    speeds = {33_554_432: 3440.0, 67_164_160: 2534.0, 67_108_864: 3800.0, 469_401_600: 4190.0}
+    assert gpu_report.least_floor(row, speeds) == pytest.approx(67_164_160 / 3800e9)
+    assert gpu_report.op_cells(row, speeds)[4] == "1.13"
+    assert gpu_report.op_cells(row, {})[4] == "0.75"  # a report that was stopped has no copies
 
 
 SMALL = ("decode_heatmaps", "heatmap_mse_loss", "render_heatmaps")
@@ -536,21 +547,36 @@ def test_floor_is_a_copy_of_as_many_bytes() -> None:
 
 
 @pytest.mark.parametrize("moved", [1, 1025, 311_427_073 // 100])
-def test_copies_begin_and_end_at_multiples_of_512_bytes(moved: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = []
-    copy = Tensor.copy_
+def test_copies_move_what_they_say_between_aligned_rows(moved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: dict[str, list[tuple[Tensor, Tensor]]] = {"copy_": [], "bitwise_not": []}
+    copy, bitwise_not = Tensor.copy_, torch.bitwise_not
 
-    def watched(target: Tensor, source: Tensor) -> Tensor:
-        copied.append((target, source))
+    def watched_copy(target: Tensor, source: Tensor) -> Tensor:
+        ways["copy_"].append((target, source))
         return copy(target, source)
 
-    monkeypatch.setattr(Tensor, "copy_", watched)
+    def watched_not(source: Tensor, out: Tensor) -> Tensor:
+        ways["bitwise_not"].append((out, source))
+        return bitwise_not(source, out=out)
+
+    monkeypatch.setattr(Tensor, "copy_", watched_copy)
+    monkeypatch.setattr(torch, "bitwise_not", watched_not)
     Timer(CPU).copy_seconds(moved)
-    assert {2 * target.numel() for target, _ in copied} == {1024 * -(-moved // 1024)}
-    for tensors in zip(*copied, strict=True):
-        begins = {tensor.storage_offset() for tensor in tensors}
-        assert len(begins) == 2
-        assert all(begin % 512 == 0 for begin in begins)
+    for moves in ways.values():
+        assert {target.nbytes + source.nbytes for target, source in moves} == {1024 * -(-moved // 1024)}
+        for tensors in zip(*moves, strict=True):
+            begins = {tensor.storage_offset() * tensor.element_size() for tensor in tensors}
+            assert len(begins) == 2
+            assert all(begin % (32 << 10) == 0 for begin in begins)
+
+
+def test_the_floor_is_the_quicker_of_two_ways_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = Timer(CPU)
+    times = {"copied by the driver": 3.0, "written by a kernel": 2.0}
+    monkeypatch.setattr(timer, "time", lambda run, sets, what: Timing(times[what.partition(" bytes ")[2]], 0.0))
+    assert timer.copy_seconds(1024) == 2.0
+    times["copied by the driver"] = 1.0
+    assert timer.copy_seconds(2048) == 1.0
 
 
 def test_noise_leaves_the_default_generator_alone() -> None:
