@@ -13,10 +13,8 @@ from torch import Tensor, nn
 import fastpose
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.device import ComputeOptions, require_cuda
+from fastpose.models import PoseResNet
 from fastpose.option import OptionError, option
-
-# What `auto` means on CUDA for options that no GPU has run yet. They become its default here and nowhere else.
-AUTO_ON_CUDA = {"cuda_graph": False, "cudnn_benchmark": False}
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,12 @@ class TrainStep:
         on_gpu = device.type == "cuda"
         if compute.cuda_graph == "on":
             require_cuda("cuda_graph", device)
-        cuda_graph = is_on(compute, "cuda_graph", device)
+        cuda_graph = uses_cuda_graph(compute, model, device)
         self.model, self.optimizer, self.targets, self.compute, self.device = model, optimizer, targets, compute, device
         self.batch_size = batch_size
         # A wrapper beside the model, whose own parts and names stay as they are: evaluation and checkpoints see those.
         self._full_forward = torch.compile(model, dynamic=False) if compute.compile else model
-        self._tunes = is_on(compute, "cudnn_benchmark", device)
+        self._tunes = compute.cudnn_benchmark == "on"
         self._side = torch.cuda.Stream(device) if cuda_graph else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
@@ -205,7 +203,12 @@ class TrainStep:
         return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
-def is_on(compute: ComputeOptions, name: str, device: torch.device) -> bool:
-    """Whether option `name`, one of AUTO_ON_CUDA, is on for `device`."""
-    value = getattr(compute, name)
-    return value == "on" or (value == "auto" and device.type == "cuda" and AUTO_ON_CUDA[name])
+def uses_cuda_graph(compute: ComputeOptions, model: nn.Module, device: torch.device) -> bool:
+    """Whether steps of `model` on `device` are captured.
+
+    Left to fastpose, those of its own networks are: another may wait for the GPU or decide on the host what to run,
+    which no graph can repeat.
+    """
+    if compute.cuda_graph == "auto":
+        return device.type == "cuda" and isinstance(model, PoseResNet)
+    return compute.cuda_graph == "on"
