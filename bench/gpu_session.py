@@ -75,7 +75,7 @@ def sanitizer(tool: str, *arguments: str) -> list[str]:
 def parts(out: Path, device: str) -> dict[str, list[Step]]:
     """The steps of each part. A wrong result must be known before anything is timed; what compiles for long is last."""
     # ncu writes when the program ends that it watches: the kernel furthest from its goal has one of its own.
-    ncu = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv"]
+    ncu = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv", "--apply-rules", "no"]
     ncu += ["--kernel-name-base", "demangled", "--kernel-name", "regex:fastpose"]  # not those of torch
     ncu += [word for section in SECTIONS for word in ("--section", section)]
 
@@ -89,7 +89,7 @@ def parts(out: Path, device: str) -> dict[str, list[Step]]:
         "check": [
             Step("kernels", 90, cuda_tests(*KERNEL_TESTS, "-k", "not compile", processes=PROCESSES)),
             Step("others", 120, cuda_tests("tests", *not_here, "-k", "not compile", processes=PROCESSES)),
-            Step("profile_crop", 30, profile("profile_crop", "--only", "affine_crop"), log="profile.txt"),
+            Step("profile_crop", 60, profile("profile_crop", "--only", "affine_crop"), log="profile.txt"),
             Step("profile_maps", 60, profile("profile_maps", "--except", "affine_crop"), log="profile.txt"),
             Step("memcheck", 75, sanitizer("memcheck", *PATHS), SANITIZED),
         ],
