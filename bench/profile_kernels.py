@@ -35,6 +35,8 @@ def profile_table(lines: Iterable[str]) -> str:
     """What ncu measured of each launch, as Markdown: time, shares of what the GPU can do, warps, registers."""
     launches: dict[tuple[str, str], dict[str, float]] = {}
     for row in csv.DictReader(line for line in lines if line.startswith('"')):  # ncu's own words are not quoted
+        if row["ID"] == "ID":
+            continue  # of two files, one after the other
         launch = launches.setdefault((row["ID"], row["Kernel Name"]), {})
         value = row["Metric Value"].replace(",", "")
         if re.fullmatch(r"-?[\d.]+", value):
@@ -64,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose description contains it")
     parser.add_argument("--except", dest="without", metavar="TEXT", help="no cases whose description contains it")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of ncu's CSV and end")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="print the table of ncu's CSV (one, or several in one file) and end"
+    )
     options = parser.parse_args(arguments)
     if options.table:
         print(profile_table(options.table.read_text(encoding="utf-8").splitlines()))

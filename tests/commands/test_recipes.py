@@ -85,8 +85,9 @@ def test_the_two_coco_recipes_of_resnet_50_differ_in_their_head_only() -> None:
     assert options_of("coco_resnet50_fcn_256x192") == SimpleNamespace(**{**vars(deconv), "head": "fcn"})
 
 
-@pytest.mark.parametrize("name", recipes())
-def test_each_recipe_has_options_and_a_network_for_its_size(name: str) -> None:
+@pytest.mark.parametrize("name", [*recipes(), "studies/lspet/lspet.yaml"])
+def test_each_recipe_has_options_and_a_network_for_its_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])  # where a study's recipe begins to look for its skeleton
     options = options_of(name)
     settings = settle({}, recipe=read_recipe(find_recipe(name)))  # each value can be used, and they go together
     joints = open_dataset(settings.data, settings.network.size).skeleton.num_joints
