@@ -130,6 +130,7 @@ class PreparedAhead(Iterator[T]):
 
     def _end(self, *, wait: bool) -> None:
         self._closed = True
+        self._jobs = iter(())  # with what they refer to, as tensors on the device
         self._pending.clear()
         if self._worker is not None:
             self._worker.shutdown(wait=wait, cancel_futures=True)

@@ -653,6 +653,22 @@ def test_jobs_run_in_order_and_not_further_ahead_than_asked():
     assert 2 <= len(begun) <= 2 + 3
 
 
+def test_jobs_are_gone_once_closed():
+    def jobs():
+        values = torch.zeros(1)
+        seen.append(weakref.ref(values))
+        for _ in range(100):
+            yield lambda: values + 1
+
+    seen = []
+    results = PreparedAhead(jobs(), 1)
+    next(results)
+    (kept,) = seen
+    assert kept() is not None
+    results.close()
+    assert kept() is None
+
+
 def test_several_threads_keep_the_order():
     barrier = threading.Barrier(2)
 
