@@ -33,13 +33,13 @@ class ComputeOptions:
     compile: bool = option(
         False,
         "compile the network with torch.compile, which takes about a minute when the training begins; on an H200 "
-        "ResNet-50 then trained 1.4 times as fast",
+        "ResNet-50 then trained 1.4 times as fast, without cuda_graph",
     )
     cuda_graph: Literal["auto", "on", "off"] | bool = option(
         "auto",
         "record a whole training step as a CUDA graph and replay it, which saves the host's work; GPUs only; batches "
-        "of fewer than batch_size persons run without it; auto: on for a GPU and the ResNets, off for the CPU and for "
-        "a network of one's own, which may do what a graph cannot repeat",
+        "of fewer than batch_size persons run without it, and take memory of their own; auto: on for fastpose's own "
+        "networks on a GPU, unless compile is true or rmsprop runs with foreach off",
     )
     cudnn_benchmark: Literal["auto", "on", "off"] | bool = option(
         "auto",

@@ -140,8 +140,8 @@ REFUSALS = {
         # The last is oneDNN's, which has no other words for it.
         r"can't allocate memory|not enough memory|[Cc]annot allocate memory|Failed to allocate|failed to map segment|"
         r"^could not (create|execute) a primitive$",
-        "lower --batch_size, --eval_batch_size or --prefetch, choose --resident false, or see ulimit -v and the "
-        "cgroup's memory.max",
+        "lower --batch_size, --eval_batch_size or --prefetch, choose --resident false or, on a GPU, --cuda_graph off, "
+        "or see ulimit -v and the cgroup's memory.max",
     ),
     "threads or processes": (
         r"can't start new thread|Resource temporarily unavailable",

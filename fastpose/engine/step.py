@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastpose
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.device import ComputeOptions, require_cuda
-from fastpose.models import PoseResNet
+from fastpose.models import DeconvPoseResNet, FcnPoseResNet
 from fastpose.option import OptionError, option
 
 
@@ -57,7 +57,7 @@ class TrainStep:
             target, so each joint of its training counts by the square.)
 
     Raises:
-        OptionError: a CUDA graph is asked for and `device` is not a CUDA device.
+        OptionError: a CUDA graph is asked for, and `device` is not a CUDA device or the optimiser waits for it.
     """
 
     WARMUP_STEPS = 3  # before a capture: what allocates or tunes itself at its first use has then done so
@@ -73,9 +73,7 @@ class TrainStep:
         joint_weights: Sequence[float] | None = None,
     ) -> None:
         on_gpu = device.type == "cuda"
-        if compute.cuda_graph == "on":
-            require_cuda("cuda_graph", device)
-        cuda_graph = uses_cuda_graph(compute, model, device)
+        cuda_graph = uses_cuda_graph(compute, model, optimizer, device)
         self.model, self.optimizer, self.targets, self.compute, self.device = model, optimizer, targets, compute, device
         self.batch_size = batch_size
         # A wrapper beside the model, whose own parts and names stay as they are: evaluation and checkpoints see those.
@@ -203,12 +201,25 @@ class TrainStep:
         return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
-def uses_cuda_graph(compute: ComputeOptions, model: nn.Module, device: torch.device) -> bool:
-    """Whether steps of `model` on `device` are captured.
+def uses_cuda_graph(
+    compute: ComputeOptions, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> bool:
+    """Whether steps are captured: if option `cuda_graph` is on, or is left to fastpose and nothing speaks against it.
 
-    Left to fastpose, those of its own networks are: another may wait for the GPU or decide on the host what to run,
-    which no graph can repeat.
+    Against it speak a network that is not fastpose's, which may wait for the GPU or decide on the host what to run, and
+    torch.compile, with which no speed has been measured.
+
+    Raises:
+        OptionError: `cuda_graph` is on, and `device` is not a CUDA device or the optimiser waits for it.
     """
+    # torch's RMSprop, weight by weight, asks the GPU for the learning rate, which a graph has as a tensor.
+    waits = isinstance(optimizer, torch.optim.RMSprop) and compute.foreach == "off"
     if compute.cuda_graph == "auto":
-        return device.type == "cuda" and isinstance(model, PoseResNet)
-    return compute.cuda_graph == "on"
+        ours = type(model) in (FcnPoseResNet, DeconvPoseResNet)
+        return device.type == "cuda" and ours and not compute.compile and not waits
+    if compute.cuda_graph == "off":
+        return False
+    require_cuda("cuda_graph", device)
+    if waits:
+        raise OptionError("foreach", "off: RMSprop then waits for the GPU, which cuda_graph on does not allow")
+    return True

@@ -3,7 +3,7 @@
 
 from fastpose.models.flops import compare_heads, count_flops, count_parameters
 from fastpose.models.own import make_own_model
-from fastpose.models.pose_resnet import PoseResNet, pose_resnet
+from fastpose.models.pose_resnet import DeconvPoseResNet, FcnPoseResNet, PoseResNet, pose_resnet
 from fastpose.models.weights import (
     Weights,
     export_simple_baselines,
@@ -15,6 +15,8 @@ from fastpose.models.weights import (
 )
 
 __all__ = [
+    "DeconvPoseResNet",
+    "FcnPoseResNet",
     "PoseResNet",
     "Weights",
     "compare_heads",

@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastpose
 from fastpose.data.augmentation import Augmentation
@@ -21,7 +22,7 @@ from fastpose.engine.epoch import NotFiniteError, RunProgress, StopSignals, trai
 from fastpose.engine.evaluation import best_seen_person
 from fastpose.engine.schedule import LearningRate, make_optimizer
 from fastpose.engine.step import TrainStep, uses_cuda_graph
-from fastpose.models import pose_resnet
+from fastpose.models import FcnPoseResNet, pose_resnet
 from fastpose.models.decoding import Decoder
 from fastpose.options.settings import Settings
 from fastpose.skeletons import MPII
@@ -234,11 +235,11 @@ def small_network():
     )
 
 
-def train_small_network(persons, device="cpu", epochs=1, **changes):
+def train_small_network(persons, device="cpu", epochs=1, network=small_network, **changes):
     """Losses after each epoch, the score of an evaluation after each, and the network."""
     device = torch.device(device)
     options = changed(OPTIONS, **changes)
-    model, progress, sums, scores = small_network().to(device), RunProgress(), [], []
+    model, progress, sums, scores = network().to(device), RunProgress(), [], []
     step = make_step(model, options, device)
     loader = make_loader(persons, device=device, memory_format=options.compute.memory_format(device))
     rate = dataclasses.replace(RATE, base=1e-3, warmup_steps=4)
@@ -484,14 +485,52 @@ def test_no_step_is_captured_if_no_batch_is_full(persons, monkeypatch):
     assert (progress.step, progress.samples) == (1, 2)
 
 
-def test_steps_of_our_networks_are_captured_on_a_gpu_unless_that_is_off():
+class OwnForward(FcnPoseResNet):
+    """Of --model: made of ours, and free to wait for the GPU."""
+
+
+def test_steps_of_our_networks_are_captured_on_a_gpu_unless_something_speaks_against_it():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    means = {value: ComputeOptions(cuda_graph=value) for value in ("auto", "on", "off", True, False)}
-    assert [options.cuda_graph for options in means.values()] == ["auto", "on", "off", "on", "off"]
-    ours, another = pose_resnet(18), small_network()
-    assert [uses_cuda_graph(means[value], ours, cuda) for value in means] == [True, True, False, True, False]
-    assert [uses_cuda_graph(means[value], another, cuda) for value in means] == [False, True, False, True, False]
-    assert not uses_cuda_graph(ComputeOptions(), ours, cpu)
+
+    def captured(model, device=cuda, optimizer="rmsprop", **options):
+        schedule = changed(OPTIONS, optimizer=optimizer).schedule
+        return uses_cuda_graph(ComputeOptions(**options), model, make_optimizer(model, schedule), device)
+
+    for ours in (pose_resnet(18), pose_resnet(18, "deconv")):
+        values = ("auto", "on", "off", True, False)
+        assert [captured(ours, cuda_graph=value) for value in values] == [True, True, False, True, False]
+        assert not captured(ours, cpu)
+        assert not captured(ours, compile=True)
+        assert captured(ours, compile=True, cuda_graph="on")
+        assert [captured(ours, optimizer=name, foreach="off") for name in ("rmsprop", "adam")] == [False, True]
+        with pytest.raises(ValueError, match="foreach: off: RMSprop then waits for the GPU, which cuda_graph on"):
+            captured(ours, cuda_graph="on", foreach="off")
+    for another in (small_network(), OwnForward(18, 16, 256)):
+        assert not captured(another)
+        assert captured(another, cuda_graph="on")
+
+
+class Waits(TorchDispatchMode):
+    """Counts the ops by which the host asks a device for a number."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_rmsprop_weight_by_weight_asks_for_the_learning_rate():
+    """Why a graph cannot have it: on a GPU that waits."""
+    model = small_network()
+    optimizer = make_optimizer(model, changed(OPTIONS, optimizer="rmsprop").schedule)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for foreach, asks in ((False, len(list(model.parameters()))), (True, 1)):
+        optimizer.param_groups[0].update(lr=torch.tensor(1e-3), foreach=foreach)
+        with Waits() as waits:
+            optimizer.step()
+        assert waits.count == asks  # with foreach once, which `capturable` (GPUs only) spares
 
 
 @pytest.mark.parametrize("value", ["on", "off", "auto"])
@@ -592,6 +631,28 @@ def test_a_replayed_step_trains_like_an_eager_one(persons, changes):
     assert graph_scores == pytest.approx(scores, abs=10)
     for name, tensor in graphed.state_dict().items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=0.05, atol=5 * tolerance)
+
+
+def small_resnet(head):
+    torch.manual_seed(0)
+    return pose_resnet(18, head, 16, channels=16)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("no_tf32")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("head", ["fcn", "deconv"])
+def test_our_networks_are_captured_by_default_and_train_like_eager_ones(persons, head, optimizer, monkeypatch):
+    captures, capture = [], TrainStep._capture
+    monkeypatch.setattr(TrainStep, "_capture", lambda *arguments: captures.append(1) or capture(*arguments))
+    changes = {"network": lambda: small_resnet(head), "amp": "off", "optimizer": optimizer}
+    sums, _, _ = train_small_network(persons, "cuda", 2, cuda_graph=False, **changes)
+    assert captures == []
+    graph_sums, _, _ = train_small_network(persons, "cuda", 2, **changes)
+    assert captures == [1]
+    # The first epoch alone: rounding grows from step to step.
+    assert graph_sums[0] == pytest.approx(sums[0], rel=2e-2)
+    assert all(math.isfinite(total) for total in graph_sums)
 
 
 @pytest.mark.cuda
