@@ -88,7 +88,7 @@ class Timer:
 
         Rounded up to a multiple of 1024 bytes, so that each row, half of that, ends as an allocation would. On an H200
         `Tensor.copy_`, which calls the driver, took up to 1.6 times as long where its rows were not a multiple of
-        COPY_PITCH apart, and for two rows of 512 MiB each; so a kernel of torch's is timed beside it.
+        16 KiB apart, and for two rows of 512 MiB each; so a kernel of torch's is timed beside it.
         """
         half = COPY_ALIGNMENT * max(1, math.ceil(moved_bytes / 2 / COPY_ALIGNMENT))
         if 2 * half not in self._copies:
