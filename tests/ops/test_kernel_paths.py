@@ -47,7 +47,7 @@ def poisoned_memory() -> Iterator[None]:
 # ---- affine_crop -----------------------------------------------------------------------------------------------------
 
 LARGE = (600, 800)  # (h, w): a tile of 64 pixels lies inside at 8 image pixels per crop pixel, turned by any angle
-CROP_SIZES = [(64, 64), (48, 100), (33, 40), (256, 192), (1, 1), (5, 130)]
+CROP_SIZES = [(64, 64), (48, 100), (33, 40), (256, 192), (1, 1), (5, 130), (6, 34), (35, 71)]
 
 
 def pixels_of(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
