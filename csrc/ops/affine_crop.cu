@@ -13,8 +13,10 @@ namespace {
 // through the warp's own shared memory, so that it leaves in vectors whatever the layout. No warp waits for another.
 constexpr int kWarps = kThreads / 32, kLanesX = 16, kLanesY = 32 / kLanesX;
 constexpr int kStripWidth = 64, kStripHeight = 2 * kLanesY, kBlockRows = kWarps * kStripHeight;
-constexpr int kStrips = 4;  // of a warp: they share what is known of the crop
-constexpr int kTileHeight = kBlockRows * kStrips;
+// The strips of a warp share what is known of the crop, but are made one after the other. A small batch takes fewer per
+// warp, as long as all blocks then still run at once on 132 SMs with room for four blocks each.
+constexpr int kStrips = 4;
+constexpr int64_t kBlocksAtOnce = 4 * 132;
 static_assert(4 * kStrips <= 32, "a lane per corner of a strip");
 
 template <typename T>
@@ -101,6 +103,7 @@ struct TiledCrop {
   AffineCropParams op;
   int64_t first;            // crop of the launch's first block
   unsigned tiles_x, tiles;  // of a crop: in a row, in all
+  int tile_height;          // pixels
   bool vectors;             // rows of the crop consist of whole ones
 };
 
@@ -113,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, 4) affine_crop_kernel(const __grid_c
   const unsigned crop = blockIdx.x / t.tiles, tile = blockIdx.x - crop * t.tiles, tile_y = tile / t.tiles_x;
   const int64_t b = t.first + crop;
   const int x_begin = static_cast<int>(tile - tile_y * t.tiles_x) * kStripWidth;
-  const int y_of_warp = static_cast<int>(tile_y) * kTileHeight + warp * kStripHeight;
+  const int y_of_warp = static_cast<int>(tile_y) * t.tile_height + warp * kStripHeight;
   float m[6], color[kDiagonal ? 1 : 12];
 #pragma unroll
   for (int i = 0; i < 6; ++i) m[i] = p.crop_to_image[6 * b + i];
@@ -143,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 4) affine_crop_kernel(const __grid_c
   const int columns = min(kStripWidth, p.width - x_begin);
   const float first_x = static_cast<float>(x_begin + lane_x);
 #pragma unroll 1
-  for (int y = y_of_warp; y < min(y_of_warp + kTileHeight, p.height); y += kBlockRows) {
+  for (int y = y_of_warp; y < min(y_of_warp + t.tile_height, p.height); y += kBlockRows) {
     const float row = static_cast<float>(y + lane_y), lower_row = static_cast<float>(y + lane_y + kLanesY);
     const float upper_x = m[1] * row + m[2], upper_y = m[4] * row + m[5];
     const float lower_x = m[1] * lower_row + m[2], lower_y = m[4] * lower_row + m[5];
@@ -208,7 +211,10 @@ bool is_diagonal(const AffineCropParams& p) {
 template <typename T, bool kChannelsLast>
 cudaError_t launch_layout(const AffineCropParams& params, cudaStream_t stream) {
   const unsigned tiles_x = (params.width - 1) / kStripWidth + 1;
-  const unsigned tiles = tiles_x * ((params.height - 1) / kTileHeight + 1);
+  const auto tiles_of = [&](int strips) { return tiles_x * ((params.height - 1) / (kBlockRows * strips) + 1); };
+  int strips = kStrips;
+  while (strips > 1 && params.batch * tiles_of(strips / 2) <= kBlocksAtOnce) strips /= 2;
+  const unsigned tiles = tiles_of(strips);
   const bool vectors = params.width % kHalf<T> == 0 && is_vector_aligned(static_cast<T*>(params.out));
   const auto kernel =
       is_diagonal(params) ? affine_crop_kernel<T, kChannelsLast, true> : affine_crop_kernel<T, kChannelsLast, false>;
@@ -216,7 +222,7 @@ cudaError_t launch_layout(const AffineCropParams& params, cudaStream_t stream) {
   for (int64_t first = 0; first < params.batch; first += most) {
     const unsigned blocks = static_cast<unsigned>(std::min(most, params.batch - first)) * tiles;
     const cudaError_t error =
-        launch(kernel, blocks, kThreads, stream, TiledCrop{params, first, tiles_x, tiles, vectors},
+        launch(kernel, blocks, kThreads, stream, TiledCrop{params, first, tiles_x, tiles, kBlockRows * strips, vectors},
                sizeof(Pair<T>) * kWarps * Strip<T, kChannelsLast>::kPairs);
     if (error != cudaSuccess) return error;
   }
