@@ -6,14 +6,17 @@
 namespace fastpose {
 namespace {
 
-// A block makes a tile of one crop, each of its warps a few strips of 64 x 4 pixels. The lanes of a warp stand 8 x 4
-// and make two neighbouring pixels each: a step of 16 x 4 pixels stays compact in the source when the crop is rotated,
-// where a row of pixels would touch as many rows of the image. A finished strip goes through the warp's own shared
-// memory, so that it leaves in whole vectors whatever the layout. No warp waits for another.
-constexpr int kWarps = kThreads / 32, kLanesX = 8;
-constexpr int kStripWidth = 64, kStripHeight = 4, kStepWidth = 2 * kLanesX;
-constexpr int kStrips = 4;  // of a warp: they share what is known of the crop
-constexpr int kTileHeight = kWarps * kStripHeight * kStrips;
+// A block makes a tile of one crop, each of its warps a few strips of 64 x 4 pixels. The lanes of a warp stand 16 x 2,
+// on neighbouring pixels: the L1 limits the kernel, by the cache lines and sectors that a load touches, and neighbours
+// share them. A lane makes two pixels at a time, one two rows below the other; the warp's 16 x 4 stay compact in the
+// source when the crop is rotated, where a row of pixels would touch as many rows of the image. A finished strip goes
+// through the warp's own shared memory, so that it leaves in vectors whatever the layout. No warp waits for another.
+constexpr int kWarps = kThreads / 32, kLanesX = 16, kLanesY = 32 / kLanesX;
+constexpr int kStripWidth = 64, kStripHeight = 2 * kLanesY, kBlockRows = kWarps * kStripHeight;
+// The strips of a warp share what is known of the crop, but are made one after the other. A small batch takes fewer per
+// warp, as long as all blocks then still run at once on 132 SMs with room for four blocks each.
+constexpr int kStrips = 4;
+constexpr int64_t kBlocksAtOnce = 4 * 132;
 static_assert(4 * kStrips <= 32, "a lane per corner of a strip");
 
 template <typename T>
@@ -38,44 +41,59 @@ __device__ __forceinline__ Pair<__half> to_pair(float first, float second) {
 }
 #endif
 
-// How a strip lies in shared memory: the output's order. With 16 elements between rows, lanes that store or load
-// together use different banks, for every type and layout.
+template <typename T>
+constexpr int kHalf = Vector<T>::kSize / 2;  // elements in 8 bytes
+
+template <typename T>
+__device__ __forceinline__ void store_half(T* to, const T (&from)[kHalf<T>]) {
+  uint32_t words[2];
+  memcpy(&words[0], from, 4);
+  memcpy(&words[1], from + kHalf<T> / 2, 4);
+  *reinterpret_cast<uint64_t*>(to) = static_cast<uint64_t>(words[1]) << 32 | words[0];
+}
+
+// How a strip lies in shared memory: the upper half of its rows in the output's order, each element paired with the one
+// kLanesY rows below. With 16 pairs between rows, lanes that store or load together use different banks.
 template <typename T, bool kChannelsLast>
 struct Strip {
   static constexpr int kPlanes = kChannelsLast ? 1 : 3;
-  static constexpr int kRowElements = kChannelsLast ? 3 * kStripWidth : kStripWidth;
-  static constexpr int kPitch = kRowElements + 16;
-  static constexpr int kElements = kPlanes * kStripHeight * kPitch;
-  static_assert(kPitch * sizeof(T) % 16 == 0, "rows begin at multiples of a vector");
+  static constexpr int kRowPairs = kChannelsLast ? 3 * kStripWidth : kStripWidth;
+  static constexpr int kPitch = kRowPairs + 16;
+  static constexpr int kPlane = kLanesY * kPitch;
+  static constexpr int kPairs = kPlanes * kPlane;
+  static_assert(kPitch * sizeof(Pair<T>) % 16 == 0, "rows begin at multiples of a vector");
 
-  // Two neighbouring pixels, the first of them an even one. `strip` begins at their row and column.
-  static __device__ __forceinline__ void put(T* strip, float r0, float g0, float b0, float r1, float g1, float b1) {
-    auto* pairs = reinterpret_cast<Pair<T>*>(strip);
-    constexpr int kPlane = kStripHeight * kPitch / 2;
-    pairs[0] = kChannelsLast ? to_pair<T>(r0, g0) : to_pair<T>(r0, r1);
-    pairs[kChannelsLast ? 1 : kPlane] = kChannelsLast ? to_pair<T>(b0, r1) : to_pair<T>(g0, g1);
-    pairs[kChannelsLast ? 2 : 2 * kPlane] = kChannelsLast ? to_pair<T>(g1, b1) : to_pair<T>(b0, b1);
-  }
-
-  // To the crop, of which the first `columns` pixels of the strip are part: one row per eight lanes, in vectors where
-  // the crop's rows consist of whole ones. `out` and `strip` begin at the lane's row.
-  static __device__ __forceinline__ void store(T* out, int64_t plane_stride, const T* strip, int lane_x, int columns,
-                                               bool vectors) {
-    const int elements = kRowElements / kStripWidth * columns;
-    constexpr int kSize = Vector<T>::kSize;
+  // To the crop, of which the first `columns` pixels of the strip are part: one row of pairs per kLanesX lanes, in
+  // vectors where the crop's rows consist of whole ones. `upper`, `lower` and `strip` begin at the lane's rows.
+  static __device__ __forceinline__ void store(T* upper, T* lower, int64_t plane_stride, const Pair<T>* strip,
+                                               int lane_x, int columns, bool has_lower, bool vectors) {
+    const int elements = kRowPairs / kStripWidth * columns;
+    if (vectors) {
 #pragma unroll
-    for (int plane = 0; plane < kPlanes; ++plane) {
-      const T* from = strip + plane * kStripHeight * kPitch;
-      T* to = out + plane * plane_stride;
-      if (vectors) {
+      for (int round = 0; round < (kRowPairs - 1) / (kHalf<T> * kLanesX) + 1; ++round) {
+        const int i = (round * kLanesX + lane_x) * kHalf<T>;
+        if (i >= elements) return;
 #pragma unroll
-        for (int round = 0; round < (kRowElements - 1) / (kSize * kLanesX) + 1; ++round) {
-          const int i = (round * kLanesX + lane_x) * kSize;
-          if (i < elements) *reinterpret_cast<Vector<T>*>(to + i) = *reinterpret_cast<const Vector<T>*>(from + i);
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          const auto pairs = *reinterpret_cast<const Vector<Pair<T>>*>(strip + plane * kPlane + i);
+          T first[kHalf<T>], second[kHalf<T>];
+#pragma unroll
+          for (int j = 0; j < kHalf<T>; ++j) {
+            first[j] = pairs.of[j].first;
+            second[j] = pairs.of[j].second;
+          }
+          store_half(upper + plane * plane_stride + i, first);
+          if (has_lower) store_half(lower + plane * plane_stride + i, second);
         }
-      } else {
+      }
+    } else {
 #pragma unroll 1
-        for (int i = lane_x; i < elements; i += kLanesX) to[i] = from[i];
+      for (int i = lane_x; i < elements; i += kLanesX) {
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          const Pair<T> pair = strip[plane * kPlane + i];
+          upper[plane * plane_stride + i] = pair.first;
+          if (has_lower) lower[plane * plane_stride + i] = pair.second;
+        }
       }
     }
   }
@@ -85,19 +103,20 @@ struct TiledCrop {
   AffineCropParams op;
   int64_t first;            // crop of the launch's first block
   unsigned tiles_x, tiles;  // of a crop: in a row, in all
+  int tile_height;          // pixels
   bool vectors;             // rows of the crop consist of whole ones
 };
 
 // kDiagonal: one colour map for all crops that mixes no channels, as normalisation does: its numbers need no registers.
 template <typename T, bool kChannelsLast, bool kDiagonal>
-__global__ void __launch_bounds__(kThreads, kDiagonal ? 4 : 3) affine_crop_kernel(const __grid_constant__ TiledCrop t) {
+__global__ void __launch_bounds__(kThreads, 4) affine_crop_kernel(const __grid_constant__ TiledCrop t) {
   using Staged = Strip<T, kChannelsLast>;
   const AffineCropParams& p = t.op;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, lane_x = lane % kLanesX, lane_y = lane / kLanesX;
   const unsigned crop = blockIdx.x / t.tiles, tile = blockIdx.x - crop * t.tiles, tile_y = tile / t.tiles_x;
   const int64_t b = t.first + crop;
   const int x_begin = static_cast<int>(tile - tile_y * t.tiles_x) * kStripWidth;
-  const int y_of_warp = static_cast<int>(tile_y) * kTileHeight + warp * kStripHeight;
+  const int y_of_warp = static_cast<int>(tile_y) * t.tile_height + warp * kStripHeight;
   float m[6], color[kDiagonal ? 1 : 12];
 #pragma unroll
   for (int i = 0; i < 6; ++i) m[i] = p.crop_to_image[6 * b + i];
@@ -118,42 +137,43 @@ __global__ void __launch_bounds__(kThreads, kDiagonal ? 4 : 3) affine_crop_kerne
   const bool reach = words_reach(image);
   const float corner_x = static_cast<float>(x_begin + lane % 2 * (kStripWidth - 1));
   const float corner_y =
-      static_cast<float>(y_of_warp + lane / 4 % kStrips * (kWarps * kStripHeight) + lane / 2 % 2 * (kStripHeight - 1));
+      static_cast<float>(y_of_warp + lane / 4 % kStrips * kBlockRows + lane / 2 % 2 * (kStripHeight - 1));
   unsigned corners = __ballot_sync(kFullWarp, reach && corner_lies_inside(image, m, corner_x, corner_y));
 
-  T* strip_row = dynamic_shared<T>() + warp * Staged::kElements + lane_y * Staged::kPitch;
+  Pair<T>* strip_row = dynamic_shared<Pair<T>>() + warp * Staged::kPairs + lane_y * Staged::kPitch;
   T* out =
       static_cast<T*>(p.out) + b * p.out_strides.b + x_begin * p.out_strides.x + (y_of_warp + lane_y) * p.out_strides.y;
   const int columns = min(kStripWidth, p.width - x_begin);
-  const float first_x = static_cast<float>(x_begin + 2 * lane_x);
+  const float first_x = static_cast<float>(x_begin + lane_x);
 #pragma unroll 1
-  for (int y = y_of_warp; y < min(y_of_warp + kTileHeight, p.height); y += kWarps * kStripHeight) {
-    const float row = static_cast<float>(y + lane_y);
-    const float row_x = m[1] * row + m[2], row_y = m[4] * row + m[5];
-    T* to = strip_row + (kChannelsLast ? 6 : 2) * lane_x;
+  for (int y = y_of_warp; y < min(y_of_warp + t.tile_height, p.height); y += kBlockRows) {
+    const float row = static_cast<float>(y + lane_y), lower_row = static_cast<float>(y + lane_y + kLanesY);
+    const float upper_x = m[1] * row + m[2], upper_y = m[4] * row + m[5];
+    const float lower_x = m[1] * lower_row + m[2], lower_y = m[4] * lower_row + m[5];
+    Pair<T>* to = strip_row + (kChannelsLast ? 3 : 1) * lane_x;
     float x = first_x;
-    const auto put = [&](const float (&left)[3], const float (&right)[3], bool exists) {
-      const auto value = [&](int c, const float (&rgb)[3]) {
-        return exists ? colored(c, rgb) : no_image_value<T>(p.fill);
-      };
-      Staged::put(to, value(0, left), value(1, left), value(2, left), value(0, right), value(1, right),
-                  value(2, right));
-      to += (kChannelsLast ? 3 : 1) * kStepWidth;
-      x += static_cast<float>(kStepWidth);
+    const auto put = [&](const float (&upper)[3], const float (&lower)[3], bool exists) {
+#pragma unroll
+      for (int c = 0; c < 3; ++c) {
+        to[(kChannelsLast ? 1 : Staged::kPlane) * c] =
+            exists ? to_pair<T>(colored(c, upper), colored(c, lower))
+                   : to_pair<T>(no_image_value<T>(p.fill), no_image_value<T>(p.fill));
+      }
+      to += (kChannelsLast ? 3 : 1) * kLanesX;
+      x += static_cast<float>(kLanesX);
     };
     if ((corners & 15u) == 15u) {
 #pragma unroll 1
-      for (int step = 0; step < kStripWidth / kStepWidth; ++step) {
-        float left[3], right[3];
-        const Taps left_taps = load_taps(words, m[0] * x + row_x, m[3] * x + row_y);
-        const Taps right_taps = load_taps(words, m[0] * (x + 1.0f) + row_x, m[3] * (x + 1.0f) + row_y);
-        sample_taps(left_taps, left);
-        sample_taps(right_taps, right);
-        put(left, right, true);
+      for (int step = 0; step < kStripWidth / kLanesX; ++step) {
+        float upper[3], lower[3];
+        const Taps upper_taps = load_taps(words, m[0] * x + upper_x, m[3] * x + upper_y);
+        const Taps lower_taps = load_taps(words, m[0] * x + lower_x, m[3] * x + lower_y);
+        sample_taps(upper_taps, upper);
+        sample_taps(lower_taps, lower);
+        put(upper, lower, true);
       }
     } else {
-      const auto sample = [&](float at, float (&rgb)[3]) {
-        const float source_x = m[0] * at + row_x, source_y = m[3] * at + row_y;
+      const auto sample = [&](float source_x, float source_y, float (&rgb)[3]) {
         if (reach && lies_well_inside(image, source_x, source_y)) {
           sample_taps(load_taps(words, source_x, source_y), rgb);
         } else {
@@ -161,17 +181,20 @@ __global__ void __launch_bounds__(kThreads, kDiagonal ? 4 : 3) affine_crop_kerne
         }
       };
 #pragma unroll 1
-      for (int step = 0; step < kStripWidth / kStepWidth; ++step) {
-        float left[3], right[3];
-        sample(x, left);
-        sample(x + 1.0f, right);
-        put(left, right, image.pixels != nullptr);
+      for (int step = 0; step < kStripWidth / kLanesX; ++step) {
+        float upper[3], lower[3];
+        sample(m[0] * x + upper_x, m[3] * x + upper_y, upper);
+        sample(m[0] * x + lower_x, m[3] * x + lower_y, lower);
+        put(upper, lower, image.pixels != nullptr);
       }
     }
     corners >>= 4;
     __syncwarp();
-    if (y + lane_y < p.height) Staged::store(out, p.out_strides.k, strip_row, lane_x, columns, t.vectors);
-    out += kWarps * kStripHeight * p.out_strides.y;
+    if (y + lane_y < p.height) {
+      Staged::store(out, out + kLanesY * p.out_strides.y, p.out_strides.k, strip_row, lane_x, columns,
+                    y + lane_y + kLanesY < p.height, t.vectors);
+    }
+    out += kBlockRows * p.out_strides.y;
     __syncwarp();  // the strip's memory is free for the next
   }
 }
@@ -188,16 +211,19 @@ bool is_diagonal(const AffineCropParams& p) {
 template <typename T, bool kChannelsLast>
 cudaError_t launch_layout(const AffineCropParams& params, cudaStream_t stream) {
   const unsigned tiles_x = (params.width - 1) / kStripWidth + 1;
-  const unsigned tiles = tiles_x * ((params.height - 1) / kTileHeight + 1);
-  const bool vectors = params.width % Vector<T>::kSize == 0 && is_vector_aligned(static_cast<T*>(params.out));
+  const auto tiles_of = [&](int strips) { return tiles_x * ((params.height - 1) / (kBlockRows * strips) + 1); };
+  int strips = kStrips;
+  while (strips > 1 && params.batch * tiles_of(strips / 2) <= kBlocksAtOnce) strips /= 2;
+  const unsigned tiles = tiles_of(strips);
+  const bool vectors = params.width % kHalf<T> == 0 && is_vector_aligned(static_cast<T*>(params.out));
   const auto kernel =
       is_diagonal(params) ? affine_crop_kernel<T, kChannelsLast, true> : affine_crop_kernel<T, kChannelsLast, false>;
   const int64_t most = std::max(1u, (1u << 30) / tiles);  // crops that one launch has blocks for
   for (int64_t first = 0; first < params.batch; first += most) {
     const unsigned blocks = static_cast<unsigned>(std::min(most, params.batch - first)) * tiles;
     const cudaError_t error =
-        launch(kernel, blocks, kThreads, stream, TiledCrop{params, first, tiles_x, tiles, vectors},
-               sizeof(T) * kWarps * Strip<T, kChannelsLast>::kElements);
+        launch(kernel, blocks, kThreads, stream, TiledCrop{params, first, tiles_x, tiles, kBlockRows * strips, vectors},
+               sizeof(Pair<T>) * kWarps * Strip<T, kChannelsLast>::kPairs);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -47,7 +47,7 @@ def poisoned_memory() -> Iterator[None]:
 # ---- affine_crop -----------------------------------------------------------------------------------------------------
 
 LARGE = (600, 800)  # (h, w): a tile of 64 pixels lies inside at 8 image pixels per crop pixel, turned by any angle
-CROP_SIZES = [(64, 64), (48, 100), (33, 40), (256, 192), (1, 1), (5, 130)]
+CROP_SIZES = [(64, 64), (48, 100), (33, 40), (256, 192), (1, 1), (5, 130), (6, 34), (35, 71)]
 
 
 def pixels_of(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -175,6 +175,21 @@ def test_tiles_that_just_fit_an_image_and_just_do_not(device: torch.device, colu
     for crop, (dx, dy) in zip(out.cpu().numpy(), shifts, strict=True):
         expected = around[10 + dy : 26 + dy, 10 + dx : 74 + dx]
         np.testing.assert_array_equal(crop.transpose(1, 2, 0), expected, err_msg=f"shift {dx}, {dy}")
+
+
+@pytest.mark.tiles
+@each("batch, memory_format", (132, FORMATS[0]), (133, FORMATS[1]), (264, FORMATS[1]), (265, FORMATS[0]))
+def test_batches_on_both_sides_of_more_strips_per_warp(
+    device: torch.device, batch: int, memory_format: torch.memory_format
+) -> None:
+    """Crops of 97 to 128 rows take four blocks each if a warp makes one strip, two if two, one if four: 528 at most."""
+    image, size = pixels_of(90, 120), (127, 6)
+    steps = [placed((5.0 + 0.4 * n, 45.0), 0.3 + 0.002 * n, 1.3 * n, n % 2 == 1, size) for n in range(batch)]
+    matrix = torch.tensor(np.array(steps), dtype=torch.float32)
+    out = fastpose.affine_crop(
+        torch.from_numpy(image).to(device), matrix.to(device), size, fill=50.0, memory_format=memory_format
+    )
+    assert_crop(out, reference.affine_crop(image, matrix, size, fill=50.0, dtype=np.float64))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
