@@ -167,14 +167,6 @@ __device__ __forceinline__ void write_refined_point(const DecodeHeatmapsParams& 
   if (threadIdx.x % 32 == 0) write_decoded_point(p, index, to_image, peak, at, offset);
 }
 
-// The same where the place is only known as an index.
-template <bool kBlurs, typename T>
-__device__ __forceinline__ void write_refined_point(const DecodeHeatmapsParams& p, int64_t index,
-                                                    const DecodedMap<T>& map, const Peak<accumulate_t<T>>& peak,
-                                                    float entry, const SharedBlur& blur) {
-  write_refined_point<kBlurs>(p, index, map, peak, map_pixel(p, peak.index), entry, blur);
-}
-
 // The highest of V neighbouring values, NaN passed over; NaN if there is nothing else.
 template <int V, typename A>
 __device__ __forceinline__ A highest_of(const A (&values)[V]) {
@@ -312,7 +304,7 @@ __global__ void __launch_bounds__(kSampleThreads, blocks_per_sm<kBlurs>(kSampleT
     decode_channels_last_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
   using A = accumulate_t<T>;
   using Lanes = ChannelsLastLanes<T>;
-  constexpr int V = Lanes::V, kUnroll = kFlipped ? 1 : V > 4 ? 3 : 4;
+  constexpr int V = Lanes::V, kUnroll = kFlipped ? 1 : 4;
   A* values_of = dynamic_shared<A>();
   int* pixels_of = reinterpret_cast<int*>(values_of + V * Lanes::kPitch);
   const SharedBlur blur = shared_blur<kBlurs, kSampleThreads / 32>(p);
@@ -335,18 +327,17 @@ __global__ void __launch_bounds__(kSampleThreads, blocks_per_sm<kBlurs>(kSampleT
       int pixel = first_pixel;  // of a vector's first element
       RowCursor at(first_pixel, lanes.step_pixels, p.width);
       for (int first = thread; first < vectors; first += kUnroll * lanes.threads) {
-        Vector<T> loaded[kUnroll];
+        uint4 loaded[kUnroll];
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           const int vector = first + u * lanes.threads;
-          if (vector < vectors) loaded[u] = reinterpret_cast<const Vector<T>*>(maps)[vector];
+          // Beyond the end its first one again, of the same joints: that changes nothing, and needs no branch.
+          loaded[u] = reinterpret_cast<const uint4*>(maps)[vector < vectors ? vector : thread];
         }
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
-          if (first + u * lanes.threads >= vectors) continue;
           A values[V];
-#pragma unroll
-          for (int i = 0; i < V; ++i) values[i] = static_cast<A>(loaded[u].of[i]);
+          unpack<T>(values, loaded[u]);
           if constexpr (kFlipped) {
             const auto mirrored = [&](int row, int column) {
               const int unshifted = p.flip_shift && column > 0 ? column - 1 : column;
@@ -385,10 +376,12 @@ __global__ void __launch_bounds__(kSampleThreads, blocks_per_sm<kBlurs>(kSampleT
         best.keep(values_of[place], pixels_of[place]);
       }
       best = warp_best(best);
-      const DecodedMap<T> map = decoded_map<T>(p, b, joint);
+      DecodedMap<T> map = decoded_map<T>(p, b, joint);
+      if constexpr (!kFlipped) map.flipped = nullptr;  // saves the compiler many instructions
       Peak<A> peak{best.value, best.place};
       if (best.place == kNothing) peak = warp_peak(p, map);
-      write_refined_point<kBlurs>(p, b * joints + joint, map, peak, entry, blur);
+      const MapPixel pixel{best.place % p.width, best.place / p.width};
+      write_refined_point<kBlurs>(p, b * joints + joint, map, peak, pixel, entry, blur);
     }
     __syncthreads();  // shared memory is free for the next sample
   }
@@ -404,7 +397,8 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm<kBlurs>(kThreads))
     const int64_t b = index / p.joints;
     const DecodedMap<T> map = decoded_map<T>(p, b, index - b * p.joints);
     const float entry = entry_of_matrix(p, b);
-    write_refined_point<kBlurs>(p, index, map, warp_peak(p, map), entry, blur);
+    const Peak<accumulate_t<T>> peak = warp_peak(p, map);
+    write_refined_point<kBlurs>(p, index, map, peak, map_pixel(p, peak.index), entry, blur);
   }
 }
 
