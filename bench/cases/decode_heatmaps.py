@@ -22,13 +22,30 @@ from torch import Tensor
 import fastpose
 from bench import cases
 from bench.cases import DTYPES, HEATMAP, JOINTS, ON_CPU, Array, Bench, Case, Joints, Op, Peer, Run, prange
-from bench.launches import BOOL, F64, I32, I64, KINDS, SAMPLES, KernelWork, MapStrides, Memory, P, bits, struct, values
+from bench.launches import (
+    BATCH,
+    BOOL,
+    F64,
+    I32,
+    I64,
+    KINDS,
+    SAMPLES,
+    KernelWork,
+    Launch,
+    MapStrides,
+    Memory,
+    P,
+    bits,
+    struct,
+    values,
+)
 from fastpose import reference
 from fastpose.ops.decode_heatmaps import REFINEMENTS, plain_decode_heatmaps
 from fastpose.skeletons import MPII
 from tests.helpers import upstream
 
 BLUR_KERNEL = 11
+LAUNCHED = 64  # samples: 1,024 maps or more are shared among warps as those of a batch are
 
 
 @dataclass(frozen=True)
@@ -42,21 +59,30 @@ class Work:
     flip: dict[str, Any] = field(default_factory=dict)  # the options of the flip test
 
 
+def expected(work: Work, rows: Any) -> tuple[Array, Array]:
+    """Points and scores of these samples."""
+    mirrored = work.mirrored[0]
+    return reference.decode_heatmaps(
+        work.maps[0][rows],
+        heatmap_to_image=work.matrix[0][rows].cpu().numpy(),
+        flipped=None if mirrored is None else mirrored[rows],
+        refine=work.refine,
+        **work.flip,
+    )
+
+
+def compare(points: Any, scores: Any, expected_points: Array, expected_scores: Array) -> None:
+    cases.compare("keypoints", points, expected_points, 1e-3)
+    cases.compare("scores", scores, expected_scores, 1e-6)
+
+
 def make(work: Work, **about: Any) -> Case:
-    maps, matrix, mirrored = work.maps[0], work.matrix[0], work.mirrored[0]
+    maps, mirrored = work.maps[0], work.mirrored[0]
     batch, joints, height, width = maps.shape
 
     def check(outputs: tuple[Any, Any]) -> None:
         rows = cases.some(batch)
-        expected = reference.decode_heatmaps(
-            maps[rows],
-            heatmap_to_image=matrix[rows].cpu().numpy(),
-            flipped=None if mirrored is None else mirrored[rows],
-            refine=work.refine,
-            **work.flip,
-        )
-        cases.compare("keypoints", outputs[0][rows], expected[0], 1e-3)
-        cases.compare("scores", outputs[1][rows], expected[1], 1e-6)
+        compare(outputs[0][rows], outputs[1][rows], *expected(work, rows))
 
     # Besides the maps: a matrix of 24 bytes per sample, a point and a score per joint.
     of_maps = height * width * maps.element_size() * (1 if mirrored is None else 2)
@@ -283,7 +309,7 @@ DecodeHeatmapsParams = struct(
 
 
 def kernel(**options: Any) -> KernelWork:
-    one = case(cases.CPU, SAMPLES, **options)
+    one = case(cases.CPU, LAUNCHED, **options)
     maps, mirrored, memory, p = one.work.maps[0], one.work.mirrored[0], Memory(), DecodeHeatmapsParams()
     p.heatmaps, p.strides, p.kind = memory.add(bits(maps)), MapStrides(*maps.stride()), KINDS[maps.dtype]
     if mirrored is not None:
@@ -291,17 +317,29 @@ def kernel(**options: Any) -> KernelWork:
         p.mirrored[:JOINTS] = reference.mirror_order(MPII.mirror_pairs, JOINTS)
         p.flip_shift = True
     p.heatmap_to_image = memory.add(one.work.matrix[0].numpy())
-    points, scores = torch.full((SAMPLES, JOINTS, 2), float("nan")), torch.full((SAMPLES, JOINTS), float("nan"))
+    points, scores = torch.full((LAUNCHED, JOINTS, 2), float("nan")), torch.full((LAUNCHED, JOINTS), float("nan"))
     p.keypoints, p.scores = memory.add(points.numpy()), memory.add(scores.numpy())
-    p.batch, p.joints, (p.height, p.width) = SAMPLES, JOINTS, HEATMAP
+    p.batch, p.joints, (p.height, p.width) = LAUNCHED, JOINTS, HEATMAP
     p.refine, p.blur_radius = REFINEMENTS.index(one.work.refine), BLUR_KERNEL // 2
     p.blur[: BLUR_KERNEL // 2 + 1] = reference.gaussian_kernel(BLUR_KERNEL)[BLUR_KERNEL // 2 :].tolist()
-    return cases.work_on_maps(
-        one,
+
+    def check(launches: list[Launch], ran: int) -> None:
+        out = values(memory, p.keypoints, points), values(memory, p.scores, scores)
+        done = ~np.isnan(out[1])
+        if np.count_nonzero(done) != SAMPLES * JOINTS:
+            raise cases.WrongResultError(f"expected {SAMPLES * JOINTS} maps with a result, got {done.sum()}")
+        compare(*(one[done] for one in (*out, *expected(one.work, slice(None)))))
+
+    return KernelWork(
         "launch_decode_heatmaps",
         p,
         memory,
-        lambda launches: (values(memory, p.keypoints, points), values(memory, p.scores, scores)),
+        unit="map",
+        units=LAUNCHED * JOINTS,
+        batch_units=BATCH * JOINTS,
+        bytes=one.bytes * BATCH // LAUNCHED,
+        check=check,
+        share=SAMPLES / LAUNCHED,
     )
 
 

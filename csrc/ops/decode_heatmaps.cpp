@@ -230,6 +230,36 @@ class ChannelsLastPeaks {
   std::vector<T> unmirrored_;    // [kRows, w, K]
 };
 
+// Where the window's pixels lie along one axis of `size` pixels; an edge is repeated beyond it.
+template <int kReach>
+struct WindowAxis {
+  int of[2 * kReach + 1];
+
+  WindowAxis(int peak, int size) {
+    for (int i = 0; i <= 2 * kReach; ++i) {
+      const int place = peak + i - kReach;
+      of[i] = place < 0 ? 0 : place < size ? place : size - 1;
+    }
+  }
+};
+
+// kColumns columns of the map from x on, blurred downwards, at the rows of the window. Columns beyond `last` repeat it.
+template <int kColumns, int kReach, typename T>
+void blur_columns(const DecodeHeatmapsParams& p, const DecodedMap<T>& map, const WindowAxis<kReach>& rows,
+                  const BlurRange& range, int x, int last, double (&columns)[2 * kReach + 1][kColumns]) {
+  for (auto& row : columns)
+    for (double& value : row) value = 0.0;
+  for (int y = range.first; y <= range.last; ++y) {
+    double values[kColumns];
+    for (int c = 0; c < kColumns; ++c) values[c] = static_cast<double>(map.at(y, x + c < last ? x + c : last));
+    for (int i = 0; i <= 2 * kReach; ++i) {
+      const int distance = y < rows.of[i] ? rows.of[i] - y : y - rows.of[i];
+      if (distance > p.blur_radius) continue;
+      for (int c = 0; c < kColumns; ++c) columns[i][c] += p.blur[distance] * values[c];
+    }
+  }
+}
+
 template <int kReach, typename T>
 Offset blurred_offset(const DecodeHeatmapsParams& p, const DecodedMap<T>& map, const Peak<accumulate_t<T>>& peak) {
   constexpr int kSide = 2 * kReach + 1;
@@ -295,7 +325,8 @@ void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
           if (peak.index < 0) peak = find_peak(map, p.height, p.width);
           offset = offset_at(p, map, peak);
         });
-        write_decoded_point(p, index, b, peak, offset);
+        const MapPixel at = is_found(peak) ? map_pixel(p, peak.index) : MapPixel{};
+        write_decoded_point(p, index, map_to_image(p, b), peak, at, offset);
       }
     });
   });

@@ -6,15 +6,16 @@
 namespace fastpose {
 namespace {
 
-constexpr int kMapThreads = 128;
+constexpr int kMapWarps = 4;  // of a block that decodes planar maps
 constexpr int kSampleThreads = 512;
 constexpr int kNothing = 0x7fffffff;  // place of a maximum that nothing has reached
 
-// Kernels that blur may take 128 registers per thread, of the 65,536 that every architecture has: left alone, ptxas
-// aims at more blocks and spills on some. 0: left alone.
-template <bool kBlurs>
+// Blocks of so many threads that an SM is to hold, hence 64 registers for a thread, or 128: every architecture has
+// 65,536. Left alone, ptxas takes fewer where it can, and then loads vectors one after the other that are to be under
+// way at once; where it cannot, it spills.
+template <bool kMoreRegisters>
 constexpr int blocks_per_sm(int threads) {
-  return kBlurs ? 512 / threads : 0;
+  return (kMoreRegisters ? 512 : 1024) / threads;
 }
 
 // A maximum and its place, the lower one of equals.
@@ -37,18 +38,18 @@ __device__ __forceinline__ Best<A> nothing_yet() {
   return {static_cast<A>(-INFINITY), kNothing};
 }
 
-// The best of a warp, in lane 0.
+// The best of a warp, in every lane.
 template <typename A>
 __device__ __forceinline__ Best<A> warp_best(Best<A> best) {
   for (int offset = 16; offset > 0; offset /= 2) {
-    const A value = __shfl_down_sync(kFullWarp, best.value, offset);
-    const int place = __shfl_down_sync(kFullWarp, best.place, offset);
+    const A value = __shfl_xor_sync(kFullWarp, best.value, offset);
+    const int place = __shfl_xor_sync(kFullWarp, best.place, offset);
     best.keep(value, place);
   }
   return best;
 }
 
-// The peak of a map that a warp walks through, in lane 0. Any strides; also where there is nothing above -infinity.
+// The peak of a map that a warp walks through, in every lane. Any strides; also where there is nothing above -infinity.
 template <typename T>
 __device__ __forceinline__ Peak<accumulate_t<T>> warp_peak(const DecodeHeatmapsParams& p, const DecodedMap<T>& map) {
   using A = accumulate_t<T>;
@@ -59,88 +60,111 @@ __device__ __forceinline__ Peak<accumulate_t<T>> warp_peak(const DecodeHeatmapsP
   }
   for (int offset = 16; offset > 0; offset /= 2) {
     Peak<A> other;
-    other.value = __shfl_down_sync(kFullWarp, best.value, offset);
-    other.index = __shfl_down_sync(kFullWarp, best.index, offset);
+    other.value = __shfl_xor_sync(kFullWarp, best.value, offset);
+    other.index = __shfl_xor_sync(kFullWarp, best.index, offset);
     if (is_better(other, best)) best = other;
   }
   return best;
 }
 
-// The offset of dark or dark_udp, in every lane of a warp whose lanes all know the peak. A lane blurs one column of the
-// neighbourhood downwards, so that a row is one coalesced load; then it takes the columns that its own column of the
-// window is made of from the others. `blur` is p.blur in shared memory: lanes that read different entries of a kernel's
-// parameters do so one after the other.
+// An entry of sample b's matrix in each of a warp's first six lanes: asked for early, it is there when the point is.
+__device__ __forceinline__ float entry_of_matrix(const DecodeHeatmapsParams& p, int64_t b) {
+  const int lane = threadIdx.x % 32;
+  if (p.heatmap_to_image == nullptr) return lane == 0 || lane == 4 ? 1.0f : 0.0f;
+  return lane < 6 ? p.heatmap_to_image[6 * b + lane] : 0.0f;
+}
+
+constexpr int kMaxSide = 5;                   // of the window: dark's
+constexpr int kBlurColumns = 16;              // that a warp blurs downwards at once
+constexpr int kBlurPitch = kBlurColumns + 1;  // of a row of them in shared memory, so that rows are in different banks
+
+// What a warp that blurs has in shared memory, or nothing. Lanes that read different entries of a kernel's parameters
+// do so one after the other.
+struct SharedBlur {
+  const double* weights;  // p.blur
+  double* columns;        // of the warp: a row of kBlurPitch for each row of the window
+};
+
+template <bool kBlurs, int kWarps>
+__device__ __forceinline__ SharedBlur shared_blur(const DecodeHeatmapsParams& p) {
+  if constexpr (kBlurs) {
+    __shared__ double weights[kMaxBlurKernel / 2 + 1], columns[kWarps][kMaxSide * kBlurPitch];
+    for (int i = threadIdx.x; i <= p.blur_radius; i += blockDim.x) weights[i] = p.blur[i];
+    __syncthreads();
+    return {weights, columns[threadIdx.x / 32]};
+  } else {
+    return {};
+  }
+}
+
+// The offset of dark or dark_udp, in every lane of a warp whose lanes all know the peak. Half a warp blurs 16 columns
+// of the neighbourhood downwards at the upper rows of the window, the other half the same ones at the lower rows; a
+// lane then makes one value of the window out of them, and takes its logarithm.
 template <int kReach, typename T>
 __device__ __forceinline__ Offset warp_offset(const DecodeHeatmapsParams& p, const DecodedMap<T>& map,
-                                              const Peak<accumulate_t<T>>& peak, const double* blur) {
-  constexpr int kSide = 2 * kReach + 1;
-  const MapPixel at = map_pixel(p, peak.index);
+                                              const Peak<accumulate_t<T>>& peak, MapPixel at, const SharedBlur& blur) {
+  constexpr int kSide = 2 * kReach + 1, kRows = kReach + 1;  // kRows of the window for half a warp
   if (!is_refined<kReach>(p, at)) return {0.0, 0.0};
-  const int lane = threadIdx.x % 32;
-  const WindowAxis<kReach> rows(at.y, p.height);
-  const int center = min(max(at.x + lane - kReach, 0), p.width - 1);  // of lane's column of the window
+  const int lane = threadIdx.x % 32, first_row = lane / kBlurColumns * kRows;
+  const auto center = [](int place, int i, int size) { return min(max(place + i - kReach, 0), size - 1); };
+  const int window_row = min(lane / kSide, kSide - 1), center_x = center(at.x, lane % kSide, p.width);
   const BlurRange range_y(at.y, kReach, p.blur_radius, p.height), range_x(at.x, kReach, p.blur_radius, p.width);
-  double blurred[kSide] = {};
-  for (int begin = range_x.first; begin <= range_x.last; begin += 32) {
-    double column[kSide][1] = {};
-    if (begin + lane <= range_x.last) blur_columns(p, map, rows, range_y, begin + lane, range_x.last, column);
-    const int columns = min(range_x.last - begin + 1, 32);
-    for (int x = 0; x < columns; ++x) {
-      const int distance = abs(begin + x - center);
+  double mine = 0.0;
+  for (int begin = range_x.first; begin <= range_x.last; begin += kBlurColumns) {
+    const int x = min(begin + lane % kBlurColumns, range_x.last);
+    double blurred[kRows] = {};
+#pragma unroll 5
+    for (int y = range_y.first; y <= range_y.last; ++y) {
+      const double value = static_cast<double>(map.at(y, x));
 #pragma unroll
-      for (int i = 0; i < kSide; ++i) {
-        const double value = __shfl_sync(kFullWarp, column[i][0], x);
-        if (distance <= p.blur_radius) blurred[i] += blur[distance] * value;
+      for (int i = 0; i < kRows; ++i) {
+        const int distance = abs(y - center(at.y, first_row + i, p.height));
+        if (distance <= p.blur_radius) blurred[i] += blur.weights[distance] * value;
       }
     }
-  }
-  // One value of the window per lane, row by row: one logarithm each.
-  double mine = 0.0;
 #pragma unroll
-  for (int i = 0; i < kSide; ++i) {
-    const double value = __shfl_sync(kFullWarp, blurred[i], lane % kSide);
-    if (lane / kSide == i) mine = value;
+    for (int i = 0; i < kRows; ++i) {
+      if (first_row + i < kSide) blur.columns[(first_row + i) * kBlurPitch + lane % kBlurColumns] = blurred[i];
+    }
+    __syncwarp();
+    const int columns = min(range_x.last - begin + 1, kBlurColumns);
+#pragma unroll 5
+    for (int i = 0; i < columns; ++i) {
+      const int distance = abs(begin + i - center_x);
+      if (distance <= p.blur_radius) mine += blur.weights[distance] * blur.columns[window_row * kBlurPitch + i];
+    }
+    __syncwarp();
   }
-  double highest = mine > 0.0 ? mine : 0.0;  // lanes beyond the window have 0
+  if (lane >= kSide * kSide) mine = 0.0;
+  double highest = mine > 0.0 ? mine : 0.0;
   for (int offset = 16; offset > 0; offset /= 2) {
-    const double other = __shfl_down_sync(kFullWarp, highest, offset);
+    const double other = __shfl_xor_sync(kFullWarp, highest, offset);
     highest = other > highest ? other : highest;
   }
-  mine = log_above_floor<kReach>(mine * blur_scale(peak, __shfl_sync(kFullWarp, highest, 0)));
+  mine = log_above_floor<kReach>(mine * blur_scale(peak, highest));
   return offset_of<kReach>([&](int row, int column) { return __shfl_sync(kFullWarp, mine, row * kSide + column); });
 }
 
-// p.blur, copied to shared memory if the kernel blurs.
-template <bool kBlurs>
-__device__ __forceinline__ const double* shared_blur(const DecodeHeatmapsParams& p) {
-  if constexpr (kBlurs) {
-    __shared__ double blur[kMaxBlurKernel / 2 + 1];
-    for (int i = threadIdx.x; i <= p.blur_radius; i += blockDim.x) blur[i] = p.blur[i];
-    __syncthreads();
-    return blur;
-  } else {
-    return nullptr;
-  }
-}
-
-// Refines and writes the point of map `index`, one of sample b, whose peak lane 0 of the warp knows. The kernels are
-// compiled twice, so that refinements without a blur do not carry its registers.
+// Refines and writes the point of map `index`, whose peak and, if it is found, whose place all lanes of the warp know.
+// `entry` is the lane's entry of its sample's matrix. The kernels are compiled twice, so that refinements without a
+// blur do not carry its registers.
 template <bool kBlurs, typename T>
-__device__ __forceinline__ void write_refined_point(const DecodeHeatmapsParams& p, int64_t index, int64_t b,
-                                                    const DecodedMap<T>& map, Peak<accumulate_t<T>> peak,
-                                                    const double* blur) {
+__device__ __forceinline__ void write_refined_point(const DecodeHeatmapsParams& p, int64_t index,
+                                                    const DecodedMap<T>& map, const Peak<accumulate_t<T>>& peak,
+                                                    MapPixel at, float entry, const SharedBlur& blur) {
   Offset offset{0.0, 0.0};
-  if constexpr (kBlurs) {
-    peak.value = __shfl_sync(kFullWarp, peak.value, 0);
-    peak.index = __shfl_sync(kFullWarp, peak.index, 0);
-    if (is_found(peak)) {
-      offset = p.refine == Refine::kDark ? warp_offset<2>(p, map, peak, blur) : warp_offset<1>(p, map, peak, blur);
+  if (is_found(peak)) {
+    if constexpr (kBlurs) {
+      offset =
+          p.refine == Refine::kDark ? warp_offset<2>(p, map, peak, at, blur) : warp_offset<1>(p, map, peak, at, blur);
+    } else if (p.refine == Refine::kQuarter) {
+      offset = quarter_offset(p, map, at);
     }
   }
-  if (threadIdx.x % 32 != 0) return;
-  if (!kBlurs && p.refine == Refine::kQuarter && is_found(peak))
-    offset = quarter_offset(p, map, map_pixel(p, peak.index));
-  write_decoded_point(p, index, b, peak, offset);
+  Affine to_image;
+#pragma unroll
+  for (int i = 0; i < 6; ++i) to_image.m[i] = __shfl_sync(kFullWarp, entry, i);
+  if (threadIdx.x % 32 == 0) write_decoded_point(p, index, to_image, peak, at, offset);
 }
 
 // The highest of V neighbouring values, NaN passed over; NaN if there is nothing else.
@@ -152,94 +176,105 @@ __device__ __forceinline__ A highest_of(const A (&values)[V]) {
   return highest;
 }
 
-// V neighbouring values of the map that flip test and decoder see, from two 16-byte loads. The mirrored map is read
-// backwards; shifted, it lies one column further, and that one column is a load of its own.
-template <typename T>
-__device__ __forceinline__ void merge_flipped(const Vector<T>& plain, const Vector<T>& mirrored, T beyond, bool shifted,
-                                              accumulate_t<T> (&values)[Vector<T>::kSize]) {
-  using A = accumulate_t<T>;
-  constexpr int V = Vector<T>::kSize;
+// V neighbouring values of the map that flip test and decoder see, `values` being the map's own. The mirrored map's are
+// read backwards; shifted, they lie one column further, and that one column, `beyond`, is a load of its own.
+template <int V, typename A>
+__device__ __forceinline__ void merge_flipped(A (&values)[V], const A (&mirrored)[V], A beyond, bool shifted) {
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    const T own = mirrored.of[V - 1 - i];
-    const T before = i == 0 ? beyond : mirrored.of[(V - i) % V];
-    values[i] = (static_cast<A>(plain.of[i]) + static_cast<A>(shifted ? before : own)) * A(0.5);
+    const A own = mirrored[V - 1 - i], before = i == 0 ? beyond : mirrored[(V - i) % V];
+    values[i] = (values[i] + (shifted ? before : own)) * A(0.5);
   }
 }
 
-// One block per map, 16-byte loads, several in flight. Floor: one read of the maps. A thread keeps the highest value
-// that it has seen and which of its vectors that was in; the element within it is looked up once per map. So a vector
-// costs its maxima, a comparison and two selections: a branch to its elements would be taken in every round by some
-// lane.
+// How the warps of a block share planar maps: a map for each of them, or a piece of one map.
+struct PlanarMaps {
+  DecodeHeatmapsParams op;
+  bool in_pieces;
+  int piece;         // vectors for a warp
+  SmallDivisor row;  // the vectors in a row
+};
+
+// 16-byte loads, kUnroll of a lane under way at once; no barrier, unless maps are in pieces. Floor: one read of the
+// maps. A lane keeps the highest value that it has seen and which of its vectors that was in; the element within it is
+// looked up once per map. So a vector costs its maxima, a comparison and two selections: a branch to its elements would
+// be taken in every round by some lane.
 template <typename T, bool kBlurs, bool kFlipped>
-__global__ void __launch_bounds__(kMapThreads, blocks_per_sm<kBlurs>(kMapThreads))
-    decode_planar_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
+__global__ void __launch_bounds__(32 * kMapWarps, blocks_per_sm<kBlurs && sizeof(T) == 8>(32 * kMapWarps))
+    decode_planar_kernel(const __grid_constant__ PlanarMaps t) {
   using A = accumulate_t<T>;
-  constexpr int V = Vector<T>::kSize, kUnroll = kFlipped ? 2 : 4, kWarps = kMapThreads / 32;
-  __shared__ Best<A> of_warp[kWarps];
-  const double* blur = shared_blur<kBlurs>(p);
-  const int row_vectors = p.width / V, vectors = p.height * row_vectors, lane = threadIdx.x % 32;
-  const int maps = static_cast<int>(p.batch * p.joints);
-  for (int index = blockIdx.x; index < maps; index += gridDim.x) {
-    const int b = index / static_cast<int>(p.joints);
-    const DecodedMap<T> map = decoded_map<T>(p, b, index - b * static_cast<int>(p.joints));
-    const auto* plain = reinterpret_cast<const Vector<T>*>(map.map);
-    const auto* mirrored = reinterpret_cast<const Vector<T>*>(map.flipped);
-    Best<A> best = nothing_yet<A>();
-    RowCursor at(threadIdx.x, kMapThreads, row_vectors);
-    for (int first = threadIdx.x; first < vectors; first += kUnroll * kMapThreads) {
-      Vector<T> loaded[kUnroll], other[kUnroll];
-      T beyond[kUnroll];
+  constexpr int V = Vector<T>::kSize, kUnroll = kFlipped ? 2 : 4;
+  __shared__ Best<A> of_warp[kMapWarps];
+  const DecodeHeatmapsParams& p = t.op;
+  const SharedBlur blur = shared_blur<kBlurs, kMapWarps>(p);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, joints = static_cast<int>(p.joints);
+  const int index = t.in_pieces ? blockIdx.x : blockIdx.x * kMapWarps + warp;
+  if (index >= static_cast<int>(p.batch) * joints) return;
+  const int b = index / joints;
+  DecodedMap<T> map = decoded_map<T>(p, b, index - b * joints);
+  // The launcher has checked this; knowing it saves the compiler many instructions.
+  map.stride_x = map.flipped_stride_x = 1;
+  map.stride_y = map.flipped_stride_y = p.width;
+  if constexpr (!kFlipped) map.flipped = nullptr;
+  const float entry = entry_of_matrix(p, b);
+  const auto* plain = reinterpret_cast<const uint4*>(map.map);
+  const auto* mirrored = reinterpret_cast<const uint4*>(map.flipped);
+  const int row_vectors = p.width / V, vectors = p.height * row_vectors;
+  const int begin = t.in_pieces ? warp * t.piece : 0, end = min(begin + t.piece, vectors);
+
+  Best<A> best = nothing_yet<A>();
+#pragma unroll 1
+  for (int first = begin; first < end; first += 32 * kUnroll) {
+    uint4 loaded[kUnroll], other[kUnroll];
+    T beyond[kUnroll];
+    int place[kUnroll];
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (first + u * kMapThreads < vectors) {
-          loaded[u] = plain[first + u * kMapThreads];
-          if constexpr (kFlipped) {
-            const int row = at.row * row_vectors;
-            other[u] = mirrored[row + (row_vectors - 1 - at.column)];
-            // Column x takes the mirrored map's width - x; column 0 has none there and keeps its own, width - 1.
-            const int column = at.column == 0 ? p.width - 1 : p.width - at.column * V;
-            if (p.flip_shift) beyond[u] = map.flipped[row * V + column];
-          }
-        }
-        if constexpr (kFlipped) at.advance();
-      }
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        const int vector = first + u * kMapThreads;
-        if (vector >= vectors) continue;
-        A values[V];
-        if constexpr (kFlipped) {
-          merge_flipped(loaded[u], other[u], beyond[u], p.flip_shift, values);
-        } else {
-#pragma unroll
-          for (int i = 0; i < V; ++i) values[i] = static_cast<A>(loaded[u].of[i]);
-        }
-        const A highest = highest_of<V>(values);
-        const bool better = highest > best.value;
-        best.value = better ? highest : best.value;
-        best.place = better ? vector : best.place;
+    for (int u = 0; u < kUnroll; ++u) {
+      place[u] = min(first + lane + 32 * u, end - 1);  // the last one again changes nothing, and needs no branch
+      loaded[u] = plain[place[u]];
+      if constexpr (kFlipped) {
+        const int row = static_cast<int>(t.row.quotient(place[u])) * row_vectors, column = place[u] - row;
+        other[u] = mirrored[row + (row_vectors - 1 - column)];
+        // Column x takes the mirrored map's width - x; column 0 has none there and keeps its own, width - 1.
+        if (p.flip_shift) beyond[u] = map.flipped[row * V + (column == 0 ? p.width - 1 : p.width - column * V)];
       }
     }
-    best = warp_best(best);
-    if (lane == 0) of_warp[threadIdx.x / 32] = best;
-    __syncthreads();
-    if (threadIdx.x < 32) {
-      best = of_warp[0];
 #pragma unroll
-      for (int warp = 1; warp < kWarps; ++warp) best.keep(of_warp[warp].value, of_warp[warp].place);
-      Peak<A> peak{best.value, -1};
-      if (best.place != kNothing) {
-        const int y = best.place / row_vectors, x = (best.place - y * row_vectors) * V;
-        const unsigned where = __ballot_sync(kFullWarp, lane < V && map.at(y, x + lane % V) == best.value);
-        peak.index = static_cast<int64_t>(y) * p.width + x + (__ffs(static_cast<int>(where)) - 1);
-      } else {
-        peak = warp_peak(p, map);
+    for (int u = 0; u < kUnroll; ++u) {
+      A values[V];
+      unpack<T>(values, loaded[u]);
+      if constexpr (kFlipped) {
+        A others[V];
+        unpack<T>(others, other[u]);
+        merge_flipped(values, others, static_cast<A>(beyond[u]), p.flip_shift);
       }
-      write_refined_point<kBlurs>(p, index, b, map, peak, blur);
+      const A highest = highest_of<V>(values);
+      const bool better = highest > best.value;
+      best.value = better ? highest : best.value;
+      best.place = better ? place[u] : best.place;
     }
-    __syncthreads();  // of_warp is free for the next map
   }
+  best = warp_best(best);
+  if (t.in_pieces) {
+    if (lane == 0) of_warp[warp] = best;
+    __syncthreads();
+    if (warp != 0) return;
+    best = of_warp[0];
+#pragma unroll
+    for (int i = 1; i < kMapWarps; ++i) best.keep(of_warp[i].value, of_warp[i].place);
+  }
+  Peak<A> peak;
+  MapPixel pixel{};
+  if (best.place == kNothing) {
+    peak = warp_peak(p, map);
+  } else {
+    pixel.y = static_cast<int>(t.row.quotient(best.place));
+    const int x = (best.place - pixel.y * row_vectors) * V;
+    const unsigned where = __ballot_sync(kFullWarp, lane < V && map.at(pixel.y, x + lane % V) == best.value);
+    pixel.x = x + __ffs(static_cast<int>(where)) - 1;
+    peak = {best.value, static_cast<int64_t>(pixel.y) * p.width + pixel.x};
+  }
+  write_refined_point<kBlurs>(p, index, map, peak, pixel, entry, blur);
 }
 
 // How the threads of a block share the elements of a sample of channels-last maps, at least a vector of joints. A
@@ -262,17 +297,17 @@ struct ChannelsLastLanes {
   static constexpr size_t bytes() { return static_cast<size_t>(V) * kPitch * (sizeof(accumulate_t<T>) + sizeof(int)); }
 };
 
-// Channels-last maps. One block per sample, 16-byte loads, a
-// maximum for each element of a thread's vectors. Floor: one read of the maps.
+// Channels-last maps. One block per sample, 16-byte loads, a maximum for each element of a thread's vectors. Floor: one
+// read of the maps.
 template <typename T, bool kBlurs, bool kFlipped>
-__global__ void __launch_bounds__(kSampleThreads, kBlurs ? 1 : 2)
+__global__ void __launch_bounds__(kSampleThreads, blocks_per_sm<kBlurs>(kSampleThreads))
     decode_channels_last_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
   using A = accumulate_t<T>;
   using Lanes = ChannelsLastLanes<T>;
-  constexpr int V = Lanes::V, kUnroll = kFlipped ? 1 : V > 4 ? 3 : 4;
+  constexpr int V = Lanes::V, kUnroll = kFlipped ? 1 : 4;
   A* values_of = dynamic_shared<A>();
   int* pixels_of = reinterpret_cast<int*>(values_of + V * Lanes::kPitch);
-  const double* blur = shared_blur<kBlurs>(p);
+  const SharedBlur blur = shared_blur<kBlurs, kSampleThreads / 32>(p);
   const Lanes lanes(static_cast<int>(p.joints));
   const int joints = lanes.joints, vectors = p.height * p.width * joints / V, thread = threadIdx.x;
   const int first_pixel = thread * V / joints, first_joint = thread * V - first_pixel * joints;
@@ -292,18 +327,17 @@ __global__ void __launch_bounds__(kSampleThreads, kBlurs ? 1 : 2)
       int pixel = first_pixel;  // of a vector's first element
       RowCursor at(first_pixel, lanes.step_pixels, p.width);
       for (int first = thread; first < vectors; first += kUnroll * lanes.threads) {
-        Vector<T> loaded[kUnroll];
+        uint4 loaded[kUnroll];
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           const int vector = first + u * lanes.threads;
-          if (vector < vectors) loaded[u] = reinterpret_cast<const Vector<T>*>(maps)[vector];
+          // Beyond the end its first one again, of the same joints: that changes nothing, and needs no branch.
+          loaded[u] = reinterpret_cast<const uint4*>(maps)[vector < vectors ? vector : thread];
         }
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
-          if (first + u * lanes.threads >= vectors) continue;
           A values[V];
-#pragma unroll
-          for (int i = 0; i < V; ++i) values[i] = static_cast<A>(loaded[u].of[i]);
+          unpack<T>(values, loaded[u]);
           if constexpr (kFlipped) {
             const auto mirrored = [&](int row, int column) {
               const int unshifted = p.flip_shift && column > 0 ? column - 1 : column;
@@ -334,6 +368,7 @@ __global__ void __launch_bounds__(kSampleThreads, kBlurs ? 1 : 2)
       }
     }
     __syncthreads();
+    const float entry = entry_of_matrix(p, b);
     for (int joint = thread / 32; joint < joints; joint += kSampleThreads / 32) {
       Best<A> best = nothing_yet<A>();
       for (int element = joint + thread % 32 * joints; element < lanes.threads * V; element += 32 * joints) {
@@ -341,10 +376,12 @@ __global__ void __launch_bounds__(kSampleThreads, kBlurs ? 1 : 2)
         best.keep(values_of[place], pixels_of[place]);
       }
       best = warp_best(best);
-      const DecodedMap<T> map = decoded_map<T>(p, b, joint);
+      DecodedMap<T> map = decoded_map<T>(p, b, joint);
+      if constexpr (!kFlipped) map.flipped = nullptr;  // saves the compiler many instructions
       Peak<A> peak{best.value, best.place};
-      if (__shfl_sync(kFullWarp, best.place, 0) == kNothing) peak = warp_peak(p, map);
-      write_refined_point<kBlurs>(p, b * joints + joint, b, map, peak, blur);
+      if (best.place == kNothing) peak = warp_peak(p, map);
+      const MapPixel pixel{best.place % p.width, best.place / p.width};
+      write_refined_point<kBlurs>(p, b * joints + joint, map, peak, pixel, entry, blur);
     }
     __syncthreads();  // shared memory is free for the next sample
   }
@@ -354,12 +391,14 @@ __global__ void __launch_bounds__(kSampleThreads, kBlurs ? 1 : 2)
 template <typename T, bool kBlurs>
 __global__ void __launch_bounds__(kThreads, blocks_per_sm<kBlurs>(kThreads))
     decode_strided_kernel(const __grid_constant__ DecodeHeatmapsParams p) {
-  const double* blur = shared_blur<kBlurs>(p);
+  const SharedBlur blur = shared_blur<kBlurs, kThreads / 32>(p);
   const int64_t maps = p.batch * p.joints;
   for (int64_t index = first_item() / 32; index < maps; index += item_stride() / 32) {
     const int64_t b = index / p.joints;
     const DecodedMap<T> map = decoded_map<T>(p, b, index - b * p.joints);
-    write_refined_point<kBlurs>(p, index, b, map, warp_peak(p, map), blur);
+    const float entry = entry_of_matrix(p, b);
+    const Peak<accumulate_t<T>> peak = warp_peak(p, map);
+    write_refined_point<kBlurs>(p, index, map, peak, map_pixel(p, peak.index), entry, blur);
   }
 }
 
@@ -375,6 +414,18 @@ bool is_readable(const DecodeHeatmapsParams& p, const void* maps, const MapStrid
          strides.b % V == 0 && is_vector_aligned(static_cast<const T*>(maps));
 }
 
+// A warp for itself costs a map the least in all, but four are sooner done with one. So a map gets one that is read in
+// one go, and so do small maps if there are enough to keep a GPU busy; with a blur even larger ones, for the other
+// three would wait for the one that refines.
+template <typename T, bool kBlurs>
+PlanarMaps planar_maps(const DecodeHeatmapsParams& p) {
+  constexpr int kAtOnce = 128, kSmall = kBlurs ? 2048 : 1023;  // vectors
+  constexpr int64_t kEnough = 1024;                            // maps
+  const int row_vectors = p.width / Vector<T>::kSize, vectors = p.height * row_vectors;
+  const bool whole = vectors <= kAtOnce || (vectors <= kSmall && p.batch * p.joints >= kEnough);
+  return {p, !whole, whole ? vectors : (vectors + kMapWarps - 1) / kMapWarps, SmallDivisor(row_vectors)};
+}
+
 template <typename T, bool kBlurs>
 cudaError_t launch_kernel(const DecodeHeatmapsParams& params, cudaStream_t stream) {
   const bool flipped = params.flipped != nullptr;
@@ -385,9 +436,13 @@ cudaError_t launch_kernel(const DecodeHeatmapsParams& params, cudaStream_t strea
     return is_readable<T>(params, params.heatmaps, params.strides, layout) &&
            (!flipped || is_readable<T>(params, params.flipped, params.flipped_strides, layout));
   };
-  if (maps <= 1 << 30 && pixels <= kMost && all_are(MapLayout::kPlanar)) {
+  const int64_t row_vectors = params.width / Vector<T>::kSize;
+  // SmallDivisor's condition.
+  const bool divides = (params.height * row_vectors + 1) * row_vectors <= UINT32_MAX;
+  if (maps <= 1 << 30 && pixels <= kMost && divides && all_are(MapLayout::kPlanar)) {
+    const PlanarMaps planar = planar_maps<T, kBlurs>(params);
     return launch(flipped ? decode_planar_kernel<T, kBlurs, true> : decode_planar_kernel<T, kBlurs, false>,
-                  grid_for(maps, 1), kMapThreads, stream, params);
+                  grid_for(maps, planar.in_pieces ? 1 : kMapWarps), 32 * kMapWarps, stream, planar);
   }
   if (params.joints <= kSampleThreads && pixels * params.joints <= kMost && all_are(MapLayout::kChannelsLast)) {
     return launch(

@@ -117,19 +117,6 @@ FASTPOSE_HOST_DEVICE Offset quarter_offset(const DecodeHeatmapsParams& p, const 
 // values are made of is read. Each backend adds them up in its own way, column by column; all in float64, since the
 // second differences of their logarithms are small.
 
-// Where the window's pixels lie along one axis of `size` pixels; an edge is repeated beyond it.
-template <int kReach>
-struct WindowAxis {
-  int of[2 * kReach + 1];
-
-  FASTPOSE_HOST_DEVICE WindowAxis(int peak, int size) {
-    for (int i = 0; i <= 2 * kReach; ++i) {
-      const int place = peak + i - kReach;
-      of[i] = place < 0 ? 0 : place < size ? place : size - 1;
-    }
-  }
-};
-
 // The pixels of one axis, first to last, that a window's blurred values are computed from; beyond the map there is
 // zero.
 struct BlurRange {
@@ -139,24 +126,6 @@ struct BlurRange {
       : first(peak > reach + radius ? peak - reach - radius : 0),
         last(peak + reach + radius < size ? peak + reach + radius : size - 1) {}
 };
-
-// kColumns columns of the map from x on, blurred downwards, at the rows of the window. Columns beyond `last` repeat it.
-template <int kColumns, int kReach, typename T>
-FASTPOSE_HOST_DEVICE void blur_columns(const DecodeHeatmapsParams& p, const DecodedMap<T>& map,
-                                       const WindowAxis<kReach>& rows, const BlurRange& range, int x, int last,
-                                       double (&columns)[2 * kReach + 1][kColumns]) {
-  for (auto& row : columns)
-    for (double& value : row) value = 0.0;
-  for (int y = range.first; y <= range.last; ++y) {
-    double values[kColumns];
-    for (int c = 0; c < kColumns; ++c) values[c] = static_cast<double>(map.at(y, x + c < last ? x + c : last));
-    for (int i = 0; i <= 2 * kReach; ++i) {
-      const int distance = y < rows.of[i] ? rows.of[i] - y : y - rows.of[i];
-      if (distance > p.blur_radius) continue;
-      for (int c = 0; c < kColumns; ++c) columns[i][c] += p.blur[distance] * values[c];
-    }
-  }
-}
 
 // What the blurred values are multiplied by, so that the highest of them is as high as the map. 0 if none is positive.
 template <typename A>
@@ -208,19 +177,18 @@ FASTPOSE_HOST_DEVICE bool is_refined(const DecodeHeatmapsParams& p, MapPixel at)
 
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Of map `index`, which is one of sample b.
+// Where the points of sample b go. Without a matrix they stay where they are, to the bit.
+FASTPOSE_HOST_DEVICE Affine map_to_image(const DecodeHeatmapsParams& p, int64_t b) {
+  return p.heatmap_to_image == nullptr ? Affine{{1, 0, 0, 0, 1, 0}} : load_affine(p.heatmap_to_image + 6 * b);
+}
+
+// Of map `index`, whose peak is found at that pixel, if there is one.
 template <typename A>
-FASTPOSE_HOST_DEVICE void write_decoded_point(const DecodeHeatmapsParams& p, int64_t index, int64_t b,
-                                              const Peak<A>& peak, Offset offset) {
-  double x = 0.0, y = 0.0;
-  if (is_found(peak)) {
-    const MapPixel at = map_pixel(p, peak.index);
-    x = at.x + offset.x;
-    y = at.y + offset.y;
-  }
-  if (p.heatmap_to_image != nullptr) {
-    apply_affine(load_affine(p.heatmap_to_image + 6 * b), x, y, x, y);
-  }
+FASTPOSE_HOST_DEVICE void write_decoded_point(const DecodeHeatmapsParams& p, int64_t index, const Affine& to_image,
+                                              const Peak<A>& peak, MapPixel at, Offset offset) {
+  const bool found = is_found(peak);
+  double x = found ? at.x + offset.x : 0.0, y = found ? at.y + offset.y : 0.0;
+  apply_affine(to_image, x, y, x, y);
   p.keypoints[2 * index] = static_cast<float>(x);
   p.keypoints[2 * index + 1] = static_cast<float>(y);
   p.scores[index] = peak.index >= 0 ? static_cast<float>(peak.value) : NAN;

@@ -77,13 +77,22 @@ T __shfl_down_sync(unsigned, T value, unsigned offset) {
   return cuda_emulation::shuffle_from(value, threadIdx.x % 32 + offset);
 }
 template <typename T>
+T __shfl_xor_sync(unsigned, T value, unsigned mask) {
+  return cuda_emulation::shuffle_from(value, threadIdx.x % 32 ^ mask);
+}
+template <typename T>
 T __shfl_sync(unsigned, T value, unsigned lane) {
   return cuda_emulation::shuffle_from(value, lane);
 }
 inline unsigned __ballot_sync(unsigned, bool mine) {
+  using cuda_emulation::shuffle_slot;
+  using cuda_emulation::wait_for_warp;
+  shuffle_slot(threadIdx.x % 32) = mine;
+  wait_for_warp();
   unsigned votes = 0;
   for (unsigned lane = 0; lane < 32; ++lane)
-    if (cuda_emulation::shuffle_from(static_cast<int>(mine), lane) != 0) votes |= 1u << lane;
+    if (shuffle_slot(lane) != 0) votes |= 1u << lane;
+  wait_for_warp();
   return votes;
 }
 inline int __ffs(unsigned word) { return __builtin_ffs(static_cast<int>(word)); }

@@ -473,8 +473,49 @@ def test_ties_between_elements_vectors_warps_and_rounds(
     given = layout(maps.view(1, len(pairs), *size).to(device))
     keypoints, scores = fastpose.decode_heatmaps(given, refine="none")
     first = torch.tensor([pair[0] for pair in pairs])
-    assert torch.equal(keypoints[0].cpu(), torch.stack([first % size[1], first // size[1]], -1).float())
+    expected = torch.stack([first % size[1], first // size[1]], -1).float()
+    assert torch.equal(keypoints[0].cpu(), expected)
     assert (scores == 0.75).all()
+    if layout is planar and pixels < 1024:  # so many maps that a warp takes one of them
+        keypoints, _ = fastpose.decode_heatmaps(given.expand(1024 // len(pairs) + 1, -1, -1, -1), refine="none")
+        assert (keypoints.cpu() == expected).all()
+
+
+# A map takes one warp if that can read it in one go (128 vectors), or if there are 1,024 maps of at most 1,023 vectors,
+# with a blur 2,048. Other maps take four warps. Sizes are (rows, vectors across).
+ONE_WARP_OR_FOUR = [
+    *(((1, 3), size, dtype) for size in ((127, 1), (64, 2), (43, 3), (33, 4)) for dtype in FLOATS),
+    ((31, 33), (43, 3), torch.float32),
+    ((32, 32), (43, 3), torch.bfloat16),
+    ((32, 32), (341, 3), torch.float16),
+    ((32, 32), (256, 4), torch.float32),
+]
+
+
+@pytest.mark.tiles
+@each("maps, size, dtype", *ONE_WARP_OR_FOUR)
+def test_maps_that_take_one_warp_and_four(
+    device: torch.device, maps: tuple[int, int], size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Few levels, so that ties are everywhere, and maps of NaN, of -inf, and with one number, the last of all."""
+    shape = (*maps, size[0], size[1] * 16 // dtype.itemsize)
+    plain, mirrored = random_maps(shape).to(dtype), random_maps(shape, 1).to(dtype)
+    plain[0, 0], plain[0, 1], plain[0, 2] = NAN, -INF, NAN
+    plain[0, 2, -1, -1] = mirrored[0, 2, -1, -1] = 0.25
+    assert_decoded(fastpose.decode_heatmaps(plain.to(device)), plain)
+    options: dict[str, Any] = {"flip_pairs": pairs_among(maps[1]), "flip_shift": True}
+    out = fastpose.decode_heatmaps(plain.to(device), flipped=mirrored.to(device), **options)
+    assert_decoded(out, plain, flipped=mirrored.double().numpy(), **options)
+
+
+@pytest.mark.tiles
+@each("size, dtype", ((43, 3), torch.float64), ((512, 4), torch.float32), ((683, 3), torch.bfloat16))
+def test_refines_maps_that_take_one_warp_and_four(
+    device: torch.device, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    plain = many_levels((32, 32, size[0], size[1] * 16 // dtype.itemsize)).to(dtype)
+    options: dict[str, Any] = {"refine": "dark", "blur_kernel": 5}
+    assert_decoded(fastpose.decode_heatmaps(plain.to(device), **options), plain, **options)
 
 
 @each_layout
