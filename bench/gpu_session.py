@@ -77,11 +77,12 @@ def parts(out: Path, device: str) -> dict[str, list[Step]]:
     # ncu writes when the program ends that it watches: the kernel furthest from its goal has one of its own.
     ncu = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv", "--apply-rules", "no"]
     ncu += ["--kernel-name-base", "demangled", "--kernel-name", "regex:fastpose"]  # not those of torch
-    ncu += [word for section in SECTIONS for word in ("--section", section)]
+    sections = [word for section in SECTIONS for word in ("--section", section)]
+    of_the_l1 = ["--metrics", "breakdown:l1tex__throughput.avg.pct_of_peak_sustained_elapsed"]
 
-    def profile(name: str, *arguments: str) -> list[str]:
+    def profile(name: str, *arguments: str, asked: Sequence[str] = sections) -> list[str]:
         launches = [PYTHON, "-m", "bench.profile_kernels", "--device", device, *arguments]
-        return [*ncu, "--log-file", str(out / f"{name}.csv"), *launches]
+        return [*ncu, *asked, "--log-file", str(out / f"{name}.csv"), *launches]
 
     report = [PYTHON, "-m", "bench.gpu_report", "--device", device, "--out", str(out)]
     not_here = [f"--ignore={file}" for file in KERNEL_TESTS]
@@ -104,6 +105,8 @@ def parts(out: Path, device: str) -> dict[str, list[Step]]:
                 sanitizer("initcheck", "tests/ops/test_cuda.py", "-k", "gives_what_the_cpu_gives or two_runs"),
                 SANITIZED,
             ),
+            # Which part of it is busy: the crop is limited by the L1.
+            Step("profile_l1", 60, profile("profile_l1", "--only", "affine_crop", asked=of_the_l1), log="profile.txt"),
         ],
     }
 
