@@ -18,8 +18,8 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 // Every architecture allows a block 48 KiB by default; the kernels' own small arrays need some of it.
 constexpr size_t kSharedBytes = 47 * 1024;
 
-// Blocks for `items`, `per_block` at a time. Kernels walk on with a grid stride, so the cap (the hardware allows
-// 2^31-1) bounds nothing but the launch.
+// Blocks for `items`, `per_block` at a time. Kernels walk on with a grid stride or are launched for fewer, so the
+// cap (the hardware allows 2^31-1) bounds nothing but the launch.
 inline unsigned grid_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(std::min<int64_t>((items + per_block - 1) / per_block, 1 << 30));
 }
