@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -146,9 +147,10 @@ def write(network: PixelsToPoints, path: Path, pictures: Sequence[np.ndarray]) -
             if path.suffix == ".onnx":
                 write_onnx(program, network, beside)
             else:
+                buffer = io.BytesIO()
+                torch.export.save(program, buffer, extra_files={"fastpose.json": json.dumps(metadata(network))})
                 with WholeFile(beside) as file:
-                    extra = {"fastpose.json": json.dumps(metadata(network))}
-                    torch.export.save(program, cast(BinaryIO, file), extra_files=extra)
+                    file.write(buffer.getbuffer())
         return compare(network, load(beside), pictures)
 
 

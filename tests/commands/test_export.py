@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -175,13 +176,16 @@ def test_the_onnx_file_finds_it_in_real_pictures(onnx_file, real_data):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
-def test_a_whole_picture_is_cropped_and_looked_at_twice(image_file, picture, tmp_path, kind):
+def test_a_whole_picture_is_cropped_and_looked_at_twice(image_file, picture, tmp_path, kind, caplog, monkeypatch):
     options, model = MIRRORED, small_network(16)
     if kind == "torch":
         options = changed(options, udp=True, size=(96, 64), color_order="rgb", flip_shift="on", refine="none")
         file = tmp_path / "pose.pt2"
         last = small_network(16).to(memory_format=torch.channels_last)
+        # Where torch says which files it does not like.
+        monkeypatch.setattr(logging.getLogger("torch.export"), "handlers", [caplog.handler])
         exported.write(module_of(last, options, input="image"), file, [picture])
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     run = exported.load_onnx(image_file) if kind == "onnx" else exported.load_program(file)
     for count, other in ((1, picture), (3, np.ascontiguousarray(picture[:-50, :-80]))):
         crop_to_image, heatmap_to_image = matrices(other, count, options)
