@@ -109,7 +109,7 @@ def ends_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
             if isinstance(error, KeyboardInterrupt | OSError):
                 return report(error)
             cause: BaseException | None = error
-            while cause is not None:  # Python's pools fail once more when they end without their threads
+            while cause is not None:  # clearing up may fail, too, for want of the same
                 if refused(cause):
                     return report(cause)
                 cause = cause.__context__
@@ -145,7 +145,7 @@ REFUSALS = {
     ),
     "threads or processes": (
         r"can't start new thread|Resource temporarily unavailable",
-        "see ulimit -u and the cgroup's pids.max",
+        "see ulimit -u, the cgroup's pids.max and, as each needs memory, ulimit -v",
     ),
     "open files": (r"Too many open files", "raise ulimit -n"),
 }

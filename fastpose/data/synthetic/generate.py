@@ -30,11 +30,11 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,6 @@ MAT_JOINT_NAMES = (
 )  # fmt: skip
 
 _PLACEMENT_TRIES = 40
-_IMAGES_PER_CHUNK = 8
 
 
 class SyntheticDataError(ValueError):
@@ -198,23 +197,56 @@ def _write_image(job: _ImageJob, folder: Path) -> list[dict[str, Any]]:
 
 
 def _render_all(jobs: list[_ImageJob], folder: Path, workers: int) -> Generator[list[dict[str, Any]]]:
-    """Annotation rows of every picture, in the order of ``jobs``."""
-    write = partial(_write_image, folder=folder)
+    """Annotation rows of every picture, in the order of ``jobs``. EOFError if a worker is gone."""
     if workers == 1:
-        yield from map(write, jobs)
+        for job in jobs:
+            yield _write_image(job, folder)
         return
-    # Forking a process that holds torch's and OpenCV's thread pools can hang; a spawned worker starts clean.
+    # Forking a process that holds torch's and OpenCV's thread pools can hang; a spawned worker starts clean. Python's
+    # process pools need threads of their own, and wait for ever if the system refuses one.
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    processes: list[SpawnProcess] = []
+    answers: list[Connection] = []
+    try:
         with _interrupts_held_back():
-            others = set(active_children())
+            for number in range(workers):
+                here, there = spawn.Pipe(duplex=False)
+                answers.append(here)
+                with there:  # closed here, so that the pipe ends with the worker
+                    share = jobs[number::workers]
+                    process = spawn.Process(target=_render_share, args=(share, folder, there), daemon=True)
+                    try:
+                        process.start()
+                    except BrokenPipeError as error:  # ended before it was told what to do
+                        raise EOFError(str(error)) from error
+                processes.append(process)
+        for index in range(len(jobs)):
             try:
-                rows = pool.map(write, jobs, chunksize=_IMAGES_PER_CHUNK)
-            except BaseException:  # no thread for the pool: its processes would print that it is gone
-                for process in set(active_children()) - others:
-                    process.terminate()
-                raise
-        yield from rows
+                answer = answers[index % workers].recv()
+            except OSError as error:  # ended within a message
+                raise EOFError(str(error)) from error
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+        for here in answers:
+            here.close()
+
+
+def _render_share(jobs: list[_ImageJob], folder: Path, answers: Connection) -> None:
+    """What a worker does: sends the annotation rows of each picture, or the error."""
+    cv2.setNumThreads(1)
+    with suppress(BrokenPipeError):  # nobody is there to draw for
+        for job in jobs:
+            try:
+                answer: list[dict[str, Any]] | Exception = _write_image(job, folder)
+            except Exception as error:
+                answer = error
+            answers.send(answer)
 
 
 @contextmanager
@@ -382,7 +414,7 @@ def generate(
             _write_annotations(rows, made / "annot")
             (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
             _put_in_place(made, out)
-        except BrokenExecutor as error:
+        except EOFError as error:
             raise SyntheticDataError(
                 f"{out}: a process that drew for it was ended, perhaps for want of memory"
             ) from error
