@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import signal
@@ -11,8 +12,8 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -93,14 +94,14 @@ def ends_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
     * A reader that has gone (`fastpose ... | head`): nothing is printed; 141, or the command's own code if it was done.
     * What the system refuses (OSError, and see `refused`): 1, after one line.
 
-    Everything else keeps its traceback: it is a fault of the program.
+    Everything else keeps its traceback: it is a fault of the program. Warnings are lines, see `warnings_are_lines`.
     """
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         signals = Stops()
         try:
-            with signals:
+            with signals, warnings_are_lines():
                 code = main(argv)
         except BaseException as error:
             # Once a signal has come, what else goes wrong (a worker that it ended, too) goes wrong because of it.
@@ -120,6 +121,36 @@ def ends_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
         return code if unwritten is None or isinstance(unwritten, BrokenPipeError) else report(unwritten)
 
     return wrapped
+
+
+@contextmanager
+def warnings_are_lines() -> Iterator[None]:
+    """Prints fastpose's warnings as errors are printed, each once: two splits may have one file.
+
+    Where a program that calls a command has handlers for them, these alone get them.
+    """
+    logger = logging.getLogger("fastpose")
+    if logger.hasHandlers():
+        yield
+        return
+    handler = _Lines()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._printed: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{record.levelname.lower()}: {record.getMessage()}"
+        if line not in self._printed:
+            self._printed.add(line)
+            print_error(line)
 
 
 def report(error: BaseException) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -32,6 +33,8 @@ from fastpose.option import OptionError, option
 from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming, read_recipe, read_run, recipes
 from fastpose.options.settings import FIELDS, Settings
 from fastpose.options.settle import completed, settle
+
+log = logging.getLogger("fastpose.train")  # __name__ is __main__ in a program
 
 DESCRIPTION = """Train a pose network. Values come from the command line, else from the recipe, else from the defaults
 shown here, which are the paper's settings; without --recipe that is the recipe synthetic_resnet18_fcn_128, not these
@@ -155,10 +158,10 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
     valid_loader = make_loader(valid, network, pixels, compute, device, batch_size=schedule.eval_batch_size)
     scorer.needs(to_train=True)
     if not skeleton.mirror_pairs and (settings.augmentation.flip > 0 or settings.decode.flip_test):
-        print(
-            f"warning: skeleton {skeleton.name!r} has no mirror_pairs, so that left joints count as left in mirrored "
-            "pictures: name the pairs, or choose --flip 0 --flip_test false",
-            flush=True,
+        log.warning(
+            "skeleton %r has no mirror_pairs, so that left joints count as left in mirrored pictures: name the pairs, "
+            "or choose --flip 0 --flip_test false",
+            skeleton.name,
         )
     model = make_network(
         network,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -219,3 +220,19 @@ def test_a_reader_that_has_gone_is_no_error(unbuffered):
     process.stderr.close()
     # What is still in the buffer at the end was asked for by nobody: the command is done.
     assert process.wait() == (CLOSED_PIPE if unbuffered else 0)
+
+
+@pytest.mark.parametrize("handled", [False, True])
+def test_a_warning_is_one_line_printed_once(handled, capsys, monkeypatch):
+    handlers = [logging.NullHandler()] if handled else []
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)  # without pytest's own
+
+    def warn() -> int:
+        for file in ("a.json", "b.json", "a.json"):  # of two splits in one file both readers warn
+            logging.getLogger("fastpose.data.sense").warning("%s: %d joints outside", file, 3)
+        return 0
+
+    for _ in range(2):  # each command anew
+        assert command(warn)([]) == 0
+        wanted = "" if handled else "warning: a.json: 3 joints outside\nwarning: b.json: 3 joints outside\n"
+        assert capsys.readouterr().err == wanted

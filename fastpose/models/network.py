@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from fastpose.models.weights import Weights, load_backbone, load_weights, mismat
 from fastpose.ops.color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.skeletons import MPII, Skeleton
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,10 @@ def make_network(
         new_joints = skeleton.num_joints if to_train else None
         print(load_weights(model, weights, new_joints=new_joints), flush=True)
         if weights.color_order not in (None, "auto", options.color_order):
-            print(
-                f"warning: these weights were trained on {weights.color_order} images, and will see "
-                f"{options.color_order}: --color_order {weights.color_order} gives them theirs",
-                flush=True,
+            trained = weights.color_order
+            log.warning(
+                "%s: these weights were trained on %s images, and will see %s: --color_order %s gives them theirs",
+                *(weights.path, trained, options.color_order, trained),
             )
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]  # not in its stub
     if options.model:
