@@ -69,15 +69,11 @@ def main() -> int:
             if time.monotonic() > end:
                 break
             folder = root / f"{name}-{number.name}-{n}"
-            if name == "resume":
-                shutil.copytree(root / "stopped", folder)
-            words, again = words_of(root, folder)[name]
+            words = place(name, root, folder)
             moment = (n + rng.random()) / options.each * seconds[name]
             outcome, text = interrupted(begin(words, root), number, moment, root)
-            if outcome == "clean":
-                fresh = name == "train" and not (folder / "config.yaml").is_file()
-                if wrong := not_as_good_as_new(words if fresh else again, folder, root):
-                    outcome, text = "other", wrong
+            if outcome == "clean" and (wrong := not_as_good_as_new(again(name, root, folder), folder, root)):
+                outcome, text = "other", wrong
             counts[name][outcome] += 1
             if outcome in OUTCOMES[3:]:
                 print(f"--- {outcome}: {name}, {number.name} after {moment:.2f} s\n{text}\n", flush=True)
@@ -106,13 +102,13 @@ def prepare(root: Path) -> None:
     (root / "stopped/summary.json").unlink()
 
 
-def words_of(root: Path, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Each command that writes to `folder`, and how to do it again."""
+def words_of(root: Path, folder: Path) -> dict[str, list[str]]:
+    """Each command that writes to `folder`."""
     trained = ["--checkpoint", str(root / "whole/best.pt")]
     picture = str(next((root / "data/images").iterdir()))
-    train = ["train", "--recipe", str(root / "recipe.yaml"), "--run", str(folder)]
-    resume = ["train", "--resume", str(folder), "--epochs", "2"]
-    others = {
+    return {
+        "train": ["train", "--recipe", str(root / "recipe.yaml"), "--run", str(folder)],
+        "resume": ["train", "--resume", str(folder), "--epochs", "2"],
         "evaluate": ["evaluate", *trained, "--out", str(folder)],
         "predict": ["predict", *trained, "--image", picture, picture, "--out", str(folder)],
         "export": ["export", *trained, "--format", "torch", "--out", str(folder / "network.pt2")],
@@ -121,7 +117,19 @@ def words_of(root: Path, folder: Path) -> dict[str, tuple[list[str], list[str]]]
         "models": ["models", "--depth", "18"],
         "doctor": ["doctor"],
     }
-    return {"train": (train, resume), "resume": (resume, resume)} | {name: (w, w) for name, w in others.items()}
+
+
+def place(name: str, root: Path, folder: Path) -> list[str]:
+    """The command that writes to `folder`, where everything is as it needs it."""
+    if name == "resume":
+        shutil.copytree(root / "stopped", folder)
+    return words_of(root, folder)[name]
+
+
+def again(name: str, root: Path, folder: Path) -> list[str]:
+    """The command that goes on with what a stopped one left in `folder`."""
+    begun = name == "train" and (folder / "config.yaml").is_file()
+    return words_of(root, folder)["resume" if begun else name]
 
 
 def started(words: list[str], root: Path) -> int:
@@ -168,10 +176,9 @@ def waited(process: int) -> int | None:
 def duration(name: str, root: Path, begin: Callable[[list[str], Path], int]) -> float:
     """The seconds that the command takes undisturbed."""
     folder = root / f"{name}-undisturbed"
-    if name == "resume":
-        shutil.copytree(root / "stopped", folder)
+    words = place(name, root, folder)
     start = time.perf_counter()
-    code = waited(begin(words_of(root, folder)[name][0], root))
+    code = waited(begin(words, root))
     if code:
         raise RuntimeError(f"{name} ended with {code}: {(root / 'errors.txt').read_text()}")
     return time.perf_counter() - start
@@ -209,13 +216,13 @@ def unfinished(root: Path) -> list[Path]:
     return left
 
 
-def not_as_good_as_new(again: list[str], folder: Path, root: Path) -> str:
-    """What is wrong with what was left, or with doing it `again`; empty if nothing is."""
+def not_as_good_as_new(words: list[str], folder: Path, root: Path) -> str:
+    """What is wrong with what was left, or with going on by these words; empty if nothing is."""
     if left := unfinished(root):
         return f"left {left}"
-    if code := waited(forked(again, root)):
+    if code := waited(forked(words, root)):
         return f"again: exit code {code}, {(root / 'errors.txt').read_text()}"
-    if again[0] == "train":
+    if words[0] == "train":
         was, now = (torch.load(run / "last.pt", weights_only=True)["model"] for run in (root / "whole", folder))
         same = all(torch.equal(was[name], now[name]) for name in was)
         if not same or losses(root / "whole") != losses(folder):

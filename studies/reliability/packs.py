@@ -50,9 +50,9 @@ from fastpose.data.pack.format import with_checksum
 from fastpose.data.pixels import PackedImages
 from fastpose.engine import results
 from fastpose.models import network
-from fastpose.models.checkpoint import save_checkpoint
 from fastpose.options.settle import settle
 from fastpose.skeletons import COCO, MPII
+from tests.helpers.runs import save_weights
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -474,17 +474,7 @@ class Bench:
         skeleton = COCO if kind == "coco" else MPII
         model = network.make_network(settings.network, skeleton, torch.device("cpu"))
         path = self.folder / f"run-{kind}" / "best.pt"
-        path.parent.mkdir()
-        save_checkpoint(
-            path,
-            model=model.state_dict(),
-            optimizer=None,
-            learning_rate={},
-            progress={},
-            config=settings.as_plain(),
-            skeleton=skeleton.name,
-            keep_previous=False,
-        )
+        save_weights(path, model.state_dict(), settings.as_plain(), skeleton=skeleton.name)
         return path
 
     def _pack_arguments(self, kind: str, out: Path) -> list[str]:

@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from studies.reliability.interrupts import forked, prepare, unfinished, waited, words_of
+from studies.reliability.interrupts import again, forked, place, prepare, unfinished, waited, words_of
 
 OUTCOMES = ("done", "one line", "in C", "traceback", "hang", "other")
 LIMITS = {
@@ -54,13 +54,10 @@ def main() -> int:
             if time.monotonic() > end:
                 break
             folder = root / f"{command}-{kind[:4]}-{level}"
-            if command == "resume":
-                shutil.copytree(root / "stopped", folder)
-            words, again = words_of(root, folder)[command]
+            words = place(command, root, folder)
             outcome, text = ended(words, lambda kind=kind, level=level: refuse(kind, level), root)  # type: ignore[misc]
             if outcome == "one line":
-                fresh = command == "train" and not (folder / "config.yaml").is_file()
-                outcome, text = checked(words if fresh else again, root, text)
+                outcome, text = checked(again(command, root, folder), root, text)
             counts[kind][outcome] += 1
             if outcome in OUTCOMES[2:]:
                 print(f"--- {outcome}: {command}, {level} more {kind}\n{text}\n", flush=True)
@@ -92,11 +89,11 @@ def refuse(kind: str, level: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def checked(again: list[str], root: Path, text: str) -> tuple[str, str]:
+def checked(words: list[str], root: Path, text: str) -> tuple[str, str]:
     """What a command that ended in one line left behind, and whether it can be done again."""
     if left := unfinished(root):
         return "other", f"{text}left {left}"
-    outcome, errors = ended(again, lambda: None, root)
+    outcome, errors = ended(words, lambda: None, root)
     return ("one line", text) if outcome == "done" else ("other", f"{text}again: {outcome} {errors}")
 
 

@@ -27,12 +27,12 @@ from fastpose import export
 from fastpose.data.images import read_image
 from fastpose.data.synthetic import render_scene
 from fastpose.models import exported, pose_resnet
-from fastpose.models.checkpoint import save_checkpoint
 from fastpose.models.decoding import Decoder
 from fastpose.models.exported import ExportError, PixelsToPoints
 from fastpose.options.settings import Settings
 from fastpose.skeletons import MPII, Skeleton
 from tests.helpers.full_disk import fill_the_disk_at
+from tests.helpers.runs import save_weights
 from tests.helpers.settings import changed
 
 SIZE = (64, 64)
@@ -92,15 +92,7 @@ def as_crops(maps: np.ndarray) -> np.ndarray:
 def checkpoint(tmp_path_factory) -> Path:
     """A run's best.pt."""
     path = tmp_path_factory.mktemp("run") / "best.pt"
-    save_checkpoint(
-        path,
-        model=resnet().state_dict(),
-        optimizer=None,
-        learning_rate={},
-        progress={},
-        config=OPTIONS.as_plain(),
-        skeleton=dataclasses.asdict(MPII),
-    )
+    save_weights(path, resnet().state_dict(), OPTIONS.as_plain(), skeleton=dataclasses.asdict(MPII))
     return path
 
 

@@ -25,11 +25,11 @@ from fastpose.data.pack import PackError, read_packed_persons, write
 from fastpose.data.pack.files import PIXELS_PER_JPEG_BYTE
 from fastpose.data.pixels import PackedImages, Pixels
 from fastpose.models import network
-from fastpose.models.checkpoint import save_checkpoint
 from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
 from tests.helpers.packs import contents, forge, forge_annotations, forge_record, forge_table
 from tests.helpers.reading import loader_of
+from tests.helpers.runs import save_weights
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -546,15 +546,10 @@ def test_a_bad_image_counts_the_same_from_files_and_from_a_pack(tmp_path, monkey
     for root in (data, out):
         settings = settle({"data_root": str(root), **changes})
         if root is data:
-            save_checkpoint(
+            save_weights(
                 tmp_path / "best.pt",
-                model=network.make_network(settings.network, MPII, CPU).state_dict(),
-                optimizer=None,
-                learning_rate={},
-                progress={},
-                config=settings.as_plain(),
-                skeleton="mpii",
-                keep_previous=False,
+                network.make_network(settings.network, MPII, CPU).state_dict(),
+                settings.as_plain(),
             )
         for split in ("train", "valid"):
             loader = loader_of(settings, split)

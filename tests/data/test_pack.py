@@ -27,13 +27,13 @@ from fastpose.data.pack.write import cut_region
 from fastpose.data.persons import Persons
 from fastpose.data.pixels import ImageFiles, PackedImages, Pixels, PixelSource, ResidentImages, packed
 from fastpose.models import network
-from fastpose.models.checkpoint import save_checkpoint
 from fastpose.options.settings import Settings
 from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
 from tests.helpers.packs import contents, forge, forge_annotations, forge_table
 from tests.helpers.persons import persons_of
 from tests.helpers.reading import CPU, batches_of, loader_of, read_split
+from tests.helpers.runs import save_weights
 from tests.helpers.shift import shift_between
 from tests.helpers.terminal import Terminal
 from tests.helpers.tiny_mpii import write_tiny_mpii
@@ -746,9 +746,7 @@ def test_on_a_terminal_each_split_has_a_line_that_renews_itself(data, tmp_path, 
     for split, line in zip(("train", "valid"), lines, strict=True):
         states = line.split("\r\x1b[2K")[1:]
         title, unit = f"packing {split}  ", "/10 persons"
-        assert [state.removeprefix(title).partition(unit)[0] for state in states] == [
-            f"{n:2d}" for n in range(0, 11, 2)
-        ]
+        assert [state.removeprefix(title).partition(unit)[0] for state in states] == [f"{n:2d}" for n in range(11)]
         assert all(state.endswith(" left") for state in states[1:])
 
 
@@ -776,17 +774,7 @@ def checkpoint(data, tmp_path, monkeypatch) -> Path:
     settings = settings_for(data)
     model = network.make_network(settings.network, MPII, CPU)
     path = tmp_path / "run" / "best.pt"
-    path.parent.mkdir()
-    save_checkpoint(
-        path,
-        model=model.state_dict(),
-        optimizer=None,
-        learning_rate={},
-        progress={},
-        config=settings.as_plain(),
-        skeleton="mpii",
-        keep_previous=False,
-    )
+    save_weights(path, model.state_dict(), settings.as_plain())
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from fastpose import train
 from fastpose.engine import run as training
 from fastpose.engine.epoch import StopSignals
+from fastpose.models.checkpoint import save_checkpoint
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 # Times, and what may change while tests run.
@@ -28,6 +30,26 @@ def write_recipe(root: Path, **options: Any) -> Path:
     tiny = {"data_root": str(data), "depth": 18, "channels": 4, "size": [32, 32], "batch_size": 5, "epochs": 2}
     (root / "tiny.yaml").write_text(yaml.safe_dump(tiny | {"device": "cpu", "log_every": 1} | options))
     return root / "tiny.yaml"
+
+
+def save_weights(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    *,
+    skeleton: str | Mapping[str, Any] = "mpii",
+) -> None:
+    """A checkpoint as a run writes it, of a network that nobody has trained."""
+    path.parent.mkdir(exist_ok=True)
+    save_checkpoint(
+        path,
+        model=dict(weights),
+        optimizer=None,
+        learning_rate={},
+        progress={},
+        config=dict(config),
+        skeleton=skeleton,
+    )
 
 
 def start_and_stop(recipe: Path, run: Path, looks: int, *words: str) -> None:

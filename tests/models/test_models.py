@@ -22,12 +22,12 @@ from fastpose.models import (
     pose_resnet,
 )
 from fastpose.models.__main__ import main
-from fastpose.models.checkpoint import save_checkpoint
 from fastpose.models.network import NetworkOptions, make_network
 from fastpose.models.own import check_heatmaps, check_trains_on
 from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
 from fastpose.trained import load_trained
+from tests.helpers.runs import save_weights
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -486,15 +486,7 @@ def test_what_a_factory_draws_beside_the_state_dict_is_that_of_the_training(here
     )
     settings = settle({"model": "drawn:make", "seed": 3, "size": (32, 32)})
     trained = make_network(settings.network, MPII, torch.device("cpu"), seed=3)
-    save_checkpoint(
-        here / "best.pt",
-        model=trained.state_dict(),
-        optimizer=None,
-        learning_rate={},
-        progress={},
-        config=settings.as_plain(),
-        skeleton=MPII.name,
-    )
+    save_weights(here / "best.pt", trained.state_dict(), settings.as_plain())
     loaded = load_trained(here / "best.pt", {}, torch.device("cpu"), trust_model=True).model
     assert torch.equal(loaded.noise, trained.noise)
 
@@ -519,15 +511,7 @@ def test_a_network_that_only_a_file_names_is_not_even_imported(here, capsys, way
     (here / "run").mkdir()
     (here / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     weights = nn.Conv2d(3, 16, 4, stride=4).state_dict()
-    save_checkpoint(
-        here / "best.pt",
-        model=weights,
-        optimizer=None,
-        learning_rate={},
-        progress={},
-        config=config,
-        skeleton=MPII.name,
-    )
+    save_weights(here / "best.pt", weights, config)
 
     def run(*words: str) -> str:
         """The error."""

@@ -36,11 +36,12 @@ from fastpose.models import (
     resnet,
     to_simple_baselines,
 )
-from fastpose.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from fastpose.models.checkpoint import CheckpointError, load_checkpoint
 from fastpose.models.network import NetworkOptions, color_order_of_weights, make_network
 from fastpose.options.settle import settle
 from fastpose.skeletons import COCO, MPII
 from fastpose.trained import load_trained
+from tests.helpers.runs import save_weights
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 CPU = torch.device("cpu")
@@ -444,13 +445,10 @@ def recipe(data, tmp_path, monkeypatch) -> Path:
 def write_own(path: Path, model: nn.Module, skeleton: object = MPII, **options: object) -> None:
     """A checkpoint of ours with these options."""
     settings = settle({"depth": 18, "head": "deconv", "channels": 8, "size": (64, 64), **options})
-    save_checkpoint(
+    save_weights(
         path,
-        model=model.state_dict(),
-        optimizer=None,
-        learning_rate={},
-        progress={},
-        config=settings.as_plain(),
+        model.state_dict(),
+        settings.as_plain(),
         skeleton=dataclasses.asdict(skeleton) if dataclasses.is_dataclass(skeleton) else skeleton,
     )
 

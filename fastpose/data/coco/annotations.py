@@ -52,6 +52,10 @@ log = logging.getLogger(__name__)
 SIZES_CHECKED = 1000  # of how many images; all of COCO's would take as long as a first epoch on a slow disk
 _LARGEST_AREA = 1e12  # of a person, square pixels
 
+# Why annotations are left out.
+_CROWD, _NO_JOINT, _NO_BOX = "crowds", "without an annotated joint", "whose box is empty or outside the image"
+_USUAL = (_CROWD, _NO_JOINT)  # in every file
+
 
 def read_coco(
     annotations: str | PathLike[str],
@@ -147,9 +151,17 @@ def read_coco(
     if not for_evaluation and detections is None:
         return persons
     there = [i for i in pictures.numbers if missing_images == "error" or _is_there(pictures.file_of(i))]
+    box_source = "annotations" if detections is None else source.name
+    return dataclasses.replace(persons, truth=_truth(found, categories, pictures, there, box_source))
+
+
+def _truth(
+    found: _Annotations, categories: list[Key], pictures: Pictures, there: list[Key], box_source: str
+) -> CocoTruth:
+    """What COCO's evaluation compares with, on the images that are `there`."""
     evaluated = set(there)
     truth = CocoTruth(
-        box_source="annotations" if detections is None else source.name,
+        box_source=box_source,
         category=categories[0],
         image_ids=there if pictures.renumbered else sorted(there),
         annotations=[record for record in found.records if record["image_id"] in evaluated],
@@ -161,7 +173,7 @@ def read_coco(
     without = zip(found.records, found.no_area, strict=True)
     if no_area := sum(record["image_id"] in evaluated for record, none in without if none):
         truth["no_area"] = no_area
-    return dataclasses.replace(persons, truth=truth)
+    return truth
 
 
 def _is_there(path: Path | None) -> bool:
@@ -236,19 +248,11 @@ def _read_annotations(
         crowd = read_flag(record, "iscrowd", name(i))
         known = read_whole(record, "num_keypoints", name(i), counts[i])
         area = _area(record, name(i))
-        reason = ""
-        if crowd:
-            usual.add(reason := "crowds", where)
-        elif lacks:
-            left_out.add(reason := f"without {' and '.join(lacks)}", where)
-        elif not counts[i]:
-            usual.add(reason := "without an annotated joint", where)
-        elif known <= 0:
-            left_out.add(reason := "with joints whose num_keypoints is not above 0", where)
-        elif not boxed[i]:
-            reason = "whose box is empty or outside the image"
-            left_out.add(reason, where, bbox=record["bbox"], area=record.get("area"))
-        if not reason:
+        reason = _why_not(crowd, lacks, counts[i], known, boxed[i])
+        if reason:
+            fields = {"bbox": record["bbox"], "area": record.get("area")} if reason == _NO_BOX else {}
+            (usual if reason in _USUAL else left_out).add(reason, where, **fields)
+        else:
             picture, kind = pictures[image], categories.index(record["category_id"])
             extras = {"image_id": np.int64(picture.number), "box_score": np.float32(1), "box_side": sides[i]}
             rows.append(
@@ -280,6 +284,19 @@ def _read_annotations(
         )
     log.info("%s: %d of %d annotations are persons with joints and a box", file, len(rows), len(annotations))
     return _Annotations(annotations, rows, left_out, usual, no_area)
+
+
+def _why_not(crowd: int, lacks: list[str], joints: int, known: int, boxed: bool) -> str:
+    """Why an annotation is nobody to train on; empty if it is somebody."""
+    if crowd:
+        return _CROWD
+    if lacks:
+        return f"without {' and '.join(lacks)}"
+    if not joints:
+        return _NO_JOINT
+    if known <= 0:
+        return "with joints whose num_keypoints is not above 0"
+    return "" if boxed else _NO_BOX
 
 
 class _Found(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -153,32 +154,13 @@ def write_pack(
     out.mkdir(parents=True, exist_ok=True)
     in_use = PackError(f"{out}: another `fastpose pack` is writing into it")
     with only_writer(out, in_use), _saying_how_to_go_on(plan):
-        complete = (out / INDEX).exists()
-        known: dict[str, Any] = {}
-        if complete:
-            found = read_index(out)
-            if {name: found.get(name) for name in wanted} != wanted:
-                raise PackError(f"{out}: holds a pack of other data or made with other options; choose another folder")
-            known = found["files"]
-        elif (out / UNFINISHED).exists():
-            if read_json(out / UNFINISHED) != wanted:
-                raise PackError(
-                    f"{out}: holds an unfinished pack of other data or made with other options, or by another version; "
-                    "go on with those, or remove the folder"
-                )
-        elif any(path.name != _FIRST_PART for path in out.iterdir()):
-            raise PackError(f"{out}: exists and is neither empty nor an unfinished pack")
-        for path in out.iterdir():
-            if _PART.fullmatch(path.name):
-                path.unlink()
-        if not complete:
-            _write(out / UNFINISHED, json.dumps(wanted, indent=1).encode())
+        known = _begun(out, wanted)
+        new = known is None
         files: dict[str, Any] = {}
-        new = not complete
         for split, persons in splits.items():
             data = annotations[split]
             new |= _write(out / f"{split}-persons.npz", data)
-            there = known[split]["shards"] if split in known else []
+            there = known[split]["shards"] if known and split in known else []
             shards, made = _write_shards(out, split, persons, plan, there, threads, on_bad_image, progress)
             new |= made > 0
             entry = {"bytes": len(data), "crc": zlib.crc32(data)}
@@ -187,6 +169,34 @@ def write_pack(
         if (out / UNFINISHED).exists():
             (out / UNFINISHED).unlink()
     return new
+
+
+def _begun(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """Leaves `out` as an unfinished pack of what is wanted; what pack.json says of the files of a complete one.
+
+    Raises:
+        PackError: `out` has other contents.
+    """
+    known = None
+    if (out / INDEX).exists():
+        found = read_index(out)
+        if {name: found.get(name) for name in wanted} != wanted:
+            raise PackError(f"{out}: holds a pack of other data or made with other options; choose another folder")
+        known = found["files"]
+    elif (out / UNFINISHED).exists():
+        if read_json(out / UNFINISHED) != wanted:
+            raise PackError(
+                f"{out}: holds an unfinished pack of other data or made with other options, or by another version; "
+                "go on with those, or remove the folder"
+            )
+    elif any(path.name != _FIRST_PART for path in out.iterdir()):
+        raise PackError(f"{out}: exists and is neither empty nor an unfinished pack")
+    for path in out.iterdir():
+        if _PART.fullmatch(path.name):
+            path.unlink()
+    if known is None:
+        _write(out / UNFINISHED, json.dumps(wanted, indent=1).encode())
+    return known
 
 
 @contextmanager
@@ -250,22 +260,12 @@ def _write_shards(
             rows = _rows_of(table, shard, plan, len(persons) - done, said["table_crc"] if said else None)
             before = said["records"] if said else None if rows is None else len(rows)
             if rows is None or not _is_whole(shard, rows, on_bad_image):
-                made: list[tuple[float, ...]] = []
-                offset = 0
-                with replacing(shard) as file:
-                    while done + len(made) < len(persons) and offset < plan.shard_bytes:
-                        begin = done + len(made)
-                        # A few at a time: what comes after the shard's last record is made again for the next.
-                        for data, region in pool.map(record, range(begin, min(begin + 2 * threads, len(persons)))):
-                            file.write(data)
-                            made.append(_row(offset, data, region))
-                            offset += len(data)
-                            if offset >= plan.shard_bytes:
-                                break
-                        report(len(made))
-                if len(made) != before:
+                # A few at a time: what comes after the shard's last record is made again for the next.
+                groups = (range(i, min(i + 2 * threads, len(persons))) for i in range(done, len(persons), 2 * threads))
+                records = itertools.chain.from_iterable(pool.map(record, group) for group in groups)
+                rows = _write_shard(shard, plan.shard_bytes, records, report)
+                if len(rows) != before:
                     _remove_from(out, split, ".npy", number)  # a shard without its table is made again
-                rows = np.array(made, RECORD)
                 buffer = io.BytesIO()
                 np.save(buffer, rows)
                 _write(table, buffer.getvalue())
@@ -279,6 +279,23 @@ def _write_shards(
     for suffix in (".npy", ".shard"):  # of a pack with more shards
         _remove_from(out, split, suffix, len(shards))
     return shards, done - found
+
+
+def _write_shard(
+    shard: Path, most: int, records: Iterator[tuple[bytes, Region | None]], report: Callable[[int], None]
+) -> NDArray[np.void]:
+    """Writes records until they take `most` bytes or there are no more. Returns their table."""
+    made: list[tuple[float, ...]] = []
+    offset = 0
+    with replacing(shard) as file:
+        for data, region in records:
+            file.write(data)
+            made.append(_row(offset, data, region))
+            offset += len(data)
+            report(len(made))
+            if offset >= most:
+                break
+    return np.array(made, RECORD)
 
 
 def _remove_from(out: Path, split: str, suffix: str, number: int) -> None:
