@@ -525,9 +525,11 @@ void fuzz_loss(Call& c) {
       !is_moderate(upstream))
     return;
   ++counts[c.op].compared;
-  Real sum = 0, magnitude = 0;
-  // A joint's weight is float32 also in a loss of float64.
+  Real sum = 0, magnitude = 0, squares = 0;
+  // A joint's weight is float32 also in a loss of float64. So is, in one of float32, the weight times the scale, which
+  // may be so small that it has few bits left: a step of such numbers is lost, however large what it multiplies.
   const Real lost = type != ScalarType::Double ? 4e-6 : ignore && weights ? 1e-7 : 1e-12;
+  const Real step = std::numeric_limits<float>::denorm_min();
   const Real maps = static_cast<Real>(batch * joints) * height * width, scale = maps > 0 ? 0.5 / maps : 0;
   for (int64_t map = 0; map < batch * joints; ++map) {
     const Target joint = target(t, height, width, get(points, 2 * map), get(points, 2 * map + 1), get(visible, map));
@@ -537,17 +539,18 @@ void fuzz_loss(Call& c) {
       const int64_t at = map * height * width + i;
       const Real value = get(pred, at), wanted = pixel(t, joint, i % width, i / width), difference = value - wanted;
       sum += weight * difference * difference;
+      squares += difference * difference;
       magnitude += (std::fabs(weight) + 1e-39) * (difference * difference + 4e-6 * (std::fabs(value) + 1));
       if (!backward) continue;
       const Real factor = 2 * scale * weight * get(upstream, 0), gradient = factor * difference;
       if (type == ScalarType::Half && std::fabs(gradient) > 60000) continue;
       c.compare("gradient", at, get(*out, at), gradient,
-                rounding(type, gradient) + std::fabs(factor) * (std::fabs(value) + 1) * lost + 1e-42);
+                rounding(type, gradient) + (std::fabs(factor) * lost + step) * (std::fabs(value) + 1) + 1e-42);
     }
   }
   if (!backward)
     c.compare("loss", 0, get(*out, 0), scale * sum,
-              scale * magnitude * (type == ScalarType::Double ? lost : 1e-5) + 1e-37);
+              scale * magnitude * (type == ScalarType::Double ? lost : 1e-5) + step * squares + 1e-37);
 }
 
 // ---- decoding -------------------------------------------------------------------------------------------------------
