@@ -151,6 +151,12 @@ def test_an_index_that_no_pack_has_is_refused_in_one_line(copy, path, value, mes
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_memory_is_asked_for_what_is_there_and_not_for_what_the_index_says(copy):
+    forge(copy, lambda index: index["files"]["train"]["shards"][0].update(records=1 << 61))
+    with pytest.raises(PackError, match=r"train-00000\.npy: expected 2305843009213693952 rows as in pack\.json, got"):
+        source_of(copy)
+
+
 @pytest.mark.parametrize(("option", "value"), [("dataset", "other"), ("detections", "../../x")])
 def test_a_pack_of_a_data_set_that_cannot_be_is_refused_by_its_name_and_not_the_option_s(copy, option, value):
     forge(copy, lambda index: index["options"].update({option: value}))
@@ -285,6 +291,10 @@ def test_a_truth_that_no_score_can_use_is_refused(tmp_path):
         truth | {"annotations": [first | {"bbox": [None] * 4}, *others]},
         truth | {"annotations": [first | {"area": "large"}, *others]},
         truth | {"annotations": [first | {"id": {}}, *others]},
+        truth | {"annotations": [first | {"category_id": 7}, *others]},
+        truth | {"category": 7},
+        truth | {"image_numbers": [number + 1000 for number in truth["image_ids"]]},
+        truth | {"categories": [1, 2]},  # and no `category` of persons
     ):
         text = np.frombuffer(json.dumps(changed).encode(), np.uint8)
         forge_annotations(out, arrays | {"truth": text})
@@ -292,6 +302,14 @@ def test_a_truth_that_no_score_can_use_is_refused(tmp_path):
             read_packed_persons(out, "train")
     forge_annotations(out, arrays)
     assert read_packed_persons(out, "train").truth == truth
+    two = np.frombuffer(json.dumps(truth | {"categories": [1, 2]}).encode(), np.uint8)
+    kinds = np.zeros(len(arrays["image_id"]), np.int64)
+    forge_annotations(out, arrays | {"truth": two, "category": kinds + 1})
+    assert read_packed_persons(out, "train").truth["categories"] == [1, 2]
+    for wrong in (kinds + 2, kinds - 1, kinds + 0.5):
+        forge_annotations(out, arrays | {"truth": two, "category": wrong})
+        with pytest.raises(PackError, match="each person's category as a place"):
+            read_packed_persons(out, "train")
     del arrays["image_id"]
     forge_annotations(out, arrays)
     with pytest.raises(PackError, match=r"train-persons\.npz: damaged: expected image_id, one for each person"):

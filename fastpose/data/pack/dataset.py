@@ -152,6 +152,14 @@ def _check_truth(truth: Any, joints: int, extras: Mapping[str, NDArray[Any]]) ->
                 raise ValueError(f"truth: annotation {n}: expected a number for {name}, got {one.get(name)!r}")
         if isinstance(one.get("id"), (list, dict)):
             raise ValueError(f"truth: annotation {n}: expected a number or a text for id, got {one['id']!r}")
+        if one["category_id"] not in (categories or [truth["category"]]):
+            raise ValueError(f"truth: annotation {n}: expected one of its categories, got {one['category_id']!r}")
+    if other := set(extras["image_id"].tolist()) - set(numbers):
+        raise ValueError(f"truth: expected all persons' image_id among its images, not so {min(other)}")
+    if categories:
+        places = extras["category"].tolist() if "category" in extras else [None]
+        if wrong := [place for place in places if place not in range(len(categories))]:
+            raise ValueError(f"truth: expected each person's category as a place in its categories, got {wrong[0]!r}")
 
 
 def _is_number(value: Any) -> bool:

@@ -73,6 +73,10 @@ class PackedImages:
             read_table(path.with_suffix(".npy"), path, shard["bytes"], self._raw, shard["records"], shard["table_crc"])
             for path, shard in zip(self._shards, shards, strict=True)
         ]
+        for path, shard, table in zip(self._shards, shards, tables, strict=True):
+            if len(table) != shard["records"]:
+                table_file = path.with_suffix(".npy")
+                raise PackError(f"{table_file}: expected {shard['records']} rows as in {INDEX}, got {len(table)}")
         if (records := sum(map(len, tables))) != files["persons"] or not records:
             raise PackError(f"{root / INDEX}: damaged: {files['persons']} {split} persons, {records} records")
         rows = np.array([int(path.parent.name) for path in paths])
