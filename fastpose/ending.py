@@ -166,19 +166,22 @@ def report(error: BaseException) -> int:
     return 1
 
 
+# Compiled here: where memory has run out there may be none for it.
+ASKED = re.compile(r"tried to allocate (\d+) bytes")
 REFUSALS = {
     "memory": (
-        # The last is oneDNN's, which has no other words for it.
-        r"can't allocate memory|not enough memory|[Cc]annot allocate memory|Failed to allocate|failed to map segment|"
-        r"^could not (create|execute) a primitive$",
+        re.compile(  # the last is oneDNN's, which has no other words for it
+            r"can't allocate memory|not enough memory|[Cc]annot allocate memory|Failed to allocate|"
+            r"failed to map segment|^could not (create|execute) a primitive$"
+        ),
         "lower --batch_size, --eval_batch_size or --prefetch, choose --resident false or, on a GPU, --cuda_graph off, "
         "or see ulimit -v and the cgroup's memory.max",
     ),
     "threads or processes": (
-        r"can't start new thread|Resource temporarily unavailable",
+        re.compile(r"can't start new thread|Resource temporarily unavailable"),
         "see ulimit -u, the cgroup's pids.max and, as each needs memory, ulimit -v",
     ),
-    "open files": (r"Too many open files", "raise ulimit -n"),
+    "open files": (re.compile(r"Too many open files"), "raise ulimit -n"),
 }
 
 
@@ -187,12 +190,19 @@ def refused(error: BaseException) -> str:
 
     Most of these errors have no type of their own, in torch, OpenCV and Python, and are known by their text.
     """
+    try:
+        return _refusal(error)
+    except MemoryError:  # none is left for more words
+        return "the system refuses memory"
+
+
+def _refusal(error: BaseException) -> str:
     text = " ".join(str(error).split())
     untyped = isinstance(error, RuntimeError | ImportError | OSError) or type(error).__module__ == "cv2"
     for what, (texts, advice) in REFUSALS.items():
         typed = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the second is torch's
-        if (typed and what == "memory") or (untyped and re.search(texts, text)):
-            if asked := re.search(r"tried to allocate (\d+) bytes", text):
+        if (typed and what == "memory") or (untyped and texts.search(text)):
+            if asked := ASKED.search(text):
                 text = f"{int(asked[1]):,} bytes asked for"
             return f"the system refuses {what}: {text or type(error).__name__} ({advice})"
     return ""

@@ -135,6 +135,18 @@ def test_what_the_system_refuses_is_one_line(error, line, capsys):
     assert err.count("\n") == 1
 
 
+def test_without_memory_to_say_so_too_little_memory_is_one_line(capsys):
+    class Dear(MemoryError):
+        def __str__(self):
+            raise MemoryError
+
+    def work() -> int:
+        raise Dear
+
+    assert command(work)([]) == 1
+    assert capsys.readouterr().err == "error: the system refuses memory\n"
+
+
 def test_what_fails_because_of_a_refusal_is_the_refusal(capsys):
     def fail() -> int:
         try:
