@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -288,14 +290,43 @@ def test_a_full_disk_is_one_line_with_the_folder_and_is_not_left_full(
 
 
 def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    masks = []
+
     def kill(done: int, total: int) -> None:
         if done == 1:
-            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            for process in multiprocessing.active_children():
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                masks.append(int(status.partition("SigBlk:\t")[2].partition("\n")[0], 16))
+            os.kill(process.pid or 0, signal.SIGKILL)
 
     with pytest.raises(SyntheticDataError, match="a process that drew for it was ended"):
         generate(tmp_path / "set", persons=4000, seed=1, workers=2, progress=kill)
     assert list(tmp_path.iterdir()) == []
     assert not multiprocessing.active_children()
+    # Ctrl-C in a terminal reaches them as well, and is not theirs.
+    assert [mask >> (signal.SIGINT - 1) & 1 for mask in masks] == [1, 1]
+
+
+def test_a_worker_that_is_killed_at_its_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is much to draw: nobody waits to tell it what."""
+
+    def start(self: SpawnProcess) -> None:
+        begin(self)
+        os.kill(self.pid or 0, signal.SIGKILL)
+
+    begin = SpawnProcess.start
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    with pytest.raises(SyntheticDataError, match="a process that drew for it was ended"):
+        generate(tmp_path / "set", persons=20_000, seed=1, workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_workers_are_started_than_there_are_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(SpawnProcess, "start", lambda self: started.append(self))  # and nothing comes of them
+    with pytest.raises(SyntheticDataError, match="a process that drew for it was ended"):
+        generate(tmp_path / "set", persons=2, seed=1, workers=12)
+    assert len(started) == 2
 
 
 def test_an_error_of_a_worker_is_that_of_the_call(tmp_path: Path) -> None:
@@ -303,8 +334,9 @@ def test_an_error_of_a_worker_is_that_of_the_call(tmp_path: Path) -> None:
         if done == 1:
             shutil.rmtree(tmp_path / ".set.partial/images")
 
-    with pytest.raises(FileNotFoundError, match=r"images/train_\d+\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"images/train_\d+\.jpg") as caught:
         generate(tmp_path / "set", persons=400, seed=1, workers=2, progress=remove)
+    assert "in _write_image" in "".join(caught.value.__notes__)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -366,6 +398,8 @@ def test_an_interrupt_of_the_command_is_one_line(tmp_path: Path, workers: str) -
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("drawing ")
+        while not list((tmp_path / ".set.partial/images").glob("*.jpg")):
+            time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
         _, err = process.communicate(timeout=120)
     finally:

@@ -29,10 +29,11 @@ import json
 import os
 import shutil
 import signal
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -41,6 +42,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fastpose._program import STOPS
 from fastpose.data.synthetic.figure import (
     HEAD,
     L_ANKLE,
@@ -163,8 +165,9 @@ def render_scene(rng: np.random.Generator, count: int, image: str) -> tuple[np.n
 def _figure_counts(persons: int, rng: np.random.Generator) -> list[int]:
     """How many figures each picture gets; they add up to ``persons``."""
     counts: list[int] = []
-    while (left := persons - sum(counts)) > 0:
-        counts.append(min(left, int(rng.choice((1, 2, 3), p=(0.74, 0.21, 0.05)))))
+    while persons > 0:
+        counts.append(min(persons, int(rng.choice((1, 2, 3), p=(0.74, 0.21, 0.05)))))
+        persons -= counts[-1]
     return counts
 
 
@@ -196,63 +199,76 @@ def _write_image(job: _ImageJob, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _render_all(jobs: list[_ImageJob], folder: Path, workers: int) -> Generator[list[dict[str, Any]]]:
-    """Annotation rows of every picture, in the order of ``jobs``. EOFError if a worker is gone."""
+class _WorkerGone(Exception):
+    """A process that drew was ended."""
+
+
+def _render_all(
+    persons: dict[str, int], seed: int, folder: Path, workers: int
+) -> Generator[tuple[_ImageJob, list[dict[str, Any]]]]:
+    """Every picture and its annotation rows, in the order of `_image_jobs`."""
+    jobs = _image_jobs(persons, seed)
     if workers == 1:
         for job in jobs:
-            yield _write_image(job, folder)
+            yield job, _write_image(job, folder)
         return
     # Forking a process that holds torch's and OpenCV's thread pools can hang; a spawned worker starts clean. Python's
     # process pools need threads of their own, and wait for ever if the system refuses one.
     spawn = get_context("spawn")
+    resource_tracker.ensure_running()  # which the first process starts otherwise, and lets signals through afterwards
     processes: list[SpawnProcess] = []
     answers: list[Connection] = []
     try:
-        with _interrupts_held_back():
+        with _stops_held_back():
             for number in range(workers):
                 here, there = spawn.Pipe(duplex=False)
                 answers.append(here)
                 with there:  # closed here, so that the pipe ends with the worker
-                    share = jobs[number::workers]
-                    process = spawn.Process(target=_render_share, args=(share, folder, there), daemon=True)
-                    try:
-                        process.start()
-                    except BrokenPipeError as error:  # ended before it was told what to do
-                        raise EOFError(str(error)) from error
-                processes.append(process)
-        for index in range(len(jobs)):
+                    # Not the jobs: what does not fit into a pipe would wait for a worker that may never read it.
+                    share = (persons, seed, number, workers, folder, there)
+                    processes.append(spawn.Process(target=_render_share, args=share, daemon=True))
+                    processes[-1].start()
+        for index, job in enumerate(jobs):
             try:
                 answer = answers[index % workers].recv()
-            except OSError as error:  # ended within a message
-                raise EOFError(str(error)) from error
+            except (EOFError, OSError) as error:  # ended before a message, or within one
+                raise _WorkerGone from error
             if isinstance(answer, Exception):
                 raise answer
-            yield answer
+            yield job, answer
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
+        started = [process for process in processes if process.pid is not None]
+        for process in started:
+            process.kill()  # what is half written goes with the folder
+        for process in started:
             process.join()
         for here in answers:
             here.close()
 
 
-def _render_share(jobs: list[_ImageJob], folder: Path, answers: Connection) -> None:
-    """What a worker does: sends the annotation rows of each picture, or the error."""
+def _render_share(
+    persons: dict[str, int], seed: int, number: int, workers: int, folder: Path, answers: Connection
+) -> None:
+    """What a worker does: of so many workers' pictures it draws its own, and sends the annotation rows or the error."""
     cv2.setNumThreads(1)
     with suppress(BrokenPipeError):  # nobody is there to draw for
-        for job in jobs:
+        for job in _image_jobs(persons, seed)[number::workers]:
             try:
                 answer: list[dict[str, Any]] | Exception = _write_image(job, folder)
             except Exception as error:
+                # As add_note of Python 3.11 does: the traceback itself cannot be sent.
+                error.__notes__ = [traceback.format_exc()]  # type: ignore[attr-defined]
                 answer = error
             answers.send(answer)
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes started inside never see a Ctrl-C, which is for their parent to handle; the parent sees it after."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _stops_held_back() -> Iterator[None]:
+    """Processes started inside never see a stop signal, which is for their parent to handle; the parent sees it after.
+
+    They end with their parent, whose end of the pipe is then gone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
@@ -392,16 +408,17 @@ def generate(
     valid_persons = max(1, persons // 5) if valid_persons is None else valid_persons
     workers = max(1, min(available_cores(), persons // 200)) if workers is None else workers
     _check_parameters(persons, valid_persons, seed, workers)
-    jobs = _image_jobs({"train": persons - valid_persons, "valid": valid_persons}, seed)
+    splits = {"train": persons - valid_persons, "valid": valid_persons}
+    images = len(_image_jobs(splits, seed))
     manifest = {
         "generator": "fastpose.synthetic",
         "version": GENERATOR_VERSION,
         "persons": persons,
         "valid_persons": valid_persons,
         "seed": seed,
-        "images": len(jobs),
+        "images": images,
     }
-    summary = SyntheticSummary(out, persons - valid_persons, valid_persons, len(jobs), created=True)
+    summary = SyntheticSummary(out, persons - valid_persons, valid_persons, images, created=True)
     if not _old(out).exists() and _already_there(out, manifest, overwrite):
         return dataclasses.replace(summary, created=False)
 
@@ -410,11 +427,12 @@ def generate(
             shutil.rmtree(made)
             return dataclasses.replace(summary, created=False)
         try:
-            rows = _draw(jobs, made, workers, progress)
+            rendered = _render_all(splits, seed, made / "images", min(workers, images))
+            rows = _draw(rendered, images, made, progress)
             _write_annotations(rows, made / "annot")
             (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
             _put_in_place(made, out)
-        except EOFError as error:
+        except _WorkerGone as error:
             raise SyntheticDataError(
                 f"{out}: a process that drew for it was ended, perhaps for want of memory"
             ) from error
@@ -426,20 +444,23 @@ def generate(
 
 
 def _draw(
-    jobs: list[_ImageJob], made: Path, workers: int, progress: Callable[[int, int], None] | None
+    rendered: Generator[tuple[_ImageJob, list[dict[str, Any]]]],
+    images: int,
+    made: Path,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Draws all pictures into the folder ``made`` and returns the annotation rows of each split."""
     (made / "images").mkdir()
     (made / "annot").mkdir()
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     if progress is not None:
-        progress(0, len(jobs))
+        progress(0, images)
     # Closed before the folder is removed, whatever happens: no worker may still be writing into it then.
-    with closing(_render_all(jobs, made / "images", workers)) as rendered:
-        for done, (job, image_rows) in enumerate(zip(jobs, rendered, strict=True), 1):
+    with closing(rendered):
+        for done, (job, image_rows) in enumerate(rendered, 1):
             rows[job.split] += image_rows
             if progress is not None:
-                progress(done, len(jobs))
+                progress(done, images)
     return rows
 
 
