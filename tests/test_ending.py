@@ -152,7 +152,7 @@ def test_what_fails_because_of_a_refusal_is_the_refusal(capsys):
         try:
             raise RuntimeError("can't start new thread")
         finally:
-            threading.Thread().join()  # as ProcessPoolExecutor does: "cannot join thread before it is started"
+            threading.Thread().join()  # what clears up knows of no refusal: "cannot join thread before it is started"
 
     assert command(fail)([]) == 1
     assert capsys.readouterr().err.startswith("error: the system refuses threads or processes: can't start new thread")

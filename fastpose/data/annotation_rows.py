@@ -146,19 +146,25 @@ def is_missing(value: Any) -> bool:
 
 
 def read_numbers(
-    record: dict[str, Any], key: str, shape: tuple[int, ...], where: str, *, kinds: str = "iuf", largest: float = 1e6
+    record: dict[str, Any],
+    key: str,
+    shape: tuple[int, ...],
+    where: str,
+    *,
+    booleans: bool = False,
+    largest: float = 1e6,
 ) -> np.ndarray:
     """The finite numbers of `record[key]`, float64 of `shape`; AnnotationError naming `where` if they are not there.
 
     Args:
-        kinds: NumPy's kinds of numbers that may be there, which say whether true and false may ("b").
+        booleans: whether true and false are numbers.
         largest: numbers not below that are refused: coordinates beyond 1e6 are a broken file, not a large picture.
     """
     if key not in record:
         raise AnnotationError(f"{where}: has no {key!r}")
     value = record[key]
     numbers = _flat(value, shape)
-    if numbers is None or not set(map(type, numbers)) <= ({int, float, bool} if "b" in kinds else {int, float}):
+    if numbers is None or not set(map(type, numbers)) <= ({int, float, bool} if booleans else {int, float}):
         expected = f"numbers of shape {list(shape)}" if shape else "a number"
         length = f" (a list of {len(value)})" if isinstance(value, list) else ""
         raise AnnotationError(f"{where}: {key} must be {expected}, got {as_json(value)}{length}")

@@ -39,6 +39,7 @@ _NAMED = {
     b"%PDF": "a PDF file",
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
+    b"../": "the path that a link leads to, as git stores links where the system has none",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: git lfs pull",
     **dict.fromkeys((b"<!", b"<html", b"<HTML", b"<?xml", b"<svg"), "an HTML or XML page"),
 }

@@ -108,7 +108,7 @@ def _kind_of(begin: bytes) -> str:
             "safetensors, which is not read; torch.save(safetensors.torch.load_file(FILE), 'weights.pth') makes a file "
             "that is"
         )
-    if begin[0] == 8 and 0 < begin[1] < 32 and begin[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):
+    if begin[:1] == b"\x08" and b"\0" < begin[1:2] < b"\x20" and begin[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):
         return "an ONNX graph, to run and not to load"
     if begin[:1] != b"\x80":
         return f"it begins with {begin[:8]!r}"

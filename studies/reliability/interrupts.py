@@ -187,7 +187,10 @@ def duration(name: str, root: Path, begin: Callable[[list[str], Path], int]) -> 
 def interrupted(process: int, number: signal.Signals, moment: float, root: Path) -> tuple[str, str]:
     """How the command ended that gets a signal after `moment` seconds, and what it printed to standard error."""
     time.sleep(moment)
-    os.kill(process, number)
+    try:  # a terminal's reach all processes of a command, `kill` one
+        os.kill(process, number) if number == signal.SIGTERM else os.killpg(process, number)
+    except ProcessLookupError:  # it has no session of its own yet
+        os.kill(process, number)
     code, errors = waited(process), (root / "errors.txt").read_text()
     if code is None:
         return "hang", errors

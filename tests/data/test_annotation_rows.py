@@ -188,7 +188,7 @@ def test_values_are_shown_as_json_has_them_and_cut(value, shown):
 def test_numbers_are_no_texts_and_no_flags(tmp_path):
     record = {"a": [1, 2.5], "b": [1, "2"], "c": [True, 2], "d": [1, [2]], "e": [1, 10**400]}
     assert read_numbers(record, "a", (2,), "w").tolist() == [1, 2.5]
-    assert read_numbers(record, "c", (2,), "w", kinds="iufb").tolist() == [1, 2]
+    assert read_numbers(record, "c", (2,), "w", booleans=True).tolist() == [1, 2]
     for key, got in (("b", r'\[1, "2"\]'), ("c", r"\[true, 2\]"), ("d", r"\[1, \[2\]\]")):
         with pytest.raises(AnnotationError, match=rf"w: {key} must be numbers of shape \[2\], got {got}"):
             read_numbers(record, key, (2,), "w")

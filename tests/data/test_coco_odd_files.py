@@ -211,7 +211,7 @@ def test_without_an_area_a_person_is_trained_and_scored_by_053_of_the_box(folder
     assert values == ALL
     assert scorer.note == f"boxes: annotations, areas of {count} of 3 persons: 0.53 of the box"
     assert scorer.notes == {"box_source": "annotations", "areas_from_boxes": count}
-    assert f"{count} persons have no area, or one of 0: AP takes 0.53 of their box" in caplog.text
+    assert f"persons without an area, or with one of 0: {count} of 3: AP takes 0.53 of their box" in caplog.text
 
 
 # ---- many persons on an image ----

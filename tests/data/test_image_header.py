@@ -192,6 +192,7 @@ NAMED = {
     "a Radiance HDR picture": b"#?RADIANCE\n",
     "a PFM picture": b"PF\n4 4\n-1.0\n",
     "a Sun raster picture": b"\x59\xa6\x6a\x95",
+    "the path that a link leads to, as git stores links where the system has none": b"../disk/p0.jpg",
     "a Git LFS pointer, not the file itself: git lfs pull": b"version https://git-lfs.github.com/spec/v1\n",
     "an HTML or XML page": b"<!DOCTYPE html>",
 }

@@ -68,7 +68,8 @@ class ApScorer:
             require_pycocotools()
         if self.truth.get("no_area"):
             log.warning(
-                "%d persons have no area, or one of 0: AP takes %s of their box", self.truth["no_area"], BOX_AREA
+                "persons without an area, or with one of 0: %d of %d: AP takes %s of their box",
+                *(self.truth["no_area"], len(to_find(self.truth)), BOX_AREA),
             )
         if limit := ceiling(self.truth, self.max_detections):
             log.warning(

@@ -172,7 +172,7 @@ def _read_joints(record: dict[str, Any], where: str) -> tuple[np.ndarray, np.nda
     points, flags = record.get("joints"), record.get("joints_vis")
     if (points is None or points == []) and not np.any(flags or 0):
         return np.zeros((MPII.num_joints, 2)), np.zeros(MPII.num_joints)
-    visible = read_numbers(record, "joints_vis", (MPII.num_joints,), where, kinds="iufb")
+    visible = read_numbers(record, "joints_vis", (MPII.num_joints,), where, booleans=True)
     if (wrong := ~np.isin(visible, (0, 1))).any():
         joint = int(np.argmax(wrong))
         raise AnnotationError(f"{where}: joints_vis must be 0 or 1, got {visible[joint]:g} for {MPII.joints[joint]}")
