@@ -49,6 +49,9 @@ class Stops(AbstractContextManager["Stops"]):
     A signal that is ignored stays ignored: SIGHUP under nohup, SIGINT in a script's background job. In other threads,
     which cannot choose what signals do, nothing is changed.
 
+    Python drops an exception that is raised while it runs the callback of something that goes, with a traceback: a stop
+    that comes then is raised once more a moment later.
+
     Attributes:
         received: the signal's number; 0 while none has come.
     """
@@ -63,11 +66,26 @@ class Stops(AbstractContextManager["Stops"]):
                 if handler not in (signal.SIG_IGN, None):  # None: a handler in C, which could not be put back
                     self._before[number] = handler
                     signal.signal(number, self._handle)
+        self._hook = sys.unraisablehook
+        if self._before and hasattr(signal, "setitimer"):  # not on Windows
+            sys.unraisablehook = self._dropped
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if sys.unraisablehook == self._dropped:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _dropped(self, dropped: sys.UnraisableHookArgs) -> None:
+        if not isinstance(dropped.exc_value, Stopped):
+            return self._hook(dropped)
+        self._before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._again))
+        signal.setitimer(signal.ITIMER_REAL, SAME_STOP_SECONDS)
+
+    def _again(self, number: int, frame: FrameType | None) -> None:
+        raise Stopped(self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,27 @@ def test_each_stop_signal_is_one_line_and_its_exit_code(number, capsys):
     assert capsys.readouterr().err == f"stopped by {number.name}\n"
     assert cleaned == [True]
     assert signal.getsignal(number) is before
+
+
+def test_a_stop_in_a_callback_that_may_raise_nothing_comes_a_moment_later(capsys):
+    class Something:
+        pass
+
+    def stop(_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    def work() -> int:
+        something = Something()
+        reference = weakref.ref(something, stop)
+        del something  # Python runs the callback, and drops what it raises
+        assert reference() is None
+        time.sleep(60)
+        return 0
+
+    before = signal.getsignal(signal.SIGALRM), sys.unraisablehook
+    assert command(work)([]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+    assert (signal.getsignal(signal.SIGALRM), sys.unraisablehook) == before
 
 
 def test_a_stop_has_the_remark_of_who_cleaned_up(capsys):
