@@ -7,11 +7,13 @@ import errno
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -337,6 +339,21 @@ def test_an_error_of_a_worker_is_that_of_the_call(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"images/train_\d+\.jpg") as caught:
         generate(tmp_path / "set", persons=400, seed=1, workers=2, progress=remove)
     assert "in _write_image" in "".join(caught.value.__notes__)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("free", [0, 7, 9, 12])
+def test_where_too_few_files_may_be_opened_nothing_is_left(tmp_path: Path, free: int) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    have = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    with ExitStack() as used:
+        while (gap := os.dup(0)) < have:  # the limit is on numbers, not on how many
+            used.callback(os.close, gap)
+        os.close(gap)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (have + free, limits[1]))
+        used.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        with pytest.raises(OSError, match="Too many open files"):
+            generate(tmp_path / "set", persons=400, seed=1, workers=8)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -31,7 +31,7 @@ import shutil
 import signal
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
@@ -68,6 +68,7 @@ MAT_JOINT_NAMES = (
 )  # fmt: skip
 
 _PLACEMENT_TRIES = 40
+_DESCRIPTORS = 8
 
 
 class SyntheticDataError(ValueError):
@@ -357,6 +358,9 @@ def _drawn_beside(out: Path) -> Iterator[Path]:
     made = out.with_name(f".{out.name}.partial")
     if made.is_symlink():  # its contents are not ours to remove
         raise SyntheticDataError(f"{made}: expected a folder or nothing, found a link")
+    with ExitStack() as spare:  # what locking and removing a folder takes: without it nothing is begun
+        for _ in range(_DESCRIPTORS):
+            spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
     made.mkdir(exist_ok=True)
     found = made.stat()
     taken = SyntheticDataError(f"{out}: another process is drawing into it (in {made}): wait until it is done")
