@@ -148,10 +148,10 @@ def forked(words: list[str], root: Path, limit: Callable[[], None] = lambda: Non
         return child
     code = 99
     try:
+        os.dup2(os.open(root / "errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         _program.quit_when_stopped()  # as a program that is importing
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(os.open(root / "errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         limit()
         code = cli.main(words)
     except BaseException:
