@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -36,7 +37,7 @@ from fastpose.data.synthetic.figure import (
     sample_outfit,
     sample_pose,
 )
-from fastpose.data.synthetic.generate import MAT_JOINT_NAMES
+from fastpose.data.synthetic.generate import MAT_JOINT_NAMES, _stops_held_back
 from fastpose.synthetic import main
 
 PERSONS, VALID, SEED = 60, 16, 5
@@ -331,12 +332,39 @@ def test_no_more_workers_are_started_than_there_are_pictures(tmp_path: Path, mon
     assert len(started) == 2
 
 
+@pytest.mark.usefixtures("python_s_signals")
+def test_stops_wait_until_all_workers_are_started_whichever_thread_takes_them() -> None:
+    came, done = [], threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    other = threading.Thread(target=done.wait)  # whose mask is open, as OpenBLAS's are
+    other.start()
+    with _stops_held_back():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        assert came == []
+    assert came == [signal.SIGTERM]
+    done.set()
+    other.join()
+
+
+def test_each_call_draws_into_a_folder_of_its_own(tmp_path: Path) -> None:
+    """A worker that a killed process left behind cannot draw into the next one's."""
+    folders = []
+
+    def look(done: int, total: int) -> None:
+        folders.extend(path.name for path in (tmp_path / ".set.partial").glob("images.*") if not done)
+
+    for seed in range(2):
+        generate(tmp_path / "set", persons=4, seed=seed, overwrite=True, progress=look)
+    assert len(set(folders)) == 2
+
+
 def test_an_error_of_a_worker_is_that_of_the_call(tmp_path: Path) -> None:
     def remove(done: int, total: int) -> None:
         if done == 1:
-            shutil.rmtree(tmp_path / ".set.partial/images")
+            shutil.rmtree(next((tmp_path / ".set.partial").glob("images.*")))
 
-    with pytest.raises(FileNotFoundError, match=r"images/train_\d+\.jpg") as caught:
+    with pytest.raises(FileNotFoundError, match=r"images\.\w+/train_\d+\.jpg") as caught:
         generate(tmp_path / "set", persons=400, seed=1, workers=2, progress=remove)
     assert "in _write_image" in "".join(caught.value.__notes__)
     assert list(tmp_path.iterdir()) == []
@@ -415,7 +443,7 @@ def test_an_interrupt_of_the_command_is_one_line(tmp_path: Path, workers: str) -
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("drawing ")
-        while not list((tmp_path / ".set.partial/images").glob("*.jpg")):
+        while not list((tmp_path / ".set.partial").glob("images.*/*.jpg")):
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
         _, err = process.communicate(timeout=120)

@@ -27,8 +27,10 @@ import glob
 import io
 import json
 import os
+import secrets
 import shutil
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -269,11 +271,22 @@ def _stops_held_back() -> Iterator[None]:
 
     They end with their parent, whose end of the pipe is then gone.
     """
+    came: list[int] = []
+    # A mask is the thread's, and inherited. Other threads, OpenBLAS's for one, still take the signal for all.
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in STOPS} if in_main else {}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
 
 
 def _write_ground_truth(rows: list[dict[str, Any]], path: Path) -> None:
@@ -354,14 +367,13 @@ def _drawn_beside(out: Path) -> Iterator[Path]:
     A process that is killed leaves it: the next one removes what is in it. SyntheticDataError where another process has
     it, as it is locked.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     made = out.with_name(f".{out.name}.partial")
     if made.is_symlink():  # its contents are not ours to remove
         raise SyntheticDataError(f"{made}: expected a folder or nothing, found a link")
     with ExitStack() as spare:  # what locking and removing a folder takes: without it nothing is begun
         for _ in range(_DESCRIPTORS):
             spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-    made.mkdir(exist_ok=True)
+    made.mkdir(parents=True, exist_ok=True)
     found = made.stat()
     taken = SyntheticDataError(f"{out}: another process is drawing into it (in {made}): wait until it is done")
     with only_writer(made, taken):
@@ -431,8 +443,12 @@ def generate(
             shutil.rmtree(made)
             return dataclasses.replace(summary, created=False)
         try:
-            rendered = _render_all(splits, seed, made / "images", min(workers, images))
-            rows = _draw(rendered, images, made, progress)
+            # A name of its own: a worker may outlive its parent by a picture, which must not be one of the next set.
+            drawn = made / f"images.{secrets.token_hex(8)}"
+            drawn.mkdir()
+            rows = _draw(_render_all(splits, seed, drawn, min(workers, images)), images, progress)
+            os.replace(drawn, made / "images")
+            (made / "annot").mkdir()
             _write_annotations(rows, made / "annot")
             (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
             _put_in_place(made, out)
@@ -450,12 +466,9 @@ def generate(
 def _draw(
     rendered: Generator[tuple[_ImageJob, list[dict[str, Any]]]],
     images: int,
-    made: Path,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Draws all pictures into the folder ``made`` and returns the annotation rows of each split."""
-    (made / "images").mkdir()
-    (made / "annot").mkdir()
+    """Draws all pictures and returns the annotation rows of each split."""
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     if progress is not None:
         progress(0, images)
