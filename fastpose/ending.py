@@ -57,6 +57,8 @@ class Stops(AbstractContextManager["Stops"]):
     """
 
     received: int = 0
+    _later: threading.Timer | None = None  # sends a stop again that Python has dropped
+    _leaving = False
 
     def __enter__(self: Self) -> Self:
         self._before: dict[int, Any] = {}
@@ -67,25 +69,37 @@ class Stops(AbstractContextManager["Stops"]):
                     self._before[number] = handler
                     signal.signal(number, self._handle)
         self._hook = sys.unraisablehook
-        if self._before and hasattr(signal, "setitimer"):  # not on Windows
+        if self._before:
             sys.unraisablehook = self._dropped
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, *exception: object) -> None:
+        self._leaving = True
         if sys.unraisablehook == self._dropped:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             sys.unraisablehook = self._hook
+        dropped = self._later
+        if dropped is not None and dropped.is_alive():
+            dropped.cancel()
+            dropped.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if dropped is not None and kind is None:  # and never came again
+            raise Stopped(self.received)
 
     def _dropped(self, dropped: sys.UnraisableHookArgs) -> None:
         if not isinstance(dropped.exc_value, Stopped):
             return self._hook(dropped)
-        self._before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._again))
-        signal.setitimer(signal.ITIMER_REAL, SAME_STOP_SECONDS)
+        signal.signal(self.received, self._again)
+        self._later = threading.Timer(SAME_STOP_SECONDS, os.kill, (os.getpid(), self.received))
+        self._later.daemon = True
+        with suppress(RuntimeError):  # the system refuses a thread: the stop is raised at the end
+            self._later.start()
 
     def _again(self, number: int, frame: FrameType | None) -> None:
-        raise Stopped(self.received)
+        if not self._leaving:
+            self._later = None
+            signal.signal(number, signal.SIG_DFL)
+            raise Stopped(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:
