@@ -310,6 +310,12 @@ def test_a_truth_that_no_score_can_use_is_refused(tmp_path):
         forge_annotations(out, arrays | {"truth": two, "category": wrong})
         with pytest.raises(PackError, match="each person's category as a place"):
             read_packed_persons(out, "train")
+    lowest = -(1 << 63)  # which is an id like any other
+    known = {"image_ids": [lowest], "annotations": [one | {"image_id": lowest} for one in truth["annotations"]]}
+    ids = np.full_like(arrays["image_id"], lowest)
+    text = np.frombuffer(json.dumps(truth | known).encode(), np.uint8)
+    forge_annotations(out, arrays | {"truth": text, "image_id": ids})
+    assert read_packed_persons(out, "train").truth["image_ids"] == [lowest]
     del arrays["image_id"]
     forge_annotations(out, arrays)
     with pytest.raises(PackError, match=r"train-persons\.npz: damaged: expected image_id, one for each person"):
