@@ -37,7 +37,8 @@ from fastpose.data.synthetic.figure import (
     sample_outfit,
     sample_pose,
 )
-from fastpose.data.synthetic.generate import MAT_JOINT_NAMES, _stops_held_back
+from fastpose.data.synthetic.generate import MAT_JOINT_NAMES
+from fastpose.data.synthetic.workers import stops_held_back
 from fastpose.synthetic import main
 
 PERSONS, VALID, SEED = 60, 16, 5
@@ -338,7 +339,7 @@ def test_stops_wait_until_all_workers_are_started_whichever_thread_takes_them() 
     signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     other = threading.Thread(target=done.wait)  # whose mask is open, as OpenBLAS's are
     other.start()
-    with _stops_held_back():
+    with stops_held_back():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)
         assert came == []

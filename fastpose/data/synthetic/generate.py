@@ -29,22 +29,16 @@ import json
 import os
 import secrets
 import shutil
-import signal
-import threading
-import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from fastpose._program import STOPS
 from fastpose.data.synthetic.figure import (
     HEAD,
     L_ANKLE,
@@ -57,6 +51,7 @@ from fastpose.data.synthetic.figure import (
     sample_pose,
 )
 from fastpose.data.synthetic.scene import draw_background, draw_occluder, draw_shadow, photograph
+from fastpose.data.synthetic.workers import WorkerGone, in_processes
 from fastpose.device import available_cores
 from fastpose.files import only_writer
 
@@ -200,93 +195,6 @@ def _write_image(job: _ImageJob, folder: Path) -> list[dict[str, Any]]:
         raise SyntheticDataError(f"{folder / job.name}: OpenCV could not encode the picture as JPEG")
     (folder / job.name).write_bytes(data.tobytes())
     return rows
-
-
-class _WorkerGone(Exception):
-    """A process that drew was ended."""
-
-
-def _render_all(
-    persons: dict[str, int], seed: int, folder: Path, workers: int
-) -> Generator[tuple[_ImageJob, list[dict[str, Any]]]]:
-    """Every picture and its annotation rows, in the order of `_image_jobs`."""
-    jobs = _image_jobs(persons, seed)
-    if workers == 1:
-        for job in jobs:
-            yield job, _write_image(job, folder)
-        return
-    # Forking a process that holds torch's and OpenCV's thread pools can hang; a spawned worker starts clean. Python's
-    # process pools need threads of their own, and wait for ever if the system refuses one.
-    spawn = get_context("spawn")
-    resource_tracker.ensure_running()  # which the first process starts otherwise, and lets signals through afterwards
-    processes: list[SpawnProcess] = []
-    answers: list[Connection] = []
-    try:
-        with _stops_held_back():
-            for number in range(workers):
-                here, there = spawn.Pipe(duplex=False)
-                answers.append(here)
-                with there:  # closed here, so that the pipe ends with the worker
-                    # Not the jobs: what does not fit into a pipe would wait for a worker that may never read it.
-                    share = (persons, seed, number, workers, folder, there)
-                    processes.append(spawn.Process(target=_render_share, args=share, daemon=True))
-                    processes[-1].start()
-        for index, job in enumerate(jobs):
-            try:
-                answer = answers[index % workers].recv()
-            except (EOFError, OSError) as error:  # ended before a message, or within one
-                raise _WorkerGone from error
-            if isinstance(answer, Exception):
-                raise answer
-            yield job, answer
-    finally:
-        started = [process for process in processes if process.pid is not None]
-        for process in started:
-            process.kill()  # what is half written goes with the folder
-        for process in started:
-            process.join()
-        for here in answers:
-            here.close()
-
-
-def _render_share(
-    persons: dict[str, int], seed: int, number: int, workers: int, folder: Path, answers: Connection
-) -> None:
-    """What a worker does: of so many workers' pictures it draws its own, and sends the annotation rows or the error."""
-    cv2.setNumThreads(1)
-    with suppress(BrokenPipeError):  # nobody is there to draw for
-        for job in _image_jobs(persons, seed)[number::workers]:
-            try:
-                answer: list[dict[str, Any]] | Exception = _write_image(job, folder)
-            except Exception as error:
-                # As add_note of Python 3.11 does: the traceback itself cannot be sent.
-                error.__notes__ = [traceback.format_exc()]  # type: ignore[attr-defined]
-                answer = error
-            answers.send(answer)
-
-
-@contextmanager
-def _stops_held_back() -> Iterator[None]:
-    """Processes started inside never see a stop signal, which is for their parent to handle; the parent sees it after.
-
-    They end with their parent, whose end of the pipe is then gone.
-    """
-    came: list[int] = []
-    # A mask is the thread's, and inherited. Other threads, OpenBLAS's for one, still take the signal for all.
-    in_main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in STOPS} if in_main else {}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in handlers:
-        signal.signal(number, lambda number, frame: came.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
 
 
 def _write_ground_truth(rows: list[dict[str, Any]], path: Path) -> None:
@@ -446,13 +354,14 @@ def generate(
             # A name of its own: a worker may outlive its parent by a picture, which must not be one of the next set.
             drawn = made / f"images.{secrets.token_hex(8)}"
             drawn.mkdir()
-            rows = _draw(_render_all(splits, seed, drawn, min(workers, images)), images, progress)
+            draw = partial(_write_image, folder=drawn)
+            rows = _draw(in_processes(partial(_image_jobs, splits, seed), draw, min(workers, images)), images, progress)
             os.replace(drawn, made / "images")
             (made / "annot").mkdir()
             _write_annotations(rows, made / "annot")
             (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
             _put_in_place(made, out)
-        except _WorkerGone as error:
+        except WorkerGone as error:
             raise SyntheticDataError(
                 f"{out}: a process that drew for it was ended, perhaps for want of memory"
             ) from error
