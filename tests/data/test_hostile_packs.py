@@ -306,9 +306,9 @@ def test_a_truth_that_no_score_can_use_is_refused(tmp_path):
     kinds = np.zeros(len(arrays["image_id"]), np.int64)
     forge_annotations(out, arrays | {"truth": two, "category": kinds + 1})
     assert read_packed_persons(out, "train").truth["categories"] == [1, 2]
-    for wrong in (kinds + 2, kinds - 1, kinds + 0.5):
+    for wrong in (kinds + 2, kinds - 1, kinds + 0.5, kinds + 0.0, kinds == 0, kinds[:, None]):
         forge_annotations(out, arrays | {"truth": two, "category": wrong})
-        with pytest.raises(PackError, match="each person's category as a place"):
+        with pytest.raises(PackError, match="expected category, each person's place"):
             read_packed_persons(out, "train")
     lowest = -(1 << 63)  # which is an id like any other
     known = {"image_ids": [lowest], "annotations": [one | {"image_id": lowest} for one in truth["annotations"]]}

@@ -159,9 +159,10 @@ def _check_truth(truth: Any, joints: int, extras: Mapping[str, NDArray[Any]]) ->
     if other := set(extras["image_id"].tolist()) - set(numbers):
         raise ValueError(f"truth: expected all persons' image_id among its images, not so {min(other)}")
     if categories:
-        places = extras["category"].tolist() if "category" in extras else [None]
-        if wrong := [place for place in places if place not in range(len(categories))]:
-            raise ValueError(f"truth: expected each person's category as a place in its categories, got {wrong[0]!r}")
+        places = extras.get("category", np.array(-1))
+        whole = places.dtype.kind in "iu" and places.ndim == 1
+        if not whole or not ((places >= 0) & (places < len(categories))).all():
+            raise ValueError("truth: expected category, each person's place in its categories, as whole numbers")
 
 
 def _is_number(value: Any) -> bool:
