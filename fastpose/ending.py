@@ -199,7 +199,7 @@ def report(error: BaseException) -> int:
 
 
 # Compiled here: where memory has run out there may be none for it.
-ASKED = re.compile(r"tried to allocate (\d+) bytes")
+_ASKED = re.compile(r"tried to allocate (\d+) bytes")
 REFUSALS = {
     "memory": (
         re.compile(  # the last is oneDNN's, which has no other words for it
@@ -234,7 +234,7 @@ def _refusal(error: BaseException) -> str:
     for what, (texts, advice) in REFUSALS.items():
         typed = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the second is torch's
         if (typed and what == "memory") or (untyped and texts.search(text)):
-            if asked := ASKED.search(text):
+            if asked := _ASKED.search(text):
                 text = f"{int(asked[1]):,} bytes asked for"
             return f"the system refuses {what}: {text or type(error).__name__} ({advice})"
     return ""

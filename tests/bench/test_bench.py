@@ -56,7 +56,7 @@ def decode_case(maps: torch.Tensor, mirrored: torch.Tensor | None = None, **opti
     return decode_heatmaps.make(decode_heatmaps.Work([maps], [matrix], [mirrored], **options))
 
 
-def expect_equal_work(case: Case, peers: dict[str, Peer], *left_out: str) -> None:
+def assert_equal_work(case: Case, peers: dict[str, Peer], *left_out: str) -> None:
     """Every peer that needs no compiling gives what fastpose gives; there must be some."""
     names = [
         name
@@ -79,14 +79,14 @@ def numba_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_peers_do_equal_work(seed: int) -> None:
     """Crops and joints beside the image and the map, and maps with ties, in every second case nothing above 0."""
     # The others round coordinates more coarsely, which shows where a matrix is as odd as these.
-    expect_equal_work(crop_case(cases.CPU, seed), affine_crop.PEERS, "opencv", "opencv_tuned", "grid_sample")
-    expect_equal_work(render_case(cases.CPU, seed), render_heatmaps.PEERS)
-    expect_equal_work(loss_case(cases.CPU, seed), heatmap_mse_loss.PEERS)
+    assert_equal_work(crop_case(cases.CPU, seed), affine_crop.PEERS, "opencv", "opencv_tuned", "grid_sample")
+    assert_equal_work(render_case(cases.CPU, seed), render_heatmaps.PEERS)
+    assert_equal_work(loss_case(cases.CPU, seed), heatmap_mse_loss.PEERS)
     maps = torch.randint(-3, 4, (2, 16, 7, 9), generator=torch.Generator().manual_seed(seed)) - 4 * (seed % 2)
-    expect_equal_work(decode_case(maps.float()), decode_heatmaps.PEERS)
+    assert_equal_work(decode_case(maps.float()), decode_heatmaps.PEERS)
     dark = predicted_maps(2.0, (24, 18), seed, 0.02)
     dark[0, 0] = -1.0
-    expect_equal_work(decode_case(dark, refine="dark"), decode_heatmaps.DARK_PEERS)
+    assert_equal_work(decode_case(dark, refine="dark"), decode_heatmaps.DARK_PEERS)
 
 
 def test_peers_do_equal_work_on_upright_and_turned_boxes(device: torch.device) -> None:
@@ -96,7 +96,7 @@ def test_peers_do_equal_work_on_upright_and_turned_boxes(device: torch.device) -
     matrix = fastpose.crop_to_image_matrix(center, torch.full((4,), 0.5), turns, (64, 64)).to(device)
     case = affine_crop.make(affine_crop.Work(batch, [matrix], [index], (64, 64)), 1)
     if device.type == "cpu":
-        expect_equal_work(case, affine_crop.PEERS)
+        assert_equal_work(case, affine_crop.PEERS)
     grid_sample = affine_crop.PEERS["grid_sample"]
     cpu.assert_same(grid_sample.make(case.work)(0), case.own(0), affine_crop.GRID)
 

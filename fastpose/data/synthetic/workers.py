@@ -103,8 +103,7 @@ def stops_held_back() -> Iterator[None]:
     came: list[int] = []
     # A mask is the thread's, and inherited. Other threads, OpenBLAS's for one, still take the signal for all.
     in_main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in STOPS} if in_main else {}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    handlers = {number: handler for number in STOPS if in_main and callable(handler := signal.getsignal(number))}
     for number in handlers:
         signal.signal(number, lambda number, frame: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
