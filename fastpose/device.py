@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from fastpose.option import OptionError, option, set_on_off
+from fastpose.option import OptionError, check_at_least, option, set_on_off
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,19 @@ class ComputeOptions:
         "ResNet-50 on an H200",
     )
 
+    sync_batch_norm: bool = option(
+        False,
+        "of several ranks: normalise by means and variances over the batches of all ranks, as one rank would, and not "
+        "of each rank's part by itself",
+    )
+    rank_timeout: float = option(
+        600.0,
+        "of several ranks: seconds without a step after which a rank is stuck, prints where its threads are and ends "
+        "the run; the others wait 30 s longer for it",
+    )
+
     def __post_init__(self) -> None:
+        check_at_least(self, 1, "rank_timeout")
         set_on_off(self, "channels_last", "cuda_graph", "cudnn_benchmark")
 
     def uses_bfloat16(self, device: torch.device) -> bool:

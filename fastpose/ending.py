@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -185,16 +185,33 @@ class _Lines(logging.Handler):
             print_error(line)
 
 
+@contextmanager
+def one_of_several(name: str) -> Iterator[None]:
+    """For a process that does what another one does, too, which prints: it prints its errors alone, with `name`."""
+    global _name
+    logger = logging.getLogger("fastpose")
+    level, _name = logger.level, f"{name}: "
+    logger.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+_name = ""  # before each error, until the process ends
+
+
 def report(error: BaseException) -> int:
     """Prints in one line why a command ends; returns its exit code."""
     _flush()
     if isinstance(error, KeyboardInterrupt):
         stop = Stopped.by(error, getattr(error, "remark", ""))
-        print_error(f"stopped by {signal.Signals(stop.number).name}{'; ' * bool(stop.remark)}{stop.remark}")
+        print_once(f"stopped by {signal.Signals(stop.number).name}{'; ' * bool(stop.remark)}{stop.remark}")
         return 128 + stop.number
     if isinstance(error, BrokenPipeError):
         return CLOSED_PIPE
-    print_error(f"error: {refused(error) or error}")
+    print_error(f"{_name}error: {refused(error) or error}")
     return 1
 
 
@@ -252,6 +269,12 @@ def print_error(line: str) -> None:
     """Prints to standard error; that nobody reads it is no error, also in a signal's handler."""
     with suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
+
+
+def print_once(line: str) -> None:
+    """`print_error` of what several processes have to say at once: the one that prints says it."""
+    if not _name:
+        print_error(line)
 
 
 def _flush() -> OSError | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -15,13 +16,11 @@ from typing import Any
 
 from torch import nn
 
-from fastpose.data.dataset import Dataset
 from fastpose.data.datasets import open_dataset
-from fastpose.data.pack import Pack
 from fastpose.data.sense import check_sense
 from fastpose.device import choose_device, require_cuda
-from fastpose.ending import ends_in_one_line, report
-from fastpose.engine.epoch import NotFiniteError
+from fastpose.ending import ends_in_one_line, one_of_several, report
+from fastpose.engine.epoch import NotFiniteError, OtherRankError
 from fastpose.engine.folder import check_resumable, check_unused, run_folder
 from fastpose.engine.loading import make_loader
 from fastpose.engine.run import Run
@@ -33,6 +32,7 @@ from fastpose.option import OptionError, option
 from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming, read_recipe, read_run, recipes
 from fastpose.options.settings import FIELDS, Settings
 from fastpose.options.settle import completed, settle
+from fastpose.ranks import ALONE, RankLostError, Ranks, joined_ranks
 
 log = logging.getLogger("fastpose.train")  # __name__ is __main__ in a program
 
@@ -58,57 +58,99 @@ class TrainOptions:
     )
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What the first rank makes of the command line and files, for all of them."""
+
+    own: TrainOptions
+    settings: Settings
+    folder: Path
+
+
 @ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 when the run is complete, 1 after an error, 128 + signal number when it was stopped."""
+    """Returns 0 when the run is complete, 1 after an error, 128 + signal number when it was stopped.
+
+    torchrun starts it in several processes, the ranks of one run: see fastpose.ranks. The first one prints and writes.
+    """
+    begin = time.perf_counter()
+    ranks = ALONE
+    try:
+        # On the folder: before a run that goes on is read, and for a new one once there is something to write.
+        with joined_ranks(os.environ) as ranks, ExitStack() as claim:
+            if not ranks.first:
+                claim.enter_context(one_of_several(f"rank {ranks.rank}"))
+            plan = ranks.same(lambda: make_plan(argv, claim))
+            own, folder = plan.own, plan.folder
+            run = make_run(plan.settings, folder, begin, resume=bool(own.resume), ranks=ranks)
+            if own.dry_run:
+                return run.dry_run()
+            if not own.resume and ranks.first:
+                claim.enter_context(run_folder(folder, new=True))
+            return run.train()
+    except RankLostError as error:
+        return report(error) if ranks.is_to_tell(error) else 1
+    except (ValueError, OSError, NotFiniteError, OtherRankError) as error:
+        if isinstance(error, OtherRankError | NotFiniteError) and not ranks.first:
+            return 1  # the first one says why
+        return report(error)
+
+
+def make_plan(argv: Sequence[str] | None, claim: ExitStack) -> Plan:
+    """What is asked for, settled and printed. A wrong option ends the program with a message and exit code 2.
+
+    Raises:
+        ValueError, OSError: a file or folder cannot be used.
+    """
     command = Command("train", DESCRIPTION + ", ".join(recipes()), TrainOptions, FIELDS)
     own, asked = command.parse(argv)
-    begin = time.perf_counter()
-    # The folder's lock: before a run that goes on is read, and for a new one only once there is something to write.
-    claim = ExitStack()
+    own, asked = restarted(own, asked, os.environ)
+    file, folder = options_file(own, asked)
+    if own.resume and not own.dry_run:
+        claim.enter_context(run_folder(folder, new=False))
+    if own.resume:
+        check_resumable(folder)
     try:
-        refuse_ranks(os.environ)
-        file, folder = options_file(own, asked)
-        if own.resume and not own.dry_run:
-            claim.enter_context(run_folder(folder, new=False))
-        if own.resume:
-            check_resumable(folder)
-        try:
-            values, file = read_run(folder) if own.resume else (read_recipe(file), file)
-        except CheckpointError:
-            raise
-        except ValueError as error:
-            command.parser.error(str(error))
-        try:
-            resumed, recipe = (values, None) if own.resume else (None, values)
-            settings = settle(asked, run=resumed, recipe=recipe, trust_model=own.trust_model)
-            dataset = open_dataset(settings.data, settings.network.size)
-        except OptionError as error:
-            command.parser.error(naming(error, file, values, asked))
-        what = f"run {folder}" if own.resume else f"recipe {file.stem}"
-        print(f"{what}, data root {settings.data.data_root}", flush=True)
-        if not own.resume and not own.dry_run:
-            check_unused(folder)
-        run = make_run(settings, dataset, folder, begin, resume=bool(own.resume))
-        if own.dry_run:
-            return run.dry_run()
-        if not own.resume:
-            claim.enter_context(run_folder(folder, new=True))
-        return run.train()
-    except (ValueError, OSError, NotFiniteError) as error:
-        return report(error)
-    finally:
-        claim.close()
+        values, file = read_run(folder) if own.resume else (read_recipe(file), file)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        command.parser.error(str(error))
+    try:
+        resumed, recipe = (values, None) if own.resume else (None, values)
+        settings = settle(asked, run=resumed, recipe=recipe, trust_model=own.trust_model)
+        open_dataset(settings.data, settings.network.size)
+    except OptionError as error:
+        command.parser.error(naming(error, file, values, asked))
+    what = f"run {folder}" if own.resume else f"recipe {file.stem}"
+    print(f"{what}, data root {settings.data.data_root}", flush=True)
+    if not own.resume and not own.dry_run:
+        check_unused(folder)
+    return Plan(own, settings, folder)
 
 
-def refuse_ranks(environment: Mapping[str, str]) -> None:
-    """Raises ValueError in a process that torchrun started as one of several: each would train all of the run."""
-    count = environment.get("WORLD_SIZE", "")
-    if "RANK" in environment and count.isdecimal() and int(count) > 1:
+def restarted(
+    own: TrainOptions, asked: dict[str, Any], environment: Mapping[str, str]
+) -> tuple[TrainOptions, dict[str, Any]]:
+    """What is asked for, where torchrun starts the same command again after a rank has ended: to go on with the run.
+
+    Raises:
+        ValueError: it may do so, and does not know in which folder.
+    """
+    most = environment.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if most == "0" or own.resume or own.dry_run:
+        return own, asked
+    if own.run is None:
         raise ValueError(
-            f"WORLD_SIZE is {count}: fastpose trains in one process, and {count} would each train the whole run: "
-            "start it without torchrun"
+            f"--run: torchrun starts this up to {most} times more (--max-restarts): name the folder to go on in"
         )
+    folder = Path(own.run)
+    begun = any((folder / name).exists() for name in ("config.yaml", "last.pt"))
+    if environment.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not begun:
+        return own, asked
+    # All else that was asked for is in the run's own settings. Its network is code, and named here alone.
+    asked = {name: value for name, value in asked.items() if name == "model"}
+    return dataclasses.replace(own, recipe="", run=None, resume=own.run), asked
 
 
 def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
@@ -135,14 +177,16 @@ def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
     return folder / "config.yaml", folder
 
 
-def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: float, *, resume: bool = False) -> Run:
+def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = False, ranks: Ranks = ALONE) -> Run:
     """Everything that a run consists of, each part from the options that it reads."""
     network, pixels, compute, schedule = settings.network, settings.pixels, settings.compute, settings.schedule
-    device = choose_device(compute.device)
+    device = ranks.own(choose_device(compute.device))
     for name, wanted in (("cuda_graph", compute.cuda_graph == "on"), ("decoder gpu", pixels.decoder == "gpu")):
         if wanted:  # said now, and not after the images have been drawn or decoded
             require_cuda(name, device)
-    train, valid = dataset.read("train"), dataset.read("valid")
+    dataset = open_dataset(settings.data, network.size)
+    with ranks.in_turns():
+        train, valid = dataset.read("train"), dataset.read("valid")
     check_sense(train, valid)
     scorer, skeleton = dataset.scorer(valid), valid.skeleton
     train_loader = make_loader(
@@ -154,8 +198,11 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
         batch_size=schedule.batch_size,
         augmentation=settings.augmentation,
         seed=schedule.seed,
+        ranks=ranks,
     )
-    valid_loader = make_loader(valid, network, pixels, compute, device, batch_size=schedule.eval_batch_size)
+    valid_loader = make_loader(
+        valid, network, pixels, compute, device, batch_size=schedule.eval_batch_size, ranks=ranks
+    )
     scorer.needs(to_train=True)
     if not skeleton.mirror_pairs and (settings.augmentation.flip > 0 or settings.decode.flip_test):
         log.warning(
@@ -171,7 +218,7 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
         memory_format=compute.memory_format(device),
         to_train=True,
     )
-    check_batches(len(train), settings, model)
+    check_batches(len(train), settings, model, ranks)
     return Run(
         folder,
         str(network),
@@ -188,22 +235,28 @@ def make_run(settings: Settings, dataset: Dataset | Pack, folder: Path, begin: f
     )
 
 
-def check_batches(persons: int, settings: Settings, model: nn.Module) -> None:
+def check_batches(persons: int, settings: Settings, model: nn.Module, ranks: Ranks = ALONE) -> None:
     """Refuses training batches of one person that the network cannot train on, before the epoch whose last step may
     have the only one: batch normalisation needs more than one value per channel. A ResNet's last layers have one at
     32 x 32 px, and what is behind global pooling at any size."""
     network, batch_size = settings.network, settings.schedule.batch_size
-    if 1 not in (batch_size, persons % batch_size):
+    # A rank may have fewer than the batch; not with batch normalisation over all of them.
+    parts = 1 if settings.compute.sync_batch_norm else ranks.count
+    sizes = {size // parts for size in (batch_size, persons % batch_size)}
+    sizes |= {-(-size // parts) for size in (batch_size, persons % batch_size)}
+    if 1 not in sizes:
         return
     if not network.model and network.size == (32, 32):
         reason = "too little for batch normalisation"
     else:
         reason = check_trains_on(model, 1, network.size)
     if reason:
+        of_ranks = f" over {ranks.count} ranks" if parts > 1 else ""
         raise OptionError(
             "batch_size",
-            f"{persons} persons in batches of {batch_size} leave a batch of one, which {network} cannot train on at "
-            f"size {network.size[0]} {network.size[1]}: choose another --batch_size or a larger --size ({reason})",
+            f"{persons} persons in batches of {batch_size}{of_ranks} leave a batch of one, which {network} "
+            f"cannot train on at size {network.size[0]} {network.size[1]}: choose another --batch_size or a larger "
+            f"--size ({reason})",
         )
 
 

@@ -97,3 +97,10 @@ class Draws(NamedTuple):
     flip: Tensor
     body: Tensor
     color: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def of(self, samples: Tensor | slice) -> Draws:
+        """The draws of some of the samples, by their numbers in the batch."""
+        color = self.color
+        if color is not None:
+            color = (color[0][samples], color[1][samples], color[2][samples])
+        return Draws(self.rotation[samples], self.scale[samples], self.flip[samples], self.body[samples], color)

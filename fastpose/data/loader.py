@@ -27,11 +27,12 @@ from fastpose.data.persons import Persons
 from fastpose.data.pixels.source import PixelSource, to_device
 from fastpose.device import making_device
 from fastpose.option import OptionError
+from fastpose.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of B persons, ready for the network.
+    """One batch of B persons, ready for the network; of a run of several ranks, this rank's part of one.
 
     Attributes:
         step: number of this batch within its epoch, from 0.
@@ -72,13 +73,16 @@ class PoseLoader:
 
     Randomness depends on (seed, epoch, step) alone, so any batch can be made again without those before it.
 
+    Of a run of several ranks each makes its part alone: of a training batch its own persons, drawn as one rank would
+    draw them; in evaluation every `count`-th batch. Persons, crops and joints are the same for any number of ranks.
+
     Only the width of a person's box matters; its height follows from the crop's aspect ratio, with and without `udp`.
 
     Args:
         persons: annotations; their arrays are moved to `device` once.
         source: where the pixels come from.
         size: (h, w) of the crops in pixels, multiples of 4; heatmaps have a quarter of it.
-        batch_size: persons in a batch; the last one of an epoch may be smaller.
+        batch_size: persons in a batch, of all ranks together; the last one of an epoch may be smaller.
         augmentation: None for evaluation: no augmentation and the order of `persons`.
         seed: the run's seed.
         device: where batches are wanted. On others than the CPU and CUDA they arrive from the CPU, where they are made.
@@ -90,6 +94,9 @@ class PoseLoader:
         dtype: of the crops, torch.float32 or torch.bfloat16.
         color: the crops' colour map [3, 4] on the CPU; None: ImageNet's normalisation, in the order R G B.
         udp: whether crops and heatmaps are measured from first to last pixel centre, see crop_to_image_matrix.
+        ranks: which rank of the run makes batches here.
+        by_image: of a training batch a rank makes the persons on every `count`-th image, and not a slice of equal size:
+            for a source that has only these images.
 
     Attributes:
         bad_images: what was wrong with each image skipped so far, by index into `persons.image_paths`.
@@ -111,11 +118,15 @@ class PoseLoader:
         dtype: torch.dtype = torch.float32,
         color: Tensor | None = None,
         udp: bool = False,
+        ranks: Ranks = ALONE,
+        by_image: bool = False,
     ) -> None:
         if len(persons) == 0:
             raise OptionError("persons", "expected at least one person, got none")
         if batch_size < 1:
             raise OptionError("batch_size", f"expected at least 1, got {batch_size}")
+        if augmentation is not None and batch_size < ranks.count:
+            raise OptionError("batch_size", f"expected a person for each of {ranks.count} ranks, got {batch_size}")
         if prefetch < 1:
             raise OptionError("prefetch", f"expected at least 1, got {prefetch}")
         if min(size) < 4 or size[0] % 4 or size[1] % 4:
@@ -136,6 +147,7 @@ class PoseLoader:
         self.memory_format = memory_format
         self.dtype = dtype
         self.udp = udp
+        self.ranks, self.by_image = ranks, by_image
         self.bad_images: dict[int, BadImageError] = {}
         # Of high priority: a batch's few kernels need not wait behind all those that the consumer has begun.
         self._stream = torch.cuda.Stream(self.device, priority=-1) if self.device.type == "cuda" else None
@@ -160,30 +172,43 @@ class PoseLoader:
 
     def blank_batch(self) -> Batch:
         """A batch of full size and all zeros, with the shapes, types, layout and device of those of an epoch."""
-        zeros = functools.partial(torch.zeros, device=self.device)
-        shape = (self.batch_size, self.persons.skeleton.num_joints)
+        return self._blank(self.part_size, 0, self.device)
+
+    @property
+    def part_size(self) -> int:
+        """Persons of a full training batch that this rank makes; with `by_image` about so many."""
+        part = self._slice(self.batch_size)
+        return int(part.stop - part.start)
+
+    def _blank(self, persons: int, step: int, device: torch.device) -> Batch:
+        zeros = functools.partial(torch.zeros, device=device)
+        shape = (persons, self.persons.skeleton.num_joints)
         return Batch(
-            step=0,
-            rows=torch.zeros(self.batch_size, dtype=torch.int64),
-            images=zeros(self.batch_size, 3, *self.size, dtype=self.dtype).to(memory_format=self.memory_format),
+            step=step,
+            rows=torch.zeros(persons, dtype=torch.int64),
+            images=zeros(persons, 3, *self.size, dtype=self.dtype).to(memory_format=self.memory_format),
             keypoints=zeros(*shape, 2),
             visible=zeros(*shape),
-            heatmap_to_image=zeros(self.batch_size, 2, 3),
+            heatmap_to_image=zeros(persons, 2, 3),
         )
 
     def epoch(self, epoch: int = 0, first_step: int = 0) -> Epoch:
         """The batches of one epoch from `first_step` on. To stop early, close it (`contextlib.closing`).
 
-        A batch whose images are all bad is left out, so steps may jump.
+        A batch whose images are all bad is left out, so steps may jump; of several ranks' batches none is, as all train
+        in each step, and parts may be empty.
 
         Raises:
             BadImageError: when a batch is asked for: an image cannot be read and `on_bad_image` is "error", or none of
-                the epoch can be read.
+                the epoch can be read (by one rank alone).
         """
         order = self._order(epoch)
         with self._side_stream():
             on_device = to_device(order, self._maker)
-        jobs = (lambda step=step: self._prepare(order, on_device, epoch, step) for step in range(first_step, len(self)))
+        steps = range(first_step, len(self))
+        if self.augmentation is None:
+            steps = steps[self.ranks.rank :: self.ranks.count]
+        jobs = (lambda step=step: self._prepare(order, on_device, epoch, step) for step in steps)
         # Two threads: one waits for its pixels while the other crops or, for a GPU, fills and copies pinned memory.
         prepared = PreparedAhead(jobs, self.prefetch, threads=2)
         return Epoch(self._arriving(prepared, first_step), prepared)
@@ -199,15 +224,19 @@ class PoseLoader:
                 break
             batch, ready = made
             self._wait.end(ready)
-            if len(batch.rows) == 0:
+            if len(batch.rows) == 0 and self.ranks.count == 1:
                 continue
             empty = False
             arrived = [self._handed_over(batch)]
             del made, batch  # while the next batch is waited for, and once closed, nothing here keeps this one
             yield arrived.pop()
-        if empty and first_step == 0:
-            first = next(iter(self.bad_images.values()))
-            raise BadImageError(f"no image of the epoch could be read; the first error: {first}")
+        if empty and first_step == 0 and self.ranks.count == 1:
+            raise self.nothing_read()
+
+    def nothing_read(self) -> BadImageError:
+        """The error of an epoch of which no image could be read."""
+        first = next(iter(self.bad_images.values()), "in another rank")
+        return BadImageError(f"no image of the epoch could be read; the first error: {first}")
 
     def batch(self, rows: Tensor) -> Batch:
         """One batch of the persons `rows`, int64 [B] on the CPU with at most batch_size of them, drawn as the first of
@@ -250,9 +279,10 @@ class PoseLoader:
         self, order: Tensor, on_device: Tensor, epoch: int, step: int
     ) -> tuple[Batch, torch.cuda.Event | None]:
         """Makes one batch, in a background thread; on CUDA in the side stream, with an event for when it is done."""
-        part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        whole = slice(step * self.batch_size, (step + 1) * self.batch_size)
         with self._side_stream():
-            batch = self._make(order[part], on_device[part], epoch, step)
+            mine = None if self.augmentation is None else self._part(order[whole])
+            batch = self._make(order[whole], on_device[whole], epoch, step, mine)
             if self._stream is None:
                 return batch, None
             ready = torch.cuda.Event()
@@ -271,8 +301,32 @@ class PoseLoader:
             return batch
         return dataclasses.replace(batch, **{name: getattr(batch, name).to(self.device) for name in names})
 
-    def _make(self, rows: Tensor, on_device: Tensor, epoch: int, step: int) -> Batch:
-        """Makes the batch of `rows`, int64 [B] on the CPU, and the same `on_device`."""
+    def _slice(self, persons: int) -> slice:
+        """This rank's part of a training batch; the parts differ by one person at most."""
+        rank, count = self.ranks.rank, self.ranks.count
+        return slice(rank * persons // count, (rank + 1) * persons // count)
+
+    def _part(self, rows: Tensor) -> slice | Tensor | None:
+        """Which of a training batch's rows this rank makes; None: all."""
+        if self.ranks.count == 1:
+            return None
+        if not self.by_image:
+            return self._slice(len(rows))
+        return (self._image_index[rows] % self.ranks.count == self.ranks.rank).nonzero().flatten()
+
+    def _make(
+        self, rows: Tensor, on_device: Tensor, epoch: int, step: int, part: slice | Tensor | None = None
+    ) -> Batch:
+        """Makes a part of the batch of `rows`, int64 [B] on the CPU, and the same `on_device`. None: all of it.
+
+        All of the batch is drawn, so that nobody's draw depends on who else makes or misses a part of it.
+        """
+        draws = self._draw(len(rows), epoch, step)
+        if part is not None:
+            rows, part = rows[part], part if isinstance(part, slice) else to_device(part, self._maker)
+            on_device, draws = on_device[part], draws.of(part)
+            if len(rows) == 0:
+                return self._blank(0, step, self._maker)
         pixels = self.source.load(self._image_index[rows], self._maker)
         images, image_index = pixels.images, pixels.index
         if pixels.errors:
@@ -282,8 +336,7 @@ class PoseLoader:
             good = ~torch.isin(self._image_index[rows], torch.tensor(list(pixels.errors)))
             kept = good.nonzero().flatten()
             rows, kept = rows[kept], to_device(kept, self._maker)
-            on_device, image_index = on_device[kept], image_index[kept]
-        draws = self._draw(len(rows), epoch, step)
+            on_device, image_index, draws = on_device[kept], image_index[kept], draws.of(kept)
         center, scale = self._boxes[on_device, draws.body].split(2, dim=1)
         scale = scale * draws.scale[:, None]
         if pixels.frame is None:

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastpose.data.images import BadImageError
 from fastpose.data.loader import PoseLoader
-from fastpose.ending import Stops, print_error
+from fastpose.data.pack.format import PackError
+from fastpose.ending import Stops, print_once
 from fastpose.engine.schedule import LearningRate
 from fastpose.engine.step import TrainStep
 from fastpose.ops._arguments import exact_type
+from fastpose.ranks import RankLostError, lost_if_it_fails
 
 
 class NotFiniteError(ArithmeticError):
@@ -33,7 +36,7 @@ class RunProgress:
     the epoch that `step` is in, the other sums to the whole run. `train_data` identifies the persons that `step`
     counts, `valid_data` those that are evaluated, `train_images` and `valid_images` their image files.
     `train_bad_images` and `valid_bad_images` are those of the loaders, as text. `changes`: what a resumed run did not
-    keep, each with the epoch and step that it holds from, and what it was.
+    keep, each with the epoch and step that it holds from, and what it was. `ranks`: how many processes train.
     """
 
     epoch: int = 0
@@ -55,6 +58,7 @@ class RunProgress:
     train_bad_images: dict[int, str] = field(default_factory=dict)
     valid_bad_images: dict[int, str] = field(default_factory=dict)
     changes: list[dict[str, Any]] = field(default_factory=list)
+    ranks: int = 1
 
     def next_epoch(self) -> None:
         self.epoch, self.step, self.loss_sum, self.samples = self.epoch + 1, 0, 0.0, 0
@@ -65,7 +69,7 @@ class StopSignals(Stops):
     """Turns the first stop signal into `received`, which loops look at; a second one ends the program at once."""
 
     def act(self, number: int) -> None:
-        print_error("\nstopping after this step; once more to quit at once")
+        print_once("\nstopping after this step; once more to quit at once")
 
 
 class LossWatch:
@@ -96,6 +100,14 @@ class LossWatch:
             yield float(host), step, samples
 
 
+class OtherRankError(RuntimeError):
+    """Another rank could not go on, and says why."""
+
+
+# What ends training between two steps, in all ranks at once, so that it can be saved there.
+FAILURES = (BadImageError, PackError, OSError, NotFiniteError)
+
+
 def train_one_epoch(
     train_step: TrainStep,
     rate: LearningRate,
@@ -104,46 +116,102 @@ def train_one_epoch(
     stop: StopSignals,
     report: Callable[[float], None],
     log_every: int,
+    save_due: Callable[[], bool] = lambda: False,
+    save: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains from `progress.step`, which it moves on, to the epoch's end or to the step in which a stop signal came.
 
     `report` is called with the epoch's mean loss so far every `log_every` steps, on CUDA as soon as the GPU has come so
-    far. After an error `progress` says how far training came.
+    far. `save` is called before a step, in all ranks, if `save_due` says so in the first one. After an error `progress`
+    says how far training came.
 
     Raises:
         NotFiniteError: the loss is not a number any more.
-        BadImageError: see PoseLoader.epoch.
+        BadImageError, PackError, OSError: see PoseLoader.epoch. Other ranks raise OtherRankError.
+        RankLostError: a rank has gone, and with it what it knew of the losses: this epoch cannot be saved.
     """
+    ranks = loader.ranks
     train_step.model.train()
     train_step.prepare(loader)
-    loss_sum = torch.tensor(progress.loss_sum, dtype=exact_type(loader.device), device=loader.device)
+    # The first rank has what was summed up before.
+    begun_with = progress.loss_sum if ranks.first else 0.0
+    loss_sum = torch.tensor(begun_with, dtype=exact_type(loader.device), device=loader.device)
     watch = LossWatch()
-    start, waited, first_sample = time.perf_counter(), loader.wait_seconds, progress.samples
-    try:
-        with closing(loader.epoch(progress.epoch, progress.step)) as batches:
-            for batch in batches:
-                loss = train_step(batch, rate.at(progress.epoch, progress.epoch * len(loader) + batch.step))
-                loss_sum += loss * len(batch.rows)
-                progress.samples += len(batch.rows)
-                progress.step = batch.step + 1
-                if progress.step % log_every == 0:
-                    watch.send(loss_sum, progress)
-                for total, step, samples in watch.arrived():
-                    check_finite(total, progress.epoch, step)
-                    report(total / samples)
-                if stop.received:
-                    break
-            else:
-                progress.step = len(loader)
-    finally:
-        progress.loss_sum = float(loss_sum)  # waits for the device: from here on all of its waiting is known
+    start, waited, first_sample, first_step = time.perf_counter(), loader.wait_seconds, progress.samples, progress.step
+    together = ranks.count == 1  # whether all ranks are between the same two steps
+
+    def take_stock() -> None:
+        nonlocal start, waited, first_sample
+        total = ranks.total(loss_sum) if together else loss_sum
+        progress.loss_sum = float(total)  # waits for the device: from here on all of its waiting is known
         seconds, wait = time.perf_counter() - start, loader.wait_seconds - waited
         progress.epoch_seconds += seconds
         progress.epoch_wait_seconds += wait
         progress.train_seconds += seconds
         progress.wait_seconds += wait
         progress.total_samples += progress.samples - first_sample
+        start, waited, first_sample = start + seconds, waited + wait, progress.samples
+
+    failure: Exception | None = None
+    stopping = False
+    try:
+        with closing(loader.epoch(progress.epoch, progress.step)) as batches:
+            while True:
+                batch = None
+                try:
+                    batch = next(batches, None) if failure is None else None
+                except FAILURES as error:
+                    failure = error
+                own = 0 if batch is None else len(batch.rows)
+                due = ranks.first and batch is not None and save_due()
+                persons, failures, stops, saves = ranks.agree(own, failure is not None, stopping, due)
+                together = True
+                if failure is not None:
+                    raise failure
+                if failures:
+                    raise OtherRankError("another rank could not go on, see there")
+                if batch is None:
+                    progress.step = len(loader)
+                    break
+                if stops:
+                    break
+                if saves:
+                    take_stock()
+                together = ranks.count == 1
+                if saves:
+                    save()
+                if persons == 0:
+                    continue
+                with lost_if_it_fails():
+                    loss = train_step(
+                        batch, rate.at(progress.epoch, progress.epoch * len(loader) + batch.step), persons
+                    )
+                loss_sum += loss * own
+                progress.samples += persons
+                progress.step = batch.step + 1
+                if progress.step % log_every == 0:
+                    watch.send(ranks.total(loss_sum), progress)
+                try:
+                    for total, step, samples in watch.arrived():
+                        check_finite(total, progress.epoch, step)
+                        report(total / samples)
+                except NotFiniteError as error:
+                    failure = error
+                stopping = bool(stop.received)
+                if ranks.count == 1 and (stopping or failure):
+                    break
+            if failure is not None:
+                raise failure
+    except RankLostError as error:
+        error.between_epochs = False
+        raise
+    finally:
+        ranks.rest()
+        if together:  # otherwise `progress` counts what was trained up to the last stocktaking
+            take_stock()
     check_finite(progress.loss_sum, progress.epoch, progress.step)
+    if ranks.count > 1 and progress.samples == 0 and first_step == 0 and progress.step == len(loader):
+        raise loader.nothing_read()
 
 
 def check_finite(loss_sum: float, epoch: int, step: int) -> None:

@@ -49,6 +49,8 @@ def predict_all(
 ) -> Evaluation | None:
     """Finds the joints of all persons of `loader`. None if a stop signal came.
 
+    Of several ranks each does its part of the batches; the first one then has all of them, the others have their own.
+
     `report` is called after each batch with the number of persons so far, on CUDA while the GPU may have up to
     `prefetch` batches of them still to do.
 
@@ -60,18 +62,23 @@ def predict_all(
     predictions = np.full((len(persons), persons.skeleton.num_joints, 2), np.nan, np.float32)
     scores = np.full(predictions.shape[:2], np.nan, np.float32)
     done: list[tuple[Tensor, Tensor, Tensor]] = []
+    stopped = 0
     decoder.model.eval()
     with closing(loader.epoch()) as batches:
         for batch in batches:
-            done.append((batch.rows, *decoder(batch.images, batch.heatmap_to_image)))
-            if stop is not None and stop.received:
-                return None
+            loader.ranks.alive()
+            if len(batch.rows):
+                done.append((batch.rows, *decoder(batch.images, batch.heatmap_to_image)))
+            if stop is not None and (stopped := stop.received):
+                break
             report(min((batch.step + 1) * loader.batch_size, len(persons)))
+    if loader.ranks.most(stopped):
+        return None
     seen = np.zeros(len(persons), bool)
-    for rows, points, values in done:
-        predictions[rows.numpy()] = points.cpu().numpy()
-        scores[rows.numpy()] = values.cpu().numpy()
-        seen[rows.numpy()] = True
+    found = [tuple(tensor.cpu().numpy() for tensor in tensors) for tensors in done]
+    for part in loader.ranks.gathered(found) or [found]:
+        for rows, points, values in part:
+            predictions[rows], scores[rows], seen[rows] = points, values, True
     if not np.isfinite(scores[seen]).all():
         raise NotFiniteError("the network's heatmaps are not numbers; its weights are worth nothing")
     return Evaluation(predictions, scores, seen)

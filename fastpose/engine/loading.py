@@ -8,9 +8,10 @@ import torch
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.loader import PoseLoader
 from fastpose.data.persons import Persons
-from fastpose.data.pixels import PixelOptions, open_pixels
+from fastpose.data.pixels import PixelOptions, ResidentImages, open_pixels
 from fastpose.device import ComputeOptions
 from fastpose.models.network import NetworkOptions
+from fastpose.ranks import ALONE, Ranks
 
 
 def make_loader(
@@ -23,15 +24,17 @@ def make_loader(
     batch_size: int,
     augmentation: Augmentation | None = None,
     seed: int = 0,
+    ranks: Ranks = ALONE,
 ) -> PoseLoader:
     """Batches of persons for a network: augmented and in random order, or for evaluation without augmentation.
 
     Raises:
         ValueError, BadImageError, PackError: see open_pixels and PoseLoader.
     """
+    source = open_pixels(persons, network.size, pixels, device, augmentation, ranks=ranks, batch_size=batch_size)
     return PoseLoader(
         persons,
-        open_pixels(persons, network.size, pixels, device, augmentation),
+        source,
         network.size,
         batch_size,
         augmentation=augmentation,
@@ -43,4 +46,6 @@ def make_loader(
         dtype=compute.crop_dtype(device),
         color=network.color(),
         udp=network.udp,
+        ranks=ranks,
+        by_image=isinstance(source, ResidentImages) and source.kept is not None,
     )

@@ -9,8 +9,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,36 +18,33 @@ from torch import Tensor, nn
 
 from fastpose.data.dataset import Scorer
 from fastpose.data.images import BadImageError
-from fastpose.data.loader import Batch, PoseLoader
-from fastpose.data.pack.format import PackError
+from fastpose.data.loader import PoseLoader
 from fastpose.data.pixels import images_fingerprint
 from fastpose.device import ComputeOptions
 from fastpose.engine import results
-from fastpose.engine.epoch import NotFiniteError, RunProgress, StopSignals, check_finite, train_one_epoch
+from fastpose.engine.dry_run import first_batch, peak_memory, shape_of
+from fastpose.engine.epoch import (
+    FAILURES,
+    NotFiniteError,
+    OtherRankError,
+    RunProgress,
+    StopSignals,
+    check_finite,
+    train_one_epoch,
+)
 from fastpose.engine.evaluation import Scored, predict_all, scored, scores_entry
 from fastpose.engine.folder import started_as
 from fastpose.engine.report import TrainingReport
+from fastpose.engine.resume import DATA, KEPT, errors_of, parts_of, refuse_changes, texts_of
 from fastpose.engine.schedule import LearningRate, ScheduleOptions, make_optimizer
 from fastpose.engine.step import TargetOptions, TrainStep
 from fastpose.files import append_line, read_file, read_lines, write_json, write_yaml
 from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import skeleton_of
-from fastpose.option import OptionError, typed
+from fastpose.option import typed
 from fastpose.progress import CountedProgress
-from fastpose.skeletons import Skeleton
-
-# What a run keeps from its first step on, by the reason.
-KEPT = {
-    "a run keeps its network": ("model", "depth", "head", "channels", "color_order", "size"),
-    "a run keeps its optimiser, whose state is in the checkpoint": ("optimizer",),
-}
-DATA = {
-    "train_data": "the training persons",
-    "valid_data": "the validation persons",
-    "train_images": "the training images",
-    "valid_images": "the validation images",
-}
+from fastpose.ranks import RankLostError
 
 
 class Run:
@@ -89,7 +85,8 @@ class Run:
     ) -> None:
         self.begin = self.last_save = begin
         self.folder, self.name, self.config, self.schedule = folder, name, config, schedule
-        self.again = f"{started_as()} --resume {folder}"
+        self.ranks = ranks = train_loader.ranks
+        self.again = f"{started_as(ranks.count, ranks.local_count)} --resume {folder}"
         if model := config.get("model"):  # which config.yaml alone may not choose
             self.again += f" --model {model}"
         self.train_loader, self.valid_loader = train_loader, valid_loader
@@ -104,43 +101,62 @@ class Run:
             valid_data=f"{valid.fingerprint()}, {scorer.fingerprint()}",
             train_images=images_fingerprint(train.image_paths),
             valid_images=images_fingerprint(valid.image_paths),
+            ranks=ranks.count,
         )
         if resume is not None:
             self.load(resume)
         weights = self.skeleton.joint_weights if targets.joint_weights else None
-        self.train_step = TrainStep(
-            self.model, self.optimizer, targets, compute, self.device, schedule.batch_size, weights
-        )
+        part = train_loader.part_size
+        self.train_step = TrainStep(self.model, self.optimizer, targets, compute, self.device, part, weights, ranks)
+        self.patience = compute.rank_timeout
         self.seconds_before = self.progress.seconds
 
     def train(self) -> int:
         """Trains to the end, or until a stop signal arrives. Returns the exit code."""
         folder, valid = self.folder, self.valid_loader.persons
+        self.ranks.begin(self.device, self.patience)
         if self.is_complete():
             print(f"nothing is left to do: {folder} has all its {self.progress.epoch} epochs; more: --epochs NUMBER")
             return 0
-        write_yaml(folder / "config.yaml", dict(self.config))
-        self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
+        self.history: list[dict[str, Any]] = []
+        if self.ranks.first:
+            write_yaml(folder / "config.yaml", dict(self.config))
+            self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
         report = TrainingReport(self.schedule.epochs, len(self.train_loader), self.progress, self.scorer)
         height, width = self.train_loader.size
         print(
             f"{len(self.train_loader.persons)} persons to train on, {len(valid)} to evaluate; "
-            f"{self.name}, {height}x{width} px, on {self.device}",
+            f"{self.name}, {height}x{width} px, on {self.device}{self.of_ranks()}",
             flush=True,
         )
         with StopSignals() as stop:
             try:
                 evaluation = self.train_epochs(report, stop)
-                if evaluation is None or stop.received:  # also where it came after the last look
-                    return self.stopped(stop.received)
-            except (BadImageError, PackError, OSError, NotFiniteError) as error:
-                self.failed(error)
+                if number := self.ranks.most(stop.received):  # also where it came after the last look
+                    return self.stopped(number)
+            except (*FAILURES, OtherRankError) as error:
+                self.failed(error, known=not isinstance(error, NotFiniteError))
                 raise
-        self.write_results(evaluation)
+            except RankLostError as error:
+                self.failed(error, known=error.between_epochs)
+                raise
+        assert evaluation is not None
+        if self.ranks.first:
+            self.write_results(evaluation)
         return 0
+
+    def of_ranks(self) -> str:
+        """How a batch is divided, in words; empty for a process by itself."""
+        if self.ranks.count == 1:
+            return ""
+        return f", by {self.ranks.count} ranks; of each batch of {self.schedule.batch_size} each makes its part"
 
     def is_complete(self) -> bool:
         """Whether the epochs of the schedule are trained, and their results written."""
+        return self.ranks.same(self.has_results)
+
+    def has_results(self) -> bool:
+        """`is_complete`, of a folder that the first rank has."""
         summary = self.folder / "summary.json"
         if self.progress.epoch < self.schedule.epochs or not summary.is_file():
             return False
@@ -153,19 +169,30 @@ class Run:
 
     def dry_run(self) -> int:
         """Trains one step, evaluates one batch and prints what there is to know of both. Writes nothing. Returns 0."""
+        self.ranks.begin(self.device, self.patience)
         epoch = self.progress.epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         lr = self.rate.at(epoch, epoch * len(self.train_loader))
         print(f"{self.name}: {parameters:,} parameters, on {self.device}")
         print(f"optimiser: {self.schedule.optimizer}, learning rate of this step {lr:.3g}")
+        if self.ranks.count > 1:
+            print(
+                f"{self.ranks.count} ranks: a batch of {self.schedule.batch_size} persons is that of all of them, "
+                f"{self.train_loader.part_size} here; the learning rate does not depend on how many they are"
+            )
 
         start = time.perf_counter()
         batch = first_batch(self.train_loader, epoch)
         ready = time.perf_counter()
+        self.train_step.prepare(self.train_loader)
         self.model.train()
-        loss = float(self.train_step(batch, lr))  # waits for the device
+        (persons,) = self.ranks.agree(len(batch.rows))
+        loss = float(self.train_step(batch, lr, persons))  # waits for the device
         seconds = time.perf_counter() - ready
         check_finite(loss, epoch, 1)
+        self.ranks.rest()
+        if not self.ranks.first:
+            return 0
         print(f"training: {len(self.train_loader.persons)} persons, {len(self.train_loader)} steps an epoch")
         print(f"  first batch in {ready - start:.2f} s: {shape_of(batch.images)}, joints {shape_of(batch.keypoints)}")
         rate = len(batch.rows) / seconds
@@ -193,12 +220,20 @@ class Run:
         while progress.epoch < schedule.epochs:
             evaluation = None
             train_one_epoch(
-                self.train_step, self.rate, self.train_loader, progress, stop, report.step, schedule.log_every
+                self.train_step,
+                self.rate,
+                self.train_loader,
+                progress,
+                stop,
+                report.step,
+                schedule.log_every,
+                self.save_due,
+                self.save_between_steps,
             )
             due = progress.epoch + 1 == schedule.epochs or (progress.epoch + 1) % schedule.eval_every == 0
-            if due and not stop.received:
+            if due and not self.ranks.most(stop.received):
                 evaluation = self.evaluate(stop)
-            if stop.received:
+            if self.ranks.most(stop.received):
                 return None
             self.finish_epoch(evaluation)
             report.epoch(self.history[-1])
@@ -210,14 +245,19 @@ class Run:
     def evaluate(self, stop: StopSignals) -> Scored | None:
         """Scores the network as it is. None if a stop signal came."""
         progress = CountedProgress("evaluation", "persons", len(self.valid_loader.persons), stays=False)
+        self.ranks.same_buffers(self.model)
         evaluation = predict_all(self.decoder, self.valid_loader, stop, progress.show)
-        return None if evaluation is None else scored(evaluation, self.scorer)
+        if evaluation is None:
+            return None
+        values = self.ranks.same(lambda: scored(evaluation, self.scorer).values)
+        return Scored(evaluation, values, self.scorer)
 
     def finish_epoch(self, evaluation: Scored | None) -> None:
         """Takes the epoch into metrics.jsonl and the checkpoints, and moves on to the next.
 
         A file that cannot be written leaves the run where it was, at the end of the epoch's steps.
         """
+        self.share_bad_images()
         progress, rate = dataclasses.replace(self.progress), self.rate.state_dict()
         try:
             self.write_epoch(evaluation)
@@ -228,7 +268,9 @@ class Run:
 
     def write_epoch(self, evaluation: Scored | None) -> None:
         progress = self.progress
-        if not (self.folder / "last.pt").exists():  # results without a checkpoint could not go on after a power cut
+        if (
+            self.ranks.first and not (self.folder / "last.pt").exists()
+        ):  # results without a checkpoint could not go on after a power cut
             self.save("last.pt")
         seconds = max(progress.epoch_seconds, 1e-9)
         line = {
@@ -240,7 +282,8 @@ class Run:
             "bad_images": len(self.train_loader.bad_image_texts()) + len(self.valid_loader.bad_image_texts()),
             **scores_entry(self.scorer, evaluation.values if evaluation else None),
         }
-        append_line(self.folder / "metrics.jsonl", line)
+        if self.ranks.first:
+            append_line(self.folder / "metrics.jsonl", line)
         self.history.append(line)
         progress.next_epoch()
         if evaluation and (score := evaluation.score) is not None:
@@ -252,9 +295,29 @@ class Run:
         if evaluation or time.perf_counter() - self.last_save > 60:
             self.save("last.pt")
 
+    def save_due(self) -> bool:
+        """Whether a crash would cost more than `checkpoint_minutes` of training."""
+        minutes = self.schedule.checkpoint_minutes
+        return minutes > 0 and time.perf_counter() - self.last_save > 60 * minutes
+
+    def save_between_steps(self) -> None:
+        """Writes last.pt in the middle of an epoch; called in all ranks."""
+        self.share_bad_images()
+        self.save("last.pt")
+
+    def share_bad_images(self) -> None:
+        """Lets all ranks know the bad images of each; called in all of them."""
+        for loader in (self.train_loader, self.valid_loader):
+            if self.ranks.count > 1 and loader.on_bad_image == "skip":
+                for texts in self.ranks.all_of(texts_of(loader.bad_images)):
+                    loader.bad_images |= errors_of(texts)
+
     def save(self, name: str) -> None:
-        """Writes last.pt, from which training can go on, or best.pt, which does without the optimiser."""
+        """Writes last.pt, from which training can go on, or best.pt, which does without the optimiser. Of several ranks
+        the first one writes."""
         self.last_save = time.perf_counter()
+        if not self.ranks.first:
+            return
         self.progress.seconds = self.seconds_before + self.last_save - self.begin
         self.progress.train_bad_images = texts_of(self.train_loader.bad_images)
         self.progress.valid_bad_images = texts_of(self.valid_loader.bad_images)
@@ -275,10 +338,12 @@ class Run:
         `settings_of`: makes today's settings of the config of a checkpoint.
         """
         last, data = self.folder / "last.pt", self.progress
-        if not last.exists() and not previous_path(last).exists():
+        found = last.exists() or previous_path(last).exists()
+        read = self.ranks.same(lambda: load_latest(last) if found else None)
+        if read is None:
             print(f"no checkpoint in {self.folder} to go on from: training from the beginning", flush=True)
             return
-        contents, file = load_latest(last)
+        contents, file = read
         try:
             was, now = settings_of(contents["config"]), self.config
         except (ValueError, TypeError) as error:
@@ -314,7 +379,7 @@ class Run:
             (self.valid_loader, progress.valid_bad_images, progress.valid_data == data.valid_data),
         ):
             if same:  # else their numbers are those of other images
-                loader.bad_images.update({image: BadImageError(text) for image, text in texts.items()})
+                loader.bad_images |= errors_of(texts)
         self.take_changes({**was, **parts_of(skeleton)}, {**now, **parts_of(self.skeleton)}, data)
         if not self.is_complete():
             print(f"going on from {file}, epoch {progress.epoch + 1} after step {progress.step}", flush=True)
@@ -332,6 +397,9 @@ class Run:
             if before not in ("", after):  # empty in runs of versions that did not save it
                 changes.append((called, before, after))
             setattr(self.progress, name, after)
+        if self.progress.ranks != data.ranks:
+            changes.append(("the number of ranks", self.progress.ranks, data.ranks))
+        self.progress.ranks = data.ranks
         if self.is_complete():
             return
         place = {"epoch": self.progress.epoch + 1, "step": self.progress.step}
@@ -340,15 +408,16 @@ class Run:
             self.progress.changes.append({**place, "option": name, "was": before, "now": after})
 
     def stopped(self, signal_number: int) -> int:
+        self.share_bad_images()
         self.save("last.pt")
         name, progress = signal.Signals(signal_number).name, self.progress
         print(f"stopped by {name} in epoch {progress.epoch + 1} after step {progress.step}")
         print(f"to go on: {self.again}", flush=True)
         return 128 + signal_number
 
-    def failed(self, error: Exception) -> None:
-        """Saves the weights if a file is to blame and not they, and says how to go on once that is mended."""
-        if not isinstance(error, NotFiniteError) and math.isfinite(self.progress.loss_sum):
+    def failed(self, error: Exception, *, known: bool) -> None:
+        """Saves the weights if it is known what they are, and says how to go on once that is mended."""
+        if known and math.isfinite(self.progress.loss_sum):
             try:
                 self.save("last.pt")
             except OSError as second:
@@ -392,46 +461,3 @@ class Run:
         write_json(folder / "summary.json", summary)  # last: with it the run is complete
         for name in ("summary.json", "curves.png", "predictions.png", "heatmaps.png", "best.pt", "last.pt"):
             print(f"wrote {folder / name}")
-
-
-def texts_of(bad_images: Mapping[int, BadImageError]) -> dict[int, str]:
-    """What is wrong with each image, as plain values; threads may be adding others."""
-    return {image: str(error) for image, error in dict(bad_images).items()}
-
-
-def parts_of(skeleton: Skeleton) -> dict[str, Any]:
-    """What a run uses of a skeleton besides the names of its joints, by what to call it in messages."""
-    parts = dataclasses.asdict(skeleton)
-    return {f"the skeleton's {name}": value for name, value in parts.items() if name not in ("name", "joints")}
-
-
-def first_batch(loader: PoseLoader, epoch: int = 0) -> Batch:
-    """The first batch of an epoch."""
-    with closing(loader.epoch(epoch)) as batches:
-        return next(batches)
-
-
-def shape_of(tensor: Tensor) -> str:
-    """Shape and type of a tensor, for people."""
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def peak_memory(device: torch.device) -> str:
-    """What this process has taken of memory at the most: of a GPU's, else of the host's."""
-    if device.type == "cuda":
-        allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        return f"memory of the GPU: at most {allocated / 2**20:.0f} MiB in tensors, {reserved / 2**20:.0f} MiB in all"
-    if sys.platform == "win32":
-        return "memory: Windows does not report it"
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"memory of this process: at most {peak / 2**20:.0f} MiB"
-
-
-def refuse_changes(was: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str], reason: str) -> None:
-    """Raises OptionError if one of the settings `names` is not what it was when the run was saved."""
-    for name in names:
-        if was.get(name) != now[name]:
-            raise OptionError("--resume", f"{name} is {was.get(name)} in the run, got {now[name]}: {reason}")

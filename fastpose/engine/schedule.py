@@ -18,7 +18,7 @@ class ScheduleOptions:
     """How long, in which steps and at which rate a network is trained."""
 
     epochs: int = option(140, "length of the training, epochs")
-    batch_size: int = option(32, "persons in a training batch, count")
+    batch_size: int = option(32, "persons in a training batch, of all ranks together, count")
     eval_batch_size: int = option(64, "persons in an evaluation batch, count")
     optimizer: Literal["rmsprop", "adam", "adamw"] = option("rmsprop", "optimiser: rmsprop (the paper), adam or adamw")
     lr: float = option(2.5e-4, "the optimiser's learning rate, per step")
@@ -32,6 +32,11 @@ class ScheduleOptions:
     )
     lr_drop_epochs: tuple[int, ...] = option(
         (), "numbers of finished epochs after which the learning rate drops, instead of on a plateau; counts"
+    )
+    checkpoint_minutes: float = option(
+        10.0,
+        "minutes of training after which last.pt is written within an epoch, too: bounds what a crash costs; 0: at the "
+        "end of epochs alone",
     )
     eval_every: int = option(1, "epochs from one evaluation to the next, count; the last epoch is always evaluated")
     target_pckh: float = option(
@@ -49,7 +54,7 @@ class ScheduleOptions:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "epochs", "batch_size", "eval_batch_size", "lr_drop_patience", "eval_every")
         check_at_least(self, 1, "log_every", "lr_drop_factor")
-        check_at_least(self, 0, "seed", "warmup_steps", "weight_decay")
+        check_at_least(self, 0, "seed", "warmup_steps", "weight_decay", "checkpoint_minutes")
         if not 0.0 < self.lr < float("inf"):
             raise OptionError("lr", f"expected a positive number, got {self.lr}")
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ from fastpose.data.loader import Batch, PoseLoader
 from fastpose.device import ComputeOptions, require_cuda
 from fastpose.models import DeconvPoseResNet, FcnPoseResNet
 from fastpose.option import OptionError, option
+from fastpose.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class TrainStep:
         targets: what the network is taught.
         compute: how.
         device: where batches will be.
-        batch_size: persons in a batch of full size.
+        batch_size: persons in a batch of full size, in this rank's part of it.
         joint_weights: weight of each joint in the loss, once; None: 1 each. (SimpleBaselines weighs prediction and
             target, so each joint of its training counts by the square.)
+        ranks: which rank of the run takes the step; all do together, with the gradient of the loss of all persons.
 
     Raises:
-        OptionError: a CUDA graph is asked for, and `device` is not a CUDA device or the optimiser waits for it.
+        OptionError: a CUDA graph is asked for, and `device` is not a CUDA device, the optimiser waits for it or there
+            are several ranks.
     """
 
     WARMUP_STEPS = 3  # before a capture: what allocates or tunes itself at its first use has then done so
@@ -71,13 +75,17 @@ class TrainStep:
         device: torch.device,
         batch_size: int,
         joint_weights: Sequence[float] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         on_gpu = device.type == "cuda"
-        cuda_graph = uses_cuda_graph(compute, model, optimizer, device)
+        cuda_graph = uses_cuda_graph(compute, model, optimizer, device, ranks)
+        self.ranks = ranks
         self.model, self.optimizer, self.targets, self.compute, self.device = model, optimizer, targets, compute, device
         self.batch_size = batch_size
         # A wrapper beside the model, whose own parts and names stay as they are: evaluation and checkpoints see those.
+        self._forward: nn.Module = model
         self._full_forward = torch.compile(model, dynamic=False) if compute.compile else model
+        self._replicated = ranks.count == 1
         self._tunes = compute.cudnn_benchmark == "on"
         self._side = torch.cuda.Stream(device) if cuda_graph else None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -97,18 +105,25 @@ class TrainStep:
         for state in optimizer.state.values():
             state["step"] = state["step"].to(device if cuda_graph or fused else "cpu")
 
-    def __call__(self, batch: Batch, lr: float) -> Tensor:
-        """Trains on one batch with learning rate `lr`; returns its loss, detached, a scalar on the device."""
+    def __call__(self, batch: Batch, lr: float, persons: int | None = None) -> Tensor:
+        """Trains on one batch with learning rate `lr`; returns its loss, detached, a scalar on the device.
+
+        `persons`: how many all ranks have in this step; None: as many as each other rank has here. A rank's loss is the
+        mean of its own persons; the step follows the mean of all.
+        """
+        assert self._replicated, "prepare comes first"
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
         inputs = (batch.images, batch.keypoints, batch.visible)
-        if len(batch.rows) < self.batch_size:
-            return self._run(self.model, *inputs)
+        own = len(batch.rows)
+        share = 1.0 if persons is None else own * self.ranks.count / persons  # DistributedDataParallel takes the mean
+        if own != self.batch_size:
+            return self._run(self._forward, *inputs, share=share)
         if self._side is None:
-            return self._run_full(*inputs)
+            return self._run_full(*inputs, share=share)
         if self._graph is None:
             self._capture(self._side, tuple(map(torch.zeros_like, inputs)))
         assert self._graph is not None
@@ -118,25 +133,75 @@ class TrainStep:
         return self._loss.clone()
 
     def prepare(self, loader: PoseLoader) -> None:
-        """Captures the step for the loader's full batches, if the options ask for that and it has not been done.
+        """Connects the ranks, and captures the step for the loader's full batches, if the options ask for that and it
+        has not been done.
 
         To be called before the loader begins: a capture waits for the GPU, and torch gives all unused memory back to
         the system for it, page-locked memory included. Training starts from the state it would have had without.
         """
+        if not self._replicated:
+            self._replicate(loader.blank_batch())
         if self._side is not None and self._graph is None and len(loader.persons) >= loader.batch_size:
             batch = loader.blank_batch()
             self._capture(self._side, (batch.images, batch.keypoints, batch.visible))
 
-    def _run_full(self, *inputs: Tensor) -> Tensor:
+    def _replicate(self, batch: Batch) -> None:
+        """Puts the network under DistributedDataParallel, which is then in the state that it would have in any later
+        step: it orders the gradients anew after its first backward pass, and with the order changes how three and more
+        numbers are added up. So a run that is resumed goes on to the same bits."""
+        inputs = (batch.images, batch.keypoints, batch.visible)
+        if self.compute.sync_batch_norm:
+            self.ranks.with_sync_batch_norm(self.model)
+        with self._undone():
+            self._backward(self.model, *inputs)
+            unused = any(p.grad is None for p in self.model.parameters() if p.requires_grad)
+        self._forward = self.ranks.replicated(self.model, unused=unused)
+        with self._undone():
+            self._backward(self._forward, *inputs)
+        self._full_forward = torch.compile(self._forward, dynamic=False) if self.compute.compile else self._forward
+        self._replicated = True
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Undoes what the block does to buffers and torch's generators, and leaves no gradients."""
+        buffers = list(self.model.buffers())
+        before = [buffer.detach().clone() for buffer in buffers]
+        training = self.model.training
+        self.model.train()
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                yield
+        finally:
+            self.model.train(training)
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, value in zip(buffers, before, strict=True):
+                    buffer.copy_(value)
+
+    def _run_full(self, *inputs: Tensor, share: float = 1.0) -> Tensor:
         """`_run` for batches of full size."""
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = before or self._tunes
         try:
-            return self._run(self._full_forward, *inputs)
+            return self._run(self._full_forward, *inputs, share=share)
         finally:
             torch.backends.cudnn.benchmark = before
 
-    def _run(self, forward: Callable[[Tensor], Tensor], images: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
+    def _run(self, forward: Callable[[Tensor], Tensor], *inputs: Tensor, share: float = 1.0) -> Tensor:
+        loss = self._backward(forward, *inputs, share=share)
+        self.optimizer.step()
+        return loss
+
+    def _backward(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        images: Tensor,
+        keypoints: Tensor,
+        visible: Tensor,
+        *,
+        share: float = 1.0,
+    ) -> Tensor:
+        """The loss, detached; the parameters then have its gradients, times `share`."""
         with self.compute.autocast(self.device):
             heatmaps = forward(images)
         expected = [*keypoints.shape[:2], *(side // 4 for side in images.shape[2:])]
@@ -157,8 +222,7 @@ class TrainStep:
             joint_weights=self._joint_weights,
         )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        (loss if share == 1.0 else loss * share).backward()
         return loss.detach()
 
     def _capture(self, side: torch.cuda.Stream, inputs: tuple[Tensor, ...]) -> None:
@@ -202,24 +266,31 @@ class TrainStep:
 
 
 def uses_cuda_graph(
-    compute: ComputeOptions, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    compute: ComputeOptions,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Whether steps are captured: if option `cuda_graph` is on, or is left to fastpose and nothing speaks against it.
 
-    Against it speak a network that is not fastpose's, which may wait for the GPU or decide on the host what to run, and
-    torch.compile, with which no speed has been measured.
+    Against it speak several ranks, a network that is not fastpose's, which may wait for the GPU or decide on the host
+    what to run, and torch.compile, with which no speed has been measured.
 
     Raises:
-        OptionError: `cuda_graph` is on, and `device` is not a CUDA device or the optimiser waits for it.
+        OptionError: `cuda_graph` is on, and there are several ranks, `device` is not a CUDA device or the optimiser
+            waits for it.
     """
     # torch's RMSprop, weight by weight, asks the GPU for the learning rate, which a graph has as a tensor.
     waits = isinstance(optimizer, torch.optim.RMSprop) and compute.foreach == "off"
     if compute.cuda_graph == "auto":
         ours = type(model) in (FcnPoseResNet, DeconvPoseResNet)
-        return device.type == "cuda" and ours and not compute.compile and not waits
+        return device.type == "cuda" and ours and not compute.compile and not waits and ranks.count == 1
     if compute.cuda_graph == "off":
         return False
     require_cuda("cuda_graph", device)
+    if ranks.count > 1:
+        raise OptionError("cuda_graph", f"on: the step of {ranks.count} ranks cannot be captured: leave it to auto")
     if waits:
         raise OptionError("foreach", "off: RMSprop then waits for the GPU, which cuda_graph on does not allow")
     return True

@@ -158,13 +158,15 @@ def test_a_folder_with_unfinished_files_alone_is_as_good_as_empty(recipe, finish
         ({"RANK": "0", "WORLD_SIZE": "many"}, False),
     ],
 )
-def test_torchrun_s_ranks_do_not_each_train_the_run(recipe, tmp_path, monkeypatch, capsys, environment, refused):
+def test_a_rank_that_finds_no_others_does_not_train_by_itself(
+    recipe, tmp_path, monkeypatch, capsys, environment, refused
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     words = ["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--epochs", "1"]
     assert train.main(words) == (1 if refused else 0)
     error = capsys.readouterr().err
-    assert error.startswith("error: WORLD_SIZE is 4: fastpose trains in one process") == refused
+    assert error.startswith("error: RANK is 3 of WORLD_SIZE 4, and LOCAL_RANK is missing") == refused
     assert error.count("\n") == refused
     assert (tmp_path / "run").exists() != refused
 

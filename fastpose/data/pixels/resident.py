@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,16 +29,24 @@ class ResidentImages:
         images: every image of the data set, on the device that will ask for them.
         errors: what was wrong with the images in whose place there is a black pixel, by number.
         frame: float32 [N, 3] on that device, where the images lie in their files, see `Pixels`.
+        kept: whether each image is kept here, bool [N], and not by another rank alone; None: all are.
     """
 
     def __init__(
-        self, images: ImageBatch, errors: Mapping[int, BadImageError] | None = None, frame: Tensor | None = None
+        self,
+        images: ImageBatch,
+        errors: Mapping[int, BadImageError] | None = None,
+        frame: Tensor | None = None,
+        kept: NDArray[np.bool_] | None = None,
     ) -> None:
         self.images = images
         self.errors = errors or {}
         self.frame = frame
+        self.kept = kept
 
     def load(self, images: Tensor, device: torch.device) -> Pixels:
+        if self.kept is not None and not self.kept[images.numpy()].all():
+            raise ValueError("images: expected those that this rank keeps, got another's")
         if self.images.device.type == "cuda":
             # Made in another stream than the one that reads them: the allocator must not give them away before that.
             for table in (self.images.data, self.images.offsets, self.images.sizes, self.frame):
@@ -81,14 +89,7 @@ class ResidentImages:
             ValueError: the device has too little free memory; the message says how much there is and how much it takes.
         """
         source = ImageFiles(paths, threads, reduction, reading) if decoder is None else decoder
-        with DecodeThreads(threads) as pool:
-            headers = pool.each(lambda path: size_or_error(path, reading), paths)
-        errors = {n: error for n, (_, error) in enumerate(headers) if error is not None}
-        if errors and on_bad_image == "error":
-            raise next(iter(errors.values()))
-        sizes = np.array([size for size, _ in headers], np.int64).reshape(-1, 2)
-        if reduction is not None:
-            sizes = -(-sizes // reduction[:, None])
+        sizes, errors = sizes_of_files(paths, threads, reduction, reading)
         names = [str(path) for path in paths]
         return cls.from_source(source, sizes, device, names, errors, on_bad_image=on_bad_image, progress=progress)
 
@@ -101,10 +102,11 @@ class ResidentImages:
         names: Sequence[str],
         errors: Mapping[int, BadImageError] | None = None,
         *,
+        kept: NDArray[np.bool_] | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
         progress: Callable[[int, int], None] | None = None,
     ) -> ResidentImages:
-        """Moves all images of another source into the memory of `device`, in chunks.
+        """Moves all images of another source, or some of them, into the memory of `device`, in chunks.
 
         At its peak the device holds the decoded data set and one chunk (256 MiB, or one image if that is larger), where
         the device decodes that chunk twice, and the host one chunk twice.
@@ -115,27 +117,36 @@ class ResidentImages:
             device, on_bad_image, progress: as for `from_files`.
             names: what to call each image in messages.
             errors: images that are known to be bad, by number; they need no more than 1 x 1 px.
+            kept: which images to move, bool [N]; None: all.
 
         Raises:
             BadImageError, ValueError: as from `from_files`; or an image has another size than was said.
         """
         device, errors = torch.device(device), dict(errors or {})
-        sizes = sizes.astype(np.int32)
+        numbers = np.arange(len(sizes)) if kept is None else np.flatnonzero(kept)
+        errors = {image: error for image, error in errors.items() if kept is None or kept[image]}
+        if errors and on_bad_image == "error":
+            raise next(iter(errors.values()))
+        sizes = np.where(np.isin(np.arange(len(sizes)), numbers)[:, None], sizes, 1).astype(np.int32)
+        check_memory(bytes_at_peak(sizes), device)
         lengths = 3 * sizes.astype(np.int64).prod(axis=1)
         ends = np.cumsum(lengths)
-        total = int(lengths.sum())
-        check_memory(total + 2 * min(total, max(CHUNK_BYTES, int(lengths.max(initial=0)))), device)
-        data = torch.empty(total, dtype=torch.uint8, device=device)
-        frames: list[Tensor] = []
+        data = torch.empty(int(lengths.sum()), dtype=torch.uint8, device=device)
+        taken = np.cumsum(lengths[numbers])
+        frame: Tensor | None = None
         first = 0
-        while first < len(sizes):
-            stop = max(first + 1, int(np.searchsorted(ends, ends[first] - lengths[first] + CHUNK_BYTES, side="right")))
-            chunk = source.load(torch.arange(first, stop), device)
+        while first < len(numbers):
+            before = taken[first] - lengths[numbers[first]]
+            stop = max(first + 1, int(np.searchsorted(taken, before + CHUNK_BYTES, side="right")))
+            chunk_numbers = torch.from_numpy(numbers[first:stop])
+            chunk = source.load(chunk_numbers, device)
             errors |= chunk.errors
             if chunk.frame is not None:
-                frames.append(chunk.frame[chunk.index])
+                if frame is None:
+                    frame = torch.zeros(len(sizes), 3, device=device)
+                frame[to_device(chunk_numbers, device)] = chunk.frame[chunk.index]
             places, found = chunk.images.offsets.tolist(), chunk.images.sizes.tolist()
-            for image, at in enumerate(chunk.index.tolist(), first):
+            for image, at in zip(chunk_numbers.tolist(), chunk.index.tolist(), strict=True):
                 if image not in errors and found[at] != sizes[image].tolist():
                     errors[image] = BadImageError(
                         f"{names[image]}: expected {sizes[image].tolist()} px as its header says, got {found[at]}"
@@ -151,11 +162,22 @@ class ResidentImages:
                     data[begin : begin + 3] = 0
             first = stop
             if progress is not None:
-                progress(first, len(sizes))
-        frame = torch.cat(frames) if frames else None
+                progress(first, len(numbers))
         # The check of the tables waits for the current stream: from here on every stream may read the pixels.
         tables = torch.from_numpy(ends - lengths).to(device), torch.from_numpy(sizes).to(device)
-        return cls(ImageBatch(data, *tables), errors, frame)
+        return cls(ImageBatch(data, *tables), errors, frame, kept)
+
+
+def sizes_of_files(
+    paths: Sequence[Path], threads: int, reduction: NDArray[np.int64] | None, reading: Reading
+) -> tuple[NDArray[np.int64], dict[int, BadImageError]]:
+    """The (h, w) of each image as it is decoded, [N, 2], by the headers of the files; 1 x 1 for bad ones, and why."""
+    with DecodeThreads(threads) as pool:
+        headers = pool.each(lambda path: size_or_error(path, reading), paths)
+    sizes = np.array([size for size, _ in headers], np.int64).reshape(-1, 2)
+    if reduction is not None:
+        sizes = -(-sizes // reduction[:, None])
+    return sizes, {n: error for n, (_, error) in enumerate(headers) if error is not None}
 
 
 def size_or_error(path: Path, reading: Reading) -> tuple[tuple[int, int], BadImageError | None]:
@@ -164,6 +186,13 @@ def size_or_error(path: Path, reading: Reading) -> tuple[tuple[int, int], BadIma
         return image_size(path, reading), None
     except BadImageError as error:
         return (1, 1), error
+
+
+def bytes_at_peak(sizes: NDArray[Any]) -> int:
+    """The memory that `from_source` takes of a device for images of these (h, w), [N, 2]."""
+    lengths = 3 * sizes.astype(np.int64).prod(axis=1)
+    total = int(lengths.sum())
+    return total + 2 * min(total, max(CHUNK_BYTES, int(lengths.max(initial=0))))
 
 
 def check_memory(needed: int, device: torch.device) -> None:

@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several ranks: the same samples, losses and scores as one; what they do if one stops, fails, hangs or is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastpose import train
+from fastpose.data.augmentation import Augmentation
+from fastpose.data.loader import Batch, PoseLoader
+from fastpose.data.mpii import PckhScorer, read_mpii
+from fastpose.data.pixels import ImageFiles, ResidentImages
+from fastpose.engine.evaluation import predict_all, scored
+from fastpose.engine.step import TrainStep
+from fastpose.models.decoding import Decoder
+from fastpose.options.settings import Settings
+from fastpose.ranks import Ranks, joined_ranks
+from tests.helpers.ranks import RankProcesses, train_small
+from tests.helpers.runs import results, write_recipe
+from tests.helpers.settings import small_network
+from tests.helpers.tiny_mpii import write_tiny_mpii
+
+EVERYTHING = Augmentation(half_body=0.5, brightness=0.2, contrast=0.2, saturation=0.2)
+
+
+# --- samples
+
+
+@pytest.fixture(scope="module")
+def persons(tmp_path_factory):
+    root = write_tiny_mpii(tmp_path_factory.mktemp("tiny"))
+    return read_mpii(root / "annot" / "train.json", root / "images")
+
+
+def loaders(persons, ranks: int, source=None, **options: Any) -> list[PoseLoader]:
+    """A loader per rank; batches of 4 of 10 persons, so that parts are of unequal length and the last one is short."""
+    options = {"augmentation": EVERYTHING, "seed": 3, "on_bad_image": "skip", "batch_size": 4} | options
+    source = source or ImageFiles(persons.image_paths)
+    return [PoseLoader(persons, source, (64, 64), ranks=Ranks(rank, ranks), **options) for rank in range(ranks)]
+
+
+def joined(parts: list[list[Batch]]) -> dict[int, list[torch.Tensor]]:
+    """By step what all ranks have made in it, in the order of the rows."""
+    found: dict[int, list[Batch]] = {}
+    for batch in (batch for part in parts for batch in part):
+        found.setdefault(batch.step, []).append(batch)
+    steps = {}
+    for step, batches in found.items():
+        columns = [
+            torch.cat([getattr(batch, name) for batch in batches])
+            for name in ("rows", "images", "keypoints", "visible", "heatmap_to_image")
+        ]
+        order = columns[0].argsort()
+        steps[step] = [column[order] for column in columns]
+    return steps
+
+
+def assert_same_bits(one: dict[int, list[torch.Tensor]], other: dict[int, list[torch.Tensor]]) -> None:
+    assert one.keys() == other.keys()
+    for step, columns in one.items():
+        for mine, theirs in zip(columns, other[step], strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("by_image", [False, True])
+def test_all_ranks_together_make_the_batches_of_one_to_the_bit(persons, ranks, by_image):
+    (alone,) = loaders(persons, 1)
+    parts = [list(loader.epoch(2)) for loader in loaders(persons, ranks, by_image=by_image)]
+    assert_same_bits(joined(parts), joined([list(alone.epoch(2))]))
+    assert [len(part) for part in parts] == [len(alone)] * ranks, "all ranks take part in each step"
+
+
+def test_the_parts_of_a_batch_differ_by_one_person_at_most_and_may_be_empty(persons):
+    sizes = [[len(batch.rows) for batch in loader.epoch()] for loader in loaders(persons, 3)]
+    assert sizes == [[1, 1, 0], [1, 1, 1], [2, 2, 1]]
+    assert [loader.part_size for loader in loaders(persons, 3)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("by_image", [False, True])
+def test_whoever_is_left_out_for_a_bad_image_changes_nobody_else_s_sample(persons, tmp_path, by_image):
+    root = write_tiny_mpii(tmp_path / "spoilt")
+    spoilt = read_mpii(root / "annot" / "train.json", root / "images")
+    spoilt.image_paths[1].write_bytes(b"not an image")
+    parts = [list(loader.epoch(1)) for loader in loaders(spoilt, 3, by_image=by_image)]
+    (alone,) = loaders(spoilt, 1)
+    found = joined(parts)
+    assert_same_bits(found, joined([list(alone.epoch(1))]))
+    (whole,) = loaders(persons, 1)
+    for step, (rows, images, *_) in joined([list(whole.epoch(1))]).items():
+        good = torch.from_numpy(persons.image_index != 1)[rows]
+        assert torch.equal(found[step][1], images[good]), "as if the image were good"
+
+
+def test_ranks_that_keep_their_own_images_alone_make_the_same_batches(persons):
+    sizes = np.array(
+        [
+            [*ImageFiles([path]).load(torch.zeros(1, dtype=torch.int64), torch.device("cpu")).images.sizes[0]]
+            for path in persons.image_paths
+        ]
+    )
+    names = [str(path) for path in persons.image_paths]
+    made = []
+    for rank, loader in enumerate(loaders(persons, 2, by_image=True)):
+        kept = np.arange(len(sizes)) % 2 == rank
+        loader.source = ResidentImages.from_source(ImageFiles(persons.image_paths), sizes, "cpu", names, kept=kept)
+        made.append(list(loader.epoch()))
+        assert len(loader.source.images.data) < 3 * sizes.prod(1).sum()
+        with pytest.raises(ValueError, match="images: expected those that this rank keeps"):
+            loader.source.load(torch.from_numpy(np.flatnonzero(~kept)), torch.device("cpu"))
+    (alone,) = loaders(persons, 1)
+    assert_same_bits(joined(made), joined([list(alone.epoch())]))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_of_an_evaluation_each_batch_is_made_whole_by_one_rank(persons, ranks):
+    (alone,) = loaders(persons, 1, augmentation=None)
+    parts = [list(loader.epoch()) for loader in loaders(persons, ranks, augmentation=None)]
+    assert_same_bits(joined(parts), joined([list(alone.epoch())]))
+    assert [[batch.step for batch in part] for part in parts] == [list(range(3))[rank::ranks] for rank in range(ranks)]
+
+
+def test_fewer_persons_in_a_batch_than_ranks_are_refused(persons):
+    with pytest.raises(ValueError, match="batch_size: expected a person for each of 5 ranks, got 4"):
+        loaders(persons, 5)
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("data"), size=[64, 64], batch_size=4, epochs=3, sync_batch_norm=True)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(recipe, tmp_path_factory) -> list[Path]:
+    """The same run by one, two and three ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    started = [
+        RankProcesses(folder / f"{n} ranks", n, train_small, "--recipe", str(recipe), "--run", str(folder / str(n)))
+        for n in (1, 2, 3)
+    ]
+    for n, processes in enumerate(started, 1):
+        assert processes.wait() == [0] * n, [processes.said(rank) for rank in range(n)]
+        for rank in range(1, n):
+            assert (processes.out(rank), processes.said(rank)) == ("", ""), "the first rank prints"
+    return [folder / str(n) for n in (1, 2, 3)]
+
+
+def test_any_number_of_ranks_has_the_losses_of_one(runs):
+    """With batch normalisation over all of them. The sums of the gradients are rounded in another order."""
+    alone, *others = map(lines, runs)
+    for other in others:
+        for mine, theirs in zip(alone, other, strict=True):
+            assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+    first, *rest = [torch.load(run / "last.pt", weights_only=True) for run in runs]
+    assert [each["progress"]["ranks"] for each in (first, *rest)] == [1, 2, 3]
+    for other in rest:
+        assert other["progress"]["total_samples"] == first["progress"]["total_samples"] == 30
+        for name, value in first["model"].items():
+            torch.testing.assert_close(other["model"][name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_any_number_of_ranks_has_the_predictions_and_scores_of_one_to_the_bit(persons, tmp_path):
+    data = Path(persons.image_paths[0]).parents[1]
+    for ranks in (1, 2, 3):
+        processes = RankProcesses(
+            tmp_path / str(ranks), ranks, evaluate_small, str(data), str(tmp_path / f"{ranks}.pt")
+        )
+        assert processes.wait() == [0] * ranks, [processes.said(rank) for rank in range(ranks)]
+    alone, two, three = (torch.load(tmp_path / f"{ranks}.pt", weights_only=True) for ranks in (1, 2, 3))
+    assert alone["seen"].all()
+    assert_same_values(alone, two)
+    assert_same_values(alone, three)
+
+
+def assert_same_values(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["values"] == other["values"]
+    for name in ("predictions", "scores", "seen"):
+        assert torch.equal(one[name], other[name])
+
+
+def evaluate_small(data: str, out: str) -> int:
+    """Writes what an evaluation finds, and its score."""
+    persons = read_mpii(Path(data) / "annot" / "train.json", Path(data) / "images")
+    settings = Settings()
+    torch.manual_seed(0)
+    model = small_network(18, "fcn", persons.skeleton.num_joints, channels=4)
+    decoder = Decoder(model, persons.skeleton, settings.decode, settings.compute)
+    with joined_ranks(os.environ) as ranks:
+        ranks.begin(torch.device("cpu"), 60)
+        loader = PoseLoader(persons, ImageFiles(persons.image_paths), (64, 64), 3, ranks=ranks)
+        evaluation = predict_all(decoder, loader)
+        assert evaluation is not None
+        if ranks.first:
+            values = scored(evaluation, PckhScorer(persons, np.full(len(persons), 10.0, np.float32))).values
+            arrays = {name: torch.from_numpy(getattr(evaluation, name)) for name in ("predictions", "scores", "seen")}
+            torch.save({"values": values, **arrays}, out)
+    return 0
+
+
+def test_the_number_of_ranks_may_change_within_an_epoch(recipe, runs, tmp_path):
+    """Two ranks stop in the middle of an epoch; three go on with the same persons."""
+    run = tmp_path / "run"
+    two = RankProcesses(tmp_path / "2", 2, stopped_after, "4", "--recipe", str(recipe), "--run", str(run))
+    assert two.wait() == [130, 130], (two.said(0), two.said(1))
+    assert "stopped by SIGINT in epoch 2 after step 1" in two.out(), two.out()
+    assert f"to go on: torchrun --nproc-per-node 2 -m fastpose.train --resume {run}" in two.out()
+    three = RankProcesses(tmp_path / "3", 3, train_small, "--resume", str(run))
+    assert three.wait() == [0] * 3, three.said(0)
+    assert "the number of ranks was 2, now 3" in three.out()
+    for mine, theirs in zip(lines(runs[0]), lines(run), strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+    (change,) = json.loads((run / "summary.json").read_text())["changes"]
+    assert change == {"epoch": 2, "step": 1, "option": "the number of ranks", "was": 2, "now": 3}
+
+
+def stopped_after(steps: str, *words: str) -> int:
+    """`train_small`; the second rank alone gets a Ctrl-C in its step number `steps`."""
+    return at_step(int(steps), lambda: os.kill(os.getpid(), signal.SIGINT), *words)
+
+
+def at_step(steps: int, what: Any, *words: str, rank: str = "1") -> int:
+    done, call = [0], TrainStep.__call__
+
+    def counted(self: TrainStep, *arguments: Any) -> torch.Tensor:
+        done[0] += 1
+        if done[0] == steps and os.environ["RANK"] == rank:
+            what()
+        return call(self, *arguments)
+
+    TrainStep.__call__ = counted  # type: ignore[method-assign]
+    return train_small(*words)
+
+
+def killed_at(steps: str, rank: str, *words: str) -> int:
+    return at_step(int(steps), lambda: os.kill(os.getpid(), signal.SIGKILL), *words, rank=rank)
+
+
+def trained(run: Path) -> list[Any]:
+    """What a run has come to, without the settings that it was resumed with."""
+    found = results(run)
+    states = [found[name][part] for name in ("last.pt", "best.pt") for part in ("model", "optimizer", "learning_rate")]
+    return [*states, found["metrics.jsonl"]]
+
+
+@pytest.mark.parametrize(("ranks", "killed"), [(2, 1), (3, 0)])
+def test_a_rank_that_is_killed_ends_the_run_which_then_goes_on_to_the_same_bits(recipe, runs, tmp_path, ranks, killed):
+    run = tmp_path / "run"
+    words = ("--recipe", str(recipe), "--run", str(run), "--checkpoint_minutes", "1e-9")
+    first = RankProcesses(tmp_path / "killed", ranks, killed_at, "5", str(killed), *words)
+    codes = first.wait()
+    assert codes == [-9 if rank == killed else 1 for rank in range(ranks)], [first.said(n) for n in range(ranks)]
+    said = [first.said(rank) for rank in range(ranks) if rank != killed]
+    assert sum(f"error: rank {killed} of {ranks} has ended or does not answer" in text for text in said) == 1, said
+    again = RankProcesses(tmp_path / "again", ranks, train_small, "--resume", str(run), "--checkpoint_minutes", "10")
+    assert again.wait() == [0] * ranks, again.said(0)
+    assert "after step 1" in again.out(), "the checkpoint within the epoch"
+    for mine, theirs in zip(trained(run), trained(runs[ranks - 1]), strict=True):
+        assert mine == theirs
+
+
+def test_a_rank_s_error_ends_all_of_them_and_costs_nothing(recipe, runs, tmp_path):
+    data = write_tiny_mpii(tmp_path / "data")
+    persons = read_mpii(data / "annot" / "train.json", data / "images")
+    whole = persons.image_paths[2].read_bytes()
+    persons.image_paths[2].write_bytes(whole[:200])
+    run = tmp_path / "run"
+    words = ("--recipe", str(recipe), "--data_root", str(data))
+    bad = RankProcesses(tmp_path / "bad", 3, train_small, *words, "--run", str(run))
+    assert bad.wait() == [1] * 3
+    said = "".join(bad.said(rank) for rank in range(3))
+    assert said.count("002.jpg") == 1, said
+    assert re.search(r"^(rank [12]: )?error: .*002\.jpg", said, re.M), said
+    assert f"to go on after mending this: torchrun --nproc-per-node 3 -m fastpose.train --resume {run}" in bad.out()
+    persons.image_paths[2].write_bytes(whole)
+    again = RankProcesses(tmp_path / "again", 3, train_small, "--resume", str(run))
+    assert again.wait() == [0] * 3, again.said(0)
+    for mine, theirs in zip(lines(runs[2]), lines(run), strict=True):
+        assert theirs["loss"] == mine["loss"]
+
+
+def test_ranks_know_each_other_s_bad_images(recipe, tmp_path):
+    data = write_tiny_mpii(tmp_path / "data")
+    persons = read_mpii(data / "annot" / "train.json", data / "images")
+    persons.image_paths[1].write_bytes(b"")
+    common = ("--recipe", str(recipe), "--data_root", str(data), "--on_bad_image", "skip", "--epochs", "2")
+    found = []
+    for ranks in (1, 3):
+        run = tmp_path / str(ranks)
+        processes = RankProcesses(tmp_path / f"{ranks} ranks", ranks, train_small, *common, "--run", str(run))
+        assert processes.wait() == [0] * ranks, processes.said(0)
+        found.append((lines(run), json.loads((run / "summary.json").read_text())))
+    (alone, summary), (together, of_ranks) = found
+    assert summary["bad_images"] == of_ranks["bad_images"] != []
+    assert summary["skipped_persons"] == of_ranks["skipped_persons"] > 0
+    for mine, theirs in zip(alone, together, strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+        assert theirs["bad_images"] == mine["bad_images"]
+
+
+def stuck(*words: str) -> int:
+    return at_step(3, lambda: time.sleep(1000), *words)
+
+
+def test_a_rank_that_is_stuck_says_where_and_ends_the_run(recipe, tmp_path):
+    words = ("--recipe", str(recipe), "--run", str(tmp_path / "run"), "--rank_timeout", "2")
+    processes = RankProcesses(tmp_path / "ranks", 2, stuck, *words)
+    assert processes.wait() == [1, 1]
+    assert "rank 1 of 2: error: stuck: no step for 2 s (--rank_timeout)" in processes.said(1)
+    assert "in at_step" in processes.said(1), "where it is"
+
+
+def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    words = ("1", "--recipe", str(recipe), "--run", str(run), "--epochs", "1000", "--rank_timeout", "1")
+    processes = RankProcesses(tmp_path / "ranks", 3, sooner, *words)
+    processes.wait_for(lambda: (run / "metrics.jsonl").exists())
+    processes.kill(2, signal.SIGSTOP)
+    processes.ranks[0].join(60)
+    assert processes.ranks[0].exitcode == 1
+    assert "error: rank 2 of 3 has ended or does not answer" in processes.said(0)
+    processes.kill(2)
+    processes.wait()
+
+
+def sooner(seconds: str, *words: str) -> int:
+    """`train_small`, where the others wait `seconds` more for one that is stuck."""
+    from fastpose import ranks
+
+    ranks.LONGER_SECONDS = int(seconds)
+    return train_small(*words)
+
+
+def test_a_dry_run_says_whose_batch_it_is(recipe, tmp_path):
+    processes = RankProcesses(tmp_path / "ranks", 3, train_small, "--recipe", str(recipe), "--dry_run")
+    assert processes.wait() == [0] * 3, [processes.said(n) for n in range(3)]
+    assert (
+        "3 ranks: a batch of 4 persons is that of all of them, 1 here; the learning rate does not depend"
+        in processes.out()
+    )
+
+
+def test_a_second_run_in_the_folder_is_refused_to_all_its_ranks(recipe, tmp_path):
+    run = tmp_path / "run"
+    words = ("--recipe", str(recipe), "--run", str(run), "--epochs", "1000")
+    first = RankProcesses(tmp_path / "first", 2, train_small, *words)
+    first.wait_for(lambda: (run / "last.pt").exists())
+    second = RankProcesses(tmp_path / "second", 2, train_small, "--resume", str(run))
+    codes = second.wait()
+    assert codes[0] == 1
+    assert codes[1] != 0
+    assert f"error: {run}: another process is training in it" in second.said(0)
+    first.kill(0, signal.SIGTERM)
+    assert first.wait() == [143, 143]
+
+
+# --- torchrun's environment
+
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+}
+
+
+@pytest.mark.parametrize("missing", sorted(TORCHRUN.keys() - {"RANK", "WORLD_SIZE"}))
+def test_an_incomplete_environment_of_torchrun_is_refused(missing):
+    environment = {name: value for name, value in TORCHRUN.items() if name != missing}
+    with (
+        pytest.raises(ValueError, match=f"RANK is 1 of WORLD_SIZE 2, and {missing} is missing"),
+        joined_ranks(environment),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("changes", [{"RANK": "2"}, {"LOCAL_RANK": "-1"}, {"LOCAL_WORLD_SIZE": "3"}, {"RANK": "one"}])
+def test_impossible_numbers_of_ranks_are_refused(changes):
+    with pytest.raises(ValueError, match="expected numbers of ranks, got RANK"), joined_ranks(TORCHRUN | changes):
+        pass
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"WORLD_SIZE": "4"}, {"RANK": "0", "WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "many"}]
+)
+def test_a_process_by_itself_is_no_rank(environment):
+    with joined_ranks(environment) as ranks:
+        assert (ranks.count, ranks.first) == (1, True)
+
+
+def test_a_command_that_torchrun_may_start_again_needs_a_folder(recipe, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert train.main(["--recipe", str(recipe)]) == 1
+    assert (
+        "error: --run: torchrun starts this up to 3 times more (--max-restarts): name the folder"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_command_that_torchrun_starts_again_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    run = tmp_path / "run"
+    words = ["--recipe", str(recipe), "--run", str(run), "--sigma", "2"]
+    assert train_small(*words, "--epochs", "1") == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    capsys.readouterr()
+    assert train_small(*words, "--epochs", "1") == 0
+    assert "nothing is left to do" in capsys.readouterr().out
