@@ -83,9 +83,15 @@ def read_torch_file(path: Path) -> tuple[Any, list[str]]:
     except OSError:
         raise
     except Exception as error:  # whatever the damaged bytes lead to
-        kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({kind}{reason})") from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """The error of a file that cannot be read, in one line, from whatever its bytes led to."""
+    kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
+    reason = " ".join(str(error).split())[:200]
+    reason = "".join(letter if letter.isprintable() else "?" for letter in reason)  # names in it are the file's
+    return CheckpointError(f"{path}: damaged, or not a checkpoint ({kind}{reason})")
 
 
 class _OtherKind(ValueError):
