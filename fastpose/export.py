@@ -16,9 +16,10 @@ import torch
 from fastpose.data.images import read_image
 from fastpose.data.synthetic import render_scene
 from fastpose.ending import ends_in_one_line
-from fastpose.models.checkpoint import checkpoint_file
+from fastpose.models.checkpoint import checkpoint_file, export_safetensors
 from fastpose.models.decoding import DecodeOptions
 from fastpose.models.exported import PixelsToPoints, require, write
+from fastpose.models.safetensors_file import require_safetensors
 from fastpose.models.weights import export_simple_baselines
 from fastpose.option import OptionError, option
 from fastpose.options.asked import Command
@@ -26,9 +27,9 @@ from fastpose.trained import OTHERS, TRUST_HELP, load_trained
 
 DESCRIPTION = """Write the network of a checkpoint, with the colour map before it and the decoding behind it, as an ONNX
 graph or a torch.export program: pixels in, points out. The file is compared with fastpose before it gets its name. Or
-write its weights alone as SimpleBaselines has them. """
+write its weights, as safetensors with settings and joints, or alone as SimpleBaselines has them. """
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "simple_baselines": ".pth.tar"}
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "simple_baselines": ".pth.tar"}
 OFFERED = (
     *("model", "size", "dataset", "skeleton", "color_order", "udp"),
     *(field.name for field in dataclasses.fields(DecodeOptions)),
@@ -43,13 +44,17 @@ class ExportOptions:
     checkpoint: str = option(
         dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt; or SimpleBaselines' or mmpose's file"
     )
-    format: Literal["onnx", "torch", "simple_baselines"] = option(
+    format: Literal["onnx", "torch", "safetensors", "simple_baselines"] = option(
         "onnx",
-        "onnx: an ONNX graph; torch: a torch.export program; simple_baselines: the weights alone, of a network with "
-        "the deconv head, for SimpleBaselines and HRNet (input, image, flip_test, flip_shift, refine and blur_kernel "
-        "are for the other two)",
+        "onnx: an ONNX graph; torch: a torch.export program (input and image are for these two); safetensors: the "
+        "weights, and in the metadata settings and joints, so that --checkpoint and --weights take the file as they "
+        "take a run's; simple_baselines: the weights alone, of a network with the deconv head, for SimpleBaselines and "
+        "HRNet (flip_test, flip_shift, refine and blur_kernel do not matter to it)",
     )
-    out: str = option("", "file to write, ending in .onnx, .pt2 or .pth.tar; empty: beside the checkpoint, as its name")
+    out: str = option(
+        "",
+        "file to write, ending in .onnx, .pt2, .safetensors or .pth.tar; empty: beside the checkpoint, as its name",
+    )
     input: Literal["crops", "image"] = option(
         "crops", "what the file takes: crops of the network's size, or one whole picture to crop the persons from"
     )
@@ -81,13 +86,25 @@ def run(own: ExportOptions, asked: dict[str, Any]) -> int:
     if own.format == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
             require(name)  # before the minute that the rest takes
+    elif own.format == "safetensors":
+        require_safetensors(out)
     pictures = [read_image(path) for path in own.image] or [render_scene(np.random.default_rng(0), 2, "")[0]]
-    trained = load_trained(checkpoint, asked, torch.device("cpu"), instead=OWN_DEFAULTS, trust_model=own.trust_model)
+    # What is in safetensors, evaluations take as the training's.
+    instead = None if own.format == "safetensors" else OWN_DEFAULTS
+    trained = load_trained(checkpoint, asked, torch.device("cpu"), instead=instead, trust_model=own.trust_model)
     settings = trained.settings
     out.parent.mkdir(parents=True, exist_ok=True)
     if own.format == "simple_baselines":
         color_order = "bgr" if settings.network.color_order == "bgr" else "rgb"
         export_simple_baselines(trained.model, out, color_order)
+    elif own.format == "safetensors":
+        export_safetensors(
+            out,
+            model=trained.model.state_dict(),
+            progress=(trained.weights.checkpoint or {}).get("progress", {}),
+            config=settings.as_plain(),
+            skeleton=dataclasses.asdict(trained.skeleton),
+        )
     else:
         module = PixelsToPoints(trained.model, settings.network, settings.decode, trained.skeleton, input=own.input)
         print(write(module, out, pictures))

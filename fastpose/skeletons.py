@@ -87,6 +87,13 @@ class Skeleton:
         return len(self.joints)
 
 
+def as_tuples(value: Any) -> Any:
+    """The same with tuples for lists, which JSON makes of tuples."""
+    if isinstance(value, dict):
+        return {name: as_tuples(one) for name, one in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
 LONGEST_NAME = 100
 _LARGEST_NUMBER = 1e30  # of sigmas and weights, which become float32
 _A_NAME = f"of 1 to {LONGEST_NAME} printable characters other than / and \\"

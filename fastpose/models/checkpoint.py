@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastpose.files import WholeFile, written_beside
+from fastpose.models.safetensors_file import is_safetensors, plain_values, read_safetensors, write_safetensors
 from fastpose.models.torch_file import CheckpointError, read_torch_file
 
 log = logging.getLogger(__name__)
@@ -67,6 +71,41 @@ def save_contents(path: Path, contents: Any, *, keep_previous: bool = False, for
         torch.save(contents, cast(BinaryIO, file), _use_new_zipfile_serialization=not for_old_torch)
 
 
+def export_safetensors(
+    path: Path,
+    *,
+    model: Mapping[str, Tensor],
+    progress: Mapping[str, Any],
+    config: Mapping[str, Any],
+    skeleton: Mapping[str, Any],
+) -> None:
+    """Writes a checkpoint that training does not go on from as a .safetensors file.
+
+    The tensors are the network's. The metadata has the other parts of a checkpoint as JSON, and as "versions" those of
+    the network's layers, which `load_state_dict` asks for.
+
+    Args:
+        path, model, progress, config, skeleton: see `save_checkpoint`.
+
+    Raises:
+        OSError, ValueError: see `write_safetensors`; or a part is not of plain values, which names it.
+    """
+    notes = getattr(model, "_metadata", {})
+    parts = {
+        "progress": progress,
+        "config": config,
+        "skeleton": skeleton,
+        "versions": {layer: about["version"] for layer, about in notes.items() if "version" in about},
+    }
+    texts = {"format": FORMAT}
+    for name, part in parts.items():
+        try:
+            texts[name] = json.dumps(part)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {name}: expected plain values: {error}") from error
+    write_safetensors(path, model, texts)
+
+
 def checkpoint_file(path: Path) -> Path:
     """The checkpoint that `path` means: best.pt of a run's folder, else the file itself."""
     return path / "best.pt" if path.is_dir() else path
@@ -80,24 +119,47 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint file")
-    contents, unknown = read_torch_file(path)
+    contents, unknown = _read(path)
     if unknown:
         raise CheckpointError(f"{path}: holds {unknown[0]}, and only tensors and plain values are read")
     return check_checkpoint(path, contents)
 
 
 def read_contents(path: Path) -> Any:
-    """What any program has written with `torch.save`: tensors, on the CPU, and plain values. Nothing in it is executed.
+    """What any program has written with `torch.save` or as safetensors: tensors, on the CPU, and plain values.
+    Nothing in it is executed.
 
     Scores, histories, tables of joints, hyper-parameters: whatever else there is becomes an `Unknown`, without content.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: see `read_torch_file`.
+        CheckpointError: see `read_torch_file` and `read_safetensors`.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file of weights")
-    return read_torch_file(path)[0]
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[Any, list[str]]:
+    """What is in a file, and the names of what is not known, see `read_torch_file`. Of `export_safetensors`' files a
+    checkpoint as `save_checkpoint` has it, of others' safetensors the state dict."""
+    if not is_safetensors(path):
+        return read_torch_file(path)
+    tensors, texts = read_safetensors(path)
+    if texts.get("format") != FORMAT:
+        return tensors, []
+    parts = {}
+    for name in texts.keys() & {"progress", "config", "skeleton", "versions"}:  # `check_checkpoint` names missing ones
+        try:
+            parts[name] = plain_values(texts[name])
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: {name}: expected JSON, got {texts[name][:40]!r} ({error})") from error
+    model, versions = OrderedDict(tensors), parts.pop("versions", {})
+    if isinstance(versions, dict):
+        model._metadata = {  # type: ignore[attr-defined]  # as Module.state_dict has it
+            layer: {"version": version} for layer, version in versions.items() if type(version) is int
+        }
+    return {"format": FORMAT, "model": model, "optimizer": None, "learning_rate": {}, **parts}, []
 
 
 def check_checkpoint(path: Path, contents: Any) -> dict[str, Any]:

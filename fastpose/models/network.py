@@ -20,7 +20,7 @@ from fastpose.models.pose_resnet import pose_resnet
 from fastpose.models.weights import Weights, load_backbone, load_weights, mismatches, read_weights
 from fastpose.ops.color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
 from fastpose.option import OptionError, check_at_least, option
-from fastpose.skeletons import MPII, Skeleton
+from fastpose.skeletons import MPII, Skeleton, as_tuples
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def skeleton_of(stored: dict[str, Any] | str) -> Skeleton:
     if isinstance(stored, dict):
         if not isinstance(joints := stored.get("joints"), (list, tuple)) or not all(isinstance(j, str) for j in joints):
             raise ValueError("expected names of joints")
-        return Skeleton(**stored)
+        return Skeleton(**as_tuples(stored))
     if stored != MPII.name:
         raise ValueError(f"expected joints of skeleton {MPII.name!r}, got {stored!r}")
     return MPII

@@ -89,7 +89,7 @@ class Unpickler:
             opcode = read(1)
             if opcode == b".":
                 value = self.stack.pop()
-                _check_tree(value)
+                check_tree(value)
                 return value
             if opcode not in opcodes:
                 raise Refused(f"opcode {opcode!r} is unknown" if opcode else "the pickle has no end")
@@ -233,7 +233,7 @@ class Unpickler:
             }
 
 
-def _check_tree(value: Any) -> None:
+def check_tree(value: Any) -> None:
     """Raises Refused for values within values that are too deep, or so many, as one may be in several, that going
     through all of them would not end."""
     found: dict[int, tuple[int, int]] = {}  # of each that is not empty: how many values and levels it has

@@ -83,9 +83,15 @@ def read_torch_file(path: Path) -> tuple[Any, list[str]]:
     except OSError:
         raise
     except Exception as error:  # whatever the damaged bytes lead to
-        kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({kind}{reason})") from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """The error of a file that cannot be read, in one line, from whatever its bytes led to."""
+    kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
+    reason = " ".join(str(error).split())[:200]
+    reason = "".join(letter if letter.isprintable() else "?" for letter in reason)  # names in it are the file's
+    return CheckpointError(f"{path}: damaged, or not a checkpoint ({kind}{reason})")
 
 
 class _OtherKind(ValueError):
@@ -103,11 +109,6 @@ def _kind_of(begin: bytes) -> str:
         return kind
     if begin[257:262] == b"ustar":
         return "a tar archive: unpack it first"
-    if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") < 1 << 27:
-        return (
-            "safetensors, which is not read; torch.save(safetensors.torch.load_file(FILE), 'weights.pth') makes a file "
-            "that is"
-        )
     if begin[:1] == b"\x08" and b"\0" < begin[1:2] < b"\x20" and begin[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):
         return "an ONNX graph, to run and not to load"
     if begin[:1] != b"\x80":

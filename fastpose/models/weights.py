@@ -80,8 +80,9 @@ class Weights:
 def read_weights(path: str | PathLike[str]) -> Weights:
     """Reads a file of weights and recognises what it is. Only tensors and plain values are read, no code is run.
 
-    The layouts, bare or under ``state_dict``, ``model_state_dict``, ``model``, ``net``, ``network`` or ``ema`` (or any
-    other key, if nothing else in the file has tensors by name), the names with or without ``module.`` before them:
+    It may be a file of `torch.save` or, with the package safetensors, a .safetensors file. The layouts, bare or under
+    ``state_dict``, ``model_state_dict``, ``model``, ``net``, ``network`` or ``ema`` (or any other key, if nothing else
+    in the file has tensors by name), the names with or without ``module.`` before them:
 
     - fastpose's: its checkpoints, and state dicts of `pose_resnet`;
     - SimpleBaselines': ``pose_resnet_*.pth.tar``, ``checkpoint.pth.tar``, what `export_simple_baselines` writes;
@@ -94,7 +95,7 @@ def read_weights(path: str | PathLike[str]) -> Weights:
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is damaged or of another kind (a ValueError); see `read_torch_file`.
+        CheckpointError: the file is damaged or of another kind (a ValueError); see `read_contents`.
         ValueError: it has no state dict; lists what it has.
     """
     path = Path(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import pickle
 import random
 import struct
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpose.models import read_weights
+from fastpose.models.checkpoint import FORMAT
 from fastpose.models.torch_file import read_torch_file
 from studies.reliability.trial import outcome_of
 
@@ -101,7 +103,6 @@ def hostile() -> Iterator[tuple[str, bytes]]:
         "zstd": b"\x28\xb5\x2f\xfd" + bytes(100),
         "tar": bytes(257).replace(b"\0", b"a") + b"ustar" + bytes(300),
         "onnx": b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(100),
-        "safetensors": struct.pack("<Q", 30) + b'{"w":{"dtype":"F32"}}' + bytes(100),
         "png": b"\x89PNG\r\n\x1a\n" + bytes(100),
         "text": b"epoch,loss\n1,0.5\n",
         "utf-8 text with a mark": "\ufeff<html>".encode(),
@@ -125,6 +126,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield from hostile_pickles()
     yield from hostile_tensors()
     yield from hostile_legacy()
+    yield from hostile_safetensors()
 
 
 def hostile_archives(good: bytes) -> Iterator[tuple[str, bytes]]:
@@ -295,6 +297,68 @@ def hostile_legacy() -> Iterator[tuple[str, bytes]]:
         yield f"legacy, {name}", begin + b"\x80\x02}" + text("w") + made + b"s." + pickle.dumps(["0"], 2) + bytes(99)
     yield "legacy, keys of no storage", begin + pickle.dumps({}, 2) + pickle.dumps(["0"], 2)
     yield "legacy, endless", begin + b"\x80\x02" + b"N0" * 3_000_000
+
+
+def safetensors(header: Any, data: bytes = bytes(8), length: int | None = None) -> bytes:
+    """A file of safetensors, with `header` as it is or in JSON, and with the length that it has or another."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def described(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    """What the header of a file of safetensors says of a tensor."""
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def hostile_safetensors() -> Iterator[tuple[str, bytes]]:
+    one = json.dumps(described()).encode()
+    good = safetensors({"w": described()})
+    yield "safetensors cut off in the length", good[:6]
+    yield "safetensors cut off in the header", good[:40]
+    yield "safetensors cut off in the data", good[:-1]
+    yield "safetensors, bytes left over", good + b"0"
+    yield "safetensors, a header longer than the file", safetensors({"w": described()}, length=1000)
+    yield "safetensors, a header of 2^40 bytes", safetensors({"w": described()}, length=1 << 40)
+    yield "safetensors, a header of 5 MB", safetensors({"w": described(), "__metadata__": {"a": "a" * 5_000_000}})
+    yield "safetensors, no JSON", safetensors(b'{"w": }')
+    yield "safetensors, no UTF-8", safetensors(b'{"\xff": ' + one + b"}")
+    yield "safetensors, 100,000 levels", safetensors(b'{"w":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    yield "safetensors, no tensors", safetensors({}, b"")
+    yield "safetensors, a tensor that is not described", safetensors({"w": 3})
+    yield "safetensors, a name twice", safetensors(b'{"w": ' + one + b', "w": ' + one + b"}")
+    yield "safetensors, a type twice", safetensors(b'{"w": ' + one.replace(b"{", b'{"dtype": "I32", ') + b"}")
+    yield "safetensors, metadata of numbers", safetensors({"w": described(), "__metadata__": {"a": 1}})
+    yield "safetensors, metadata twice", safetensors(b'{"__metadata__": {}, "__metadata__": {}, "w": ' + one + b"}")
+    yield "safetensors, an unknown type", safetensors({"w": described("os.system")})
+    yield "safetensors, a type of half a byte", safetensors({"w": described("F4", [16])})
+    yield "safetensors, a shape beyond its bytes", safetensors({"w": described(shape=[3])})
+    yield "safetensors, a shape that overflows", safetensors({"w": described(shape=[1 << 62, 1 << 62])})
+    yield "safetensors, a negative side", safetensors({"w": described(shape=[-2])})
+    yield "safetensors, a side of 2.0", safetensors({"w": described(shape=[2.0])})
+    yield "safetensors, 1,000 axes", safetensors({"w": described(shape=[1] * 1000 + [2])})
+    yield (
+        "safetensors, no elements, of 2^62 rows",
+        safetensors({"w": described(shape=[0, 1 << 62], offsets=[0, 0])}, b""),
+    )
+    yield "safetensors, a negative offset", safetensors({"w": described(offsets=[-8, 0])}, b"")
+    yield "safetensors, offsets backwards", safetensors({"w": described(offsets=[8, 0])}, b"")
+    yield "safetensors, offsets beyond the file", safetensors({"w": described(offsets=[8, 1 << 40])})
+    yield "safetensors, three offsets", safetensors({"w": described(offsets=[0, 8, 8])})
+    overlapping = {"v": described(), "w": described(offsets=[4, 12])}
+    yield "safetensors, overlapping tensors", safetensors(overlapping, bytes(12))
+    yield "safetensors, the same bytes for two tensors", safetensors({"v": described(), "w": described()})
+    yield "safetensors, a gap", safetensors({"v": described(), "w": described(offsets=[12, 20])}, bytes(20))
+    parts = {"config": "{}", "skeleton": '"mpii"', "progress": "{}"}
+    for name, about in {
+        "safetensors of ours without a config": {"skeleton": '"mpii"', "progress": "{}"},
+        "safetensors of ours, config of a list": parts | {"config": "[]"},
+        "safetensors of ours, config that is no JSON": parts | {"config": "{'a': 1}"},
+        "safetensors of ours, config with a name twice": parts | {"config": '{"lr": 1, "lr": 2}'},
+        "safetensors of ours, config of 60 levels": parts | {"config": '{"a":' * 60 + "1" + "}" * 60},
+        "safetensors of ours, config of 100,000 levels": parts | {"config": "[" * 100_000 + "]" * 100_000},
+        "safetensors of ours, config with a number of 10^5 digits": parts | {"config": '{"lr": ' + "1" * 100_000 + "}"},
+    }.items():
+        yield name, safetensors({"w": described(), "__metadata__": {"format": FORMAT, **about}})
 
 
 def good_checkpoint() -> tuple[bytes, dict[str, Any]]:

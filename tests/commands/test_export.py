@@ -309,14 +309,16 @@ def test_weights_in_the_layout_of_simple_baselines_are_those_of_the_checkpoint(c
 
 
 @pytest.mark.parametrize("name", ["pose_1.5.pth.tar", "pose_1.5.pth"])
-@pytest.mark.parametrize(("kind", "suffix"), [("onnx", ".onnx"), ("torch", ".pt2"), ("simple_baselines", ".pth.tar")])
+@pytest.mark.parametrize(("kind", "suffix"), export.SUFFIXES.items())
 def test_without_a_name_the_file_has_the_checkpoint_s_with_its_own_suffix(tmp_path, monkeypatch, name, kind, suffix):
     (tmp_path / name).write_bytes(b"")
-    trained = SimpleNamespace(model=None, settings=OPTIONS, skeleton=MPII)
+    weights = SimpleNamespace(checkpoint=None)
+    trained = SimpleNamespace(model=nn.Identity(), weights=weights, settings=OPTIONS, skeleton=MPII)
     monkeypatch.setattr(export, "load_trained", lambda *arguments, **more: trained)
     monkeypatch.setattr(export, "PixelsToPoints", lambda *arguments, **more: None)
     written = []
     monkeypatch.setattr(export, "write", lambda network, file, pictures: written.append(file))
+    monkeypatch.setattr(export, "export_safetensors", lambda file, **parts: written.append(file))
     monkeypatch.setattr(export, "export_simple_baselines", lambda model, file, order: written.append(file))
     code = export.main(["--checkpoint", str(tmp_path / name), "--format", kind])
     assert (code, written) == ((1, []) if name.endswith(suffix) else (0, [tmp_path / f"pose_1.5{suffix}"]))

@@ -176,6 +176,21 @@ def test_each_layout_is_recognised_and_gives_the_same_network(tmp_path, layout):
     assert said.startswith(f"{tmp_path / 'pose.pth'}: {weights}: loaded ")
 
 
+@pytest.mark.parametrize("layout", [*LAYOUTS, "torchvision"])
+def test_each_layout_is_recognised_in_safetensors_whatever_the_file_is_called(tmp_path, layout):
+    package = pytest.importorskip("safetensors.torch")
+    write(layout, tmp_path / "pose.pth", network(joints=17))
+    weights = read_weights(tmp_path / "pose.pth")
+    package.save_file(dict(weights.state), tmp_path / "pose.bin", {"format": "pt"})
+    found = read_weights(tmp_path / "pose.bin")
+    assert (str(found), found.origin, found.checkpoint) == (str(weights), weights.origin, None)
+    models = [network("fcn" if layout == "torchvision" else "deconv", joints=17, seed=2) for _ in range(2)]
+    for model, file in zip(models, (weights, found), strict=True):
+        load_backbone(model, file) if layout == "torchvision" else load_weights(model, file)
+    states = [model.state_dict() for model in models]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_torchvision_s_resnet_is_a_backbone_alone(tmp_path):
     write("torchvision", tmp_path / "resnet18.pth", network())
     weights = read_weights(tmp_path / "resnet18.pth")

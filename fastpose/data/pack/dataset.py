@@ -17,7 +17,7 @@ from fastpose.data.pack.files import ANNOTATION_BYTES, open_whole, read_npz
 from fastpose.data.pack.format import INDEX, ROWS, PackError, margins_of, misfit, split_files
 from fastpose.data.persons import Persons
 from fastpose.option import OptionError
-from fastpose.skeletons import MPII, Skeleton
+from fastpose.skeletons import MPII, Skeleton, as_tuples
 
 
 class Pack:
@@ -118,7 +118,7 @@ def _skeleton(text: str) -> Skeleton:
     kinds |= {name: kind for name, kind in later.items() if isinstance(fields, dict) and name in fields}
     if wrong := misfit(fields, kinds, "skeleton"):
         raise ValueError(wrong)
-    return Skeleton(**_tuples(fields))
+    return Skeleton(**as_tuples(fields))
 
 
 def _check_truth(truth: Any, joints: int, extras: Mapping[str, NDArray[Any]]) -> None:
@@ -171,10 +171,3 @@ def _is_number(value: Any) -> bool:
 
 def _is_key(value: Any) -> bool:
     return isinstance(value, str) or (type(value) in (int, float) and value == value)
-
-
-def _tuples(value: Any) -> Any:
-    """The same with tuples for lists, which JSON makes of tuples."""
-    if isinstance(value, dict):
-        return {name: _tuples(one) for name, one in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
