@@ -2,7 +2,7 @@
 """What samples weigh, and reading them from elsewhere: files, fsspec's local files, a web server with latency, tars.
 
     pip install aiohttp                            # fsspec's http needs it; torch brings fsspec
-    python -m bench.remote                         # some 4 minutes; writes bench/results/remote_<when>_<commit>.json
+    python -m bench.remote                         # some 6 minutes; writes bench/results/remote_<when>_<commit>.json
     python -m bench.scaling                        # puts it into docs/scaling.md
 
 The pictures are those of the GPU report. What reads from fsspec is the code that docs/scaling.md shows. The web server
@@ -52,7 +52,7 @@ RESULTS, PAGE = ROOT / "bench/results", ROOT / "docs/scaling.md"
 THREADS = (2, 8, 32)
 LATENCIES = (0.0, 0.02)  # seconds that the server waits before it answers
 SHARDS = 4
-ROUNDS = 5
+ROUNDS = 9
 RANKS = (1, 8)
 
 

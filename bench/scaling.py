@@ -305,7 +305,7 @@ def reading_block(measured: Measured) -> list[str]:
     rows = []
     for name in dict.fromkeys(row["source"] for row in remote["reading"]):
         cells = [found[name, count, "decoded"] for count in threads] + [found[name, threads[-1], "read"]]
-        rows.append([label(name), *(f"{c['images_per_s']:,.0f} ({c['least']:,.0f}–{c['most']:,.0f})" for c in cells)])
+        rows.append([label(name), *(f"{cell['most']:,.0f} ({cell['images_per_s']:,.0f})" for cell in cells)])
     head = ["images/s", *(f"{count} threads" for count in threads), f"{threads[-1]} threads, not decoded"]
     return table(head, rows)
 
