@@ -29,7 +29,7 @@ from fastpose.skeletons import Skeleton
 log = logging.getLogger(__name__)
 
 _LONGEST = 1500  # characters of a message
-MissingImages = Literal["error", "drop"]
+MissingImages = Literal["error", "drop", "keep"]
 
 
 class AnnotationError(ValueError):
@@ -239,8 +239,8 @@ def persons_from_rows(
         AnnotationError: an image lies outside ``images`` or is missing (with ``missing_images="error"``), or no
             person is left.
     """
-    if missing_images not in ("error", "drop"):
-        raise ValueError(f"missing_images must be 'error' or 'drop', got {missing_images!r}")
+    if missing_images not in ("error", "drop", "keep"):
+        raise ValueError(f"missing_images must be 'error', 'drop' or 'keep', got {missing_images!r}")
     root = os.path.realpath(images)
     paths: dict[str, Path | None] = {}
     for row in rows:
@@ -290,7 +290,7 @@ def _image_path(root: str, row: PersonRow, file: Path, missing_images: MissingIm
     strange = os.path.isabs(row.image) or ".." in row.image.replace("\\", "/").split("/")
     if strange and os.path.commonpath([root, path]) != root:
         raise AnnotationError(f"{where} leads outside the image folder {root}")
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(mode) or (missing_images == "keep" and not mode):
         return Path(path)
     if missing_images == "drop":
         return None

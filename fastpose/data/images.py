@@ -94,7 +94,31 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1, reading: Readin
         BadImageError: missing, not a file, empty, truncated, too large, or no image.
         OSError: the machine cannot read it: no descriptors, memory or permission left, a failing disk.
     """
-    data, header = read_checked(path, reading)
+    return _decoded(path, *read_checked(path, reading), reduction, reading)
+
+
+def decode_image(
+    data: bytes, name: str | os.PathLike[str], reduction: int = 1, reading: Reading = AS_STORED
+) -> np.ndarray:
+    """The pixels of an image file whose bytes are there, as of one that came over a network; see `read_image`.
+
+    Args:
+        data: the whole file.
+        name: what messages call it.
+        reduction, reading: as of read_image.
+
+    Returns:
+        What read_image returns for a file of these bytes, to the bit.
+
+    Raises:
+        BadImageError: empty, truncated, too large, or no image.
+    """
+    return _decoded(name, data, _checked(name, data, reading), reduction, reading)
+
+
+def _decoded(
+    path: str | os.PathLike[str], data: bytes, header: ImageHeader, reduction: int, reading: Reading
+) -> np.ndarray:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction}")
     orientation = header.orientation if reading.upright else 1
@@ -126,6 +150,11 @@ def read_checked(path: str | os.PathLike[str], reading: Reading) -> tuple[bytes,
         raise
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
+    return data, _checked(path, data, reading)
+
+
+def _checked(path: str | os.PathLike[str], data: bytes, reading: Reading) -> ImageHeader:
+    """The header of an image file that may be decoded; raises BadImageError for others."""
     if not data:
         raise BadImageError(f"{printable(path)}: the file is empty")
     try:
@@ -140,7 +169,7 @@ def read_checked(path: str | os.PathLike[str], reading: Reading) -> tuple[bytes,
         raise BadImageError(
             f"{printable(path)}: truncated after {len(data)} bytes, the end of the image is not in the file"
         )
-    return data, header
+    return header
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:

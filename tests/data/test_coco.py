@@ -268,6 +268,15 @@ def test_dropped_images_are_not_evaluated_either(tmp_path, images, caplog):
     assert "1 of 2 persons left out" in caplog.text
 
 
+def test_images_that_are_elsewhere_are_kept_and_evaluated(tmp_path, images):
+    records = [annotation(1, 1, joints()), annotation(2, 2, joints())]
+    here = read(tmp_path, images, records, for_evaluation=True)
+    away = read(tmp_path, tmp_path / "away", records, missing_images="keep", for_evaluation=True)
+    assert [path.name for path in away.image_paths] == [path.name for path in here.image_paths]
+    np.testing.assert_array_equal(away.center, here.center)
+    assert away.truth == here.truth
+
+
 # ---- detections ----
 
 

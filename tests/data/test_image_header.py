@@ -20,6 +20,7 @@ from fastpose.data.image_header import EDGE_BYTES, FORMATS
 from fastpose.data.images import (
     BadImageError,
     average,
+    decode_image,
     image_header,
     image_size,
     read_checked,
@@ -302,6 +303,29 @@ def test_a_file_of_more_bytes_than_its_pixels_can_be_is_not_read(tmp_path, monke
     with pytest.raises(BadImageError, match=r"bytes are too many for 64 x 48|expected at most .* got 10,737,418,240"):
         read(path)
     assert sum(taken) <= 2 * EDGE_BYTES
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_bytes_decode_to_what_a_file_of_them_does(tmp_path, kind):
+    data = encoded(Image.fromarray(picture()), kind, orientation=6)
+    path = tmp_path / "a"
+    path.write_bytes(data)
+    for reduction, reading in ((1, AS_STORED), (2, AS_STORED), (4, UPRIGHT)):
+        np.testing.assert_array_equal(
+            decode_image(data, path, reduction, reading), read_image(path, reduction, reading)
+        )
+    for bad, reading in (
+        (b"", AS_STORED),
+        (data[:-20], AS_STORED),
+        (b"text", AS_STORED),
+        (data, Reading(most_pixels=9)),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(BadImageError) as of_file:
+            read_image(path, 1, reading)
+        with pytest.raises(BadImageError) as of_bytes:
+            decode_image(bad, path, 1, reading)
+        assert str(of_bytes.value) == str(of_file.value)
 
 
 @pytest.mark.parametrize("read", [read_image, image_size])

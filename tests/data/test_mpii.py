@@ -152,7 +152,7 @@ def test_what_is_refused_names_the_joint(tmp_path, images, changes, message):
         read_mpii(write(tmp_path, [record(joints_vis=[1] * 16) | changes]), images)
 
 
-@pytest.mark.parametrize("missing_images", ["error", "drop"])
+@pytest.mark.parametrize("missing_images", ["error", "drop", "keep"])
 @pytest.mark.parametrize(
     "name", ["../secret.jpg", "sub/../../secret.jpg", "{root}/secret.jpg", "out/../secret.jpg", "sub/../link.jpg"]
 )
@@ -230,6 +230,17 @@ def test_drop_keeps_the_persons_whose_image_is_there(tmp_path, images, caplog):
     assert "2 of 4 persons left out" in caplog.text
     with pytest.raises(AnnotationError, match="no person has its image"):
         read_mpii(write(tmp_path, [record("gone.jpg")]), images, missing_images="drop")
+
+
+def test_keep_keeps_the_persons_whose_image_is_elsewhere(tmp_path, caplog):
+    annotations = write(tmp_path, [record("sub/gone.jpg"), record("b.jpg"), record("sub/gone.jpg")])
+    persons = read_mpii(annotations, tmp_path / "no folder", missing_images="keep")
+    assert [path.relative_to(tmp_path / "no folder").as_posix() for path in persons.image_paths] == [
+        "sub/gone.jpg",
+        "b.jpg",
+    ]
+    np.testing.assert_array_equal(persons.image_index, [0, 1, 0])
+    assert not caplog.text
 
 
 def test_select_keeps_order_and_only_the_images_in_use(tmp_path, images):

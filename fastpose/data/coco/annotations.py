@@ -98,7 +98,7 @@ def read_coco(
             these boxes, without joints, for evaluation. Other categories, images that are not in ``annotations``, empty
             boxes, and sides and scores below 0 are left out; how many, is logged.
         missing_images: "error", or "drop" to leave out the persons whose image is not there, and the image from the
-            evaluation.
+            evaluation, or "keep" for pictures that a source finds elsewhere; then ``images`` need not exist.
         for_evaluation: keep what COCO's evaluation compares with (``truth``). Detections are always for evaluation.
         box_sides: keep what PCK may be measured by.
         reading: how the image files become the pixels that the annotations are for.
@@ -120,7 +120,7 @@ def read_coco(
         FileNotFoundError: one of the files, or the image folder, does not exist.
     """
     file, root = Path(annotations), Path(images)
-    if not root.is_dir():
+    if missing_images != "keep" and not root.is_dir():
         raise FileNotFoundError(f"images: no folder {root}")
     contents = read_json(file, limits)
     if not isinstance(contents, dict):
@@ -150,7 +150,7 @@ def read_coco(
     _check_sizes(persons, pictures, file)
     if not for_evaluation and detections is None:
         return persons
-    there = [i for i in pictures.numbers if missing_images == "error" or _is_there(pictures.file_of(i))]
+    there = [i for i in pictures.numbers if missing_images != "drop" or _is_there(pictures.file_of(i))]
     box_source = "annotations" if detections is None else source.name
     return dataclasses.replace(persons, truth=_truth(found, categories, pictures, there, box_source))
 

@@ -69,7 +69,7 @@ def read_mpii(
         head_boxes: for ``.json``: the ``gt_valid.mat`` whose rows are those of ``annotations``; gives
             ``extras["head_size"]``, float32 [N]. The ``.mat`` has its own head boxes.
         missing_images: "error", or "drop" to leave out the persons whose image is missing; ``source_row`` then says
-            which rows are left.
+            which rows are left, or "keep" for pictures that a source finds elsewhere; then ``images`` need not exist.
         reading: how the image files become the pixels that the annotations are for.
         limits: for ``.json``: what the file may have at most.
 
@@ -82,7 +82,7 @@ def read_mpii(
         ValueError: an argument that the format has no use for.
     """
     file, root = Path(annotations), Path(images)
-    if not root.is_dir():
+    if missing_images != "keep" and not root.is_dir():
         raise FileNotFoundError(f"images: no folder {root}")
     if file.suffix == ".json":
         if split is not None or split_list is not None:
