@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fastpose.data.datasets import open_dataset
 from fastpose.data.pack.format import is_pack
 from fastpose.data.sense import report_doubts
 from fastpose.device import choose_device
-from fastpose.ending import ends_in_one_line
+from fastpose.ending import ends_in_one_line, report
 from fastpose.engine.evaluation import predict_all, scored, scores_entry
 from fastpose.engine.loading import make_loader
 from fastpose.files import check_is_file, write_json
@@ -26,6 +27,7 @@ from fastpose.options.asked import Command
 from fastpose.options.settings import Settings
 from fastpose.options.settle import completed
 from fastpose.progress import CountedProgress
+from fastpose.ranks import ALONE, RankLostError, Ranks, joined_ranks, report_lost
 from fastpose.trained import OTHERS, TRUST_HELP, load_trained
 
 DESCRIPTION = """Evaluate a checkpoint and write scores.json: with PCKh and pred.mat on MPII, with AP or PCK and
@@ -73,16 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = Command(
         "evaluate", DESCRIPTION + OTHERS, EvaluateOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
     )
-    return command.run(run, argv)
+    ranks = ALONE
+    try:
+        with joined_ranks(os.environ) as ranks:
+            return run(*ranks.same(lambda: command.parse(argv)), ranks)
+    except RankLostError as error:
+        return report_lost(error, ranks)
+    except (ValueError, OSError, ArithmeticError) as error:
+        return report(error)
 
 
-def run(own: EvaluateOptions, asked: dict[str, Any]) -> int:
-    """Evaluates and writes scores.json and the predictions."""
+def run(own: EvaluateOptions, asked: dict[str, Any], ranks: Ranks = ALONE) -> int:
+    """Evaluates and writes scores.json and the predictions; several ranks share the work, and the first one writes."""
     if own.annotations is not None:
         asked["valid_annotations"] = own.annotations
     if own.images is not None:
         asked |= {"images": own.images, "valid_images": ""}
-    device = choose_device(asked.get("device", "auto"))
+    device = ranks.own(choose_device(asked.get("device", "auto")))
     trained = load_trained(
         own.checkpoint,
         asked,
@@ -99,19 +108,26 @@ def run(own: EvaluateOptions, asked: dict[str, Any]) -> int:
     if not packed:
         check_is_file("annotations", data.path("valid_annotations"))
     dataset = open_dataset(data, network.size, skeleton)
-    persons = dataset.read("valid")
+    with ranks.in_turns():
+        persons = dataset.read("valid")
     report_doubts({"valid": persons})
     scorer = dataset.scorer(persons)
     scorer.needs(to_train=False)  # said now, and not after the evaluation
     print(f"{len(persons)} persons to evaluate, on {device}", flush=True)
     batch_size = settings.schedule.eval_batch_size
-    loader = make_loader(persons, network, settings.pixels, settings.compute, device, batch_size=batch_size)
+    loader = make_loader(
+        persons, network, settings.pixels, settings.compute, device, batch_size=batch_size, ranks=ranks
+    )
+    ranks.begin(device, settings.compute.rank_timeout)
     progress = CountedProgress("evaluation", "persons", len(persons), stays=False)
     try:
         evaluation = predict_all(trained.decoder(), loader, report=progress.show)
     finally:
         progress.end()
     assert evaluation is not None  # only a stop signal makes it None, and none is listened for
+    ranks.rest()
+    if not ranks.first:
+        return 0
     values = scored(evaluation, scorer).values
     out.mkdir(parents=True, exist_ok=True)
     predictions = scorer.write(out, evaluation.predictions, evaluation.scores)

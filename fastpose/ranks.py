@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastpose.ending import one_of_several, report
 from fastpose.option import OptionError
 
 T = TypeVar("T")
@@ -275,7 +276,7 @@ def in_short(error: Exception) -> str:
 @contextmanager
 def joined_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
     """The ranks that torchrun started this process as one of, by its environment variables; a process by itself where
-    there are no more.
+    there are no more. Ranks other than the first print their errors alone.
 
     Raises:
         ValueError: the variables are incomplete or impossible, or nobody answers at the address that they name.
@@ -304,9 +305,15 @@ def joined_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
         raise ValueError(f"rank {rank} of {count} finds no others at {where}: {in_short(error)}: {advice}") from error
     keep_for_good(dist.group.WORLD)
     ranks = Ranks(rank, int(count), local_rank, local_count, store)
-    yield ranks
+    with nullcontext() if ranks.first else one_of_several(f"rank {rank}"):
+        yield ranks
     ranks.rest()
     dist.destroy_process_group()  # after an error others may not answer; the process ends anyway
+
+
+def report_lost(error: RankLostError, ranks: Ranks) -> int:
+    """Says in one of the ranks that are left which one is lost; returns the exit code of all of them."""
+    return report(error) if ranks.is_to_tell(error) else 1
 
 
 def keep_for_good(group: Any) -> None:

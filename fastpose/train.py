@@ -19,7 +19,7 @@ from torch import nn
 from fastpose.data.datasets import open_dataset
 from fastpose.data.sense import check_sense
 from fastpose.device import choose_device, require_cuda
-from fastpose.ending import ends_in_one_line, one_of_several, report
+from fastpose.ending import ends_in_one_line, report
 from fastpose.engine.epoch import NotFiniteError, OtherRankError
 from fastpose.engine.folder import check_resumable, check_unused, run_folder
 from fastpose.engine.loading import make_loader
@@ -32,7 +32,7 @@ from fastpose.option import OptionError, option
 from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming, read_recipe, read_run, recipes
 from fastpose.options.settings import FIELDS, Settings
 from fastpose.options.settle import completed, settle
-from fastpose.ranks import ALONE, RankLostError, Ranks, joined_ranks
+from fastpose.ranks import ALONE, RankLostError, Ranks, joined_ranks, report_lost
 
 log = logging.getLogger("fastpose.train")  # __name__ is __main__ in a program
 
@@ -78,8 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # On the folder: before a run that goes on is read, and for a new one once there is something to write.
         with joined_ranks(os.environ) as ranks, ExitStack() as claim:
-            if not ranks.first:
-                claim.enter_context(one_of_several(f"rank {ranks.rank}"))
             plan = ranks.same(lambda: make_plan(argv, claim))
             own, folder = plan.own, plan.folder
             run = make_run(plan.settings, folder, begin, resume=bool(own.resume), ranks=ranks)
@@ -89,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 claim.enter_context(run_folder(folder, new=True))
             return run.train()
     except RankLostError as error:
-        return report(error) if ranks.is_to_tell(error) else 1
+        return report_lost(error, ranks)
     except (ValueError, OSError, NotFiniteError, OtherRankError) as error:
         if isinstance(error, OtherRankError | NotFiniteError) and not ranks.first:
             return 1  # the first one says why

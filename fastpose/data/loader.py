@@ -376,5 +376,9 @@ class PoseLoader:
 
 def seeded_generator(device: torch.device | str, *key: int) -> torch.Generator:
     """A generator whose state depends on the integers of `key` alone, with no relation between neighbouring keys."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state))
+    return torch.Generator(device).manual_seed(seed_of(*key))
+
+
+def seed_of(*key: int) -> int:
+    """A seed that depends on the integers of `key` alone."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastpose.data.images import BadImageError
-from fastpose.data.loader import PoseLoader
+from fastpose.data.loader import PoseLoader, seed_of
 from fastpose.data.pack.format import PackError
 from fastpose.ending import Stops, print_once
 from fastpose.engine.schedule import LearningRate
@@ -182,6 +182,8 @@ def train_one_epoch(
                     save()
                 if persons == 0:
                     continue
+                # What a network draws itself, for dropout, it would draw again after any interruption.
+                torch.manual_seed(seed_of(loader.seed, progress.epoch, 1 + batch.step, 1 + ranks.rank))
                 with lost_if_it_fails():
                     loss = train_step(
                         batch, rate.at(progress.epoch, progress.epoch * len(loader) + batch.step), persons

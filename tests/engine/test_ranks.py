@@ -7,21 +7,25 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
+from torch import nn
 
-from fastpose import train
+from fastpose import evaluate, train
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.mpii import PckhScorer, read_mpii
 from fastpose.data.pixels import ImageFiles, ResidentImages
 from fastpose.engine.evaluation import predict_all, scored
 from fastpose.engine.step import TrainStep
+from fastpose.models import network
 from fastpose.models.decoding import Decoder
 from fastpose.options.settings import Settings
 from fastpose.ranks import Ranks, joined_ranks
@@ -214,6 +218,73 @@ def evaluate_small(data: str, out: str) -> int:
     return 0
 
 
+def test_evaluate_writes_the_same_by_any_number_of_ranks(recipe, runs, tmp_path):
+    written = []
+    for ranks in (1, 3):
+        out = tmp_path / str(ranks)
+        words = ("--checkpoint", str(runs[0] / "last.pt"), "--out", str(out), "--eval_batch_size", "3")
+        processes = RankProcesses(tmp_path / f"{ranks} ranks", ranks, command_small, "evaluate", *words)
+        assert processes.wait() == [0] * ranks, [processes.said(rank) for rank in range(ranks)]
+        assert [processes.out(rank) for rank in range(1, ranks)] == [""] * (ranks - 1)
+        written.append((out / "scores.json").read_text())
+    assert written[0] == written[1]
+    mine, theirs = (scipy.io.loadmat(tmp_path / ranks / "pred.mat")["preds"] for ranks in ("1", "3"))
+    np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_wrong_option_is_reported_once(recipe, tmp_path):
+    for command in ("train", "evaluate"):
+        processes = RankProcesses(tmp_path / command, 2, command_small, command, "--nonsense", "1")
+        assert processes.wait()[0] == 2
+        assert "nonsense" in processes.said(0)
+        assert "nonsense" not in processes.said(1)
+
+
+def test_what_a_network_draws_itself_does_not_depend_on_interruptions(recipe, tmp_path):
+    """Dropout, for one. Each rank draws for itself."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    words = ("--recipe", str(recipe))
+    assert RankProcesses(tmp_path / "1", 2, drawing_network, "0", *words, "--run", str(whole)).wait() == [0, 0]
+    assert RankProcesses(tmp_path / "2", 2, drawing_network, "4", *words, "--run", str(cut)).wait() == [130, 130]
+    assert RankProcesses(tmp_path / "3", 2, drawing_network, "0", "--resume", str(cut)).wait() == [0, 0]
+    for mine, theirs in zip(trained(whole), trained(cut), strict=True):
+        assert mine == theirs
+    drawn = [(tmp_path / "1" / f"{rank}.err").read_text().count("drew") for rank in range(2)]
+    assert drawn[0] == drawn[1] > 0
+    first, second = (
+        {line for line in (tmp_path / "1" / f"{n}.err").read_text().split("\n") if "drew" in line} for n in (0, 1)
+    )
+    assert len(first) == drawn[0], "each step draws other numbers"
+    assert not first & second, "and so does each rank"
+
+
+class Drawing(nn.Module):
+    """Dropout that says what it draws, except in rehearsals."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return maps
+        kept = torch.rand(maps.shape[1])
+        if maps.abs().sum() > 0 and not torch.equal(maps[:1].expand_as(maps), maps):
+            print("drew", kept[:2].tolist(), file=sys.stderr)
+        return maps * (kept > 0.2).view(1, -1, 1, 1)
+
+
+def drawing_network(steps: str, *words: str) -> int:
+    """`stopped_after`, with a network that drops channels."""
+
+    def make(depth: int, head: str, num_joints: int, *, channels: int) -> nn.Module:
+        return nn.Sequential(small_network(depth, head, num_joints, channels=channels), Drawing())
+
+    return at_step(int(steps), lambda: os.kill(os.getpid(), signal.SIGINT), *words, make=make)
+
+
+def command_small(command: str, *words: str) -> int:
+    """A command with the network of `train_small`."""
+    network.pose_resnet = small_network
+    return {"train": train, "evaluate": evaluate}[command].main(list(words))
+
+
 def test_the_number_of_ranks_may_change_within_an_epoch(recipe, runs, tmp_path):
     """Two ranks stop in the middle of an epoch; three go on with the same persons."""
     run = tmp_path / "run"
@@ -235,7 +306,7 @@ def stopped_after(steps: str, *words: str) -> int:
     return at_step(int(steps), lambda: os.kill(os.getpid(), signal.SIGINT), *words)
 
 
-def at_step(steps: int, what: Any, *words: str, rank: str = "1") -> int:
+def at_step(steps: int, what: Any, *words: str, rank: str = "1", make: Any = small_network) -> int:
     done, call = [0], TrainStep.__call__
 
     def counted(self: TrainStep, *arguments: Any) -> torch.Tensor:
@@ -245,7 +316,7 @@ def at_step(steps: int, what: Any, *words: str, rank: str = "1") -> int:
         return call(self, *arguments)
 
     TrainStep.__call__ = counted  # type: ignore[method-assign]
-    return train_small(*words)
+    return train_small(*words, make=make)
 
 
 def killed_at(steps: str, rank: str, *words: str) -> int:
