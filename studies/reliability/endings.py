@@ -5,13 +5,15 @@
 
 Of each pixel source and each way to end, `--each` processes train as a user's script does, without closing anything,
 until they say when the end begins: the script returns, an exception or sys.exit ends it, Ctrl-C comes, or an exception
-is caught and the process goes on. A table says how many seconds later the process, or in the last case the last thread
-of fastpose's, was gone. The last row is of `fastpose train`, which finishes its step and saves first.
+is caught and the process goes on. A table says how many seconds later the last thread of fastpose's was gone, and the
+most that it took until the process was, too. Most of that is the interpreter's own end, as the next line shows: that of
+a process that has only imported. The last one is of `fastpose train`, which finishes its step and saves first.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import itertools
 import signal
 import statistics
@@ -54,16 +56,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_data(root, persons=128, images=64, side=480)
-        print(f"{'s, median / most':16}" + "".join(f"{end:>16}" for end in ENDS), flush=True)
+        print(f"{'seconds':16}" + "".join(f"{end:>24}" for end in ENDS), flush=True)
         for source in SOURCES:
             cells = ""
             for end in ENDS:
-                seconds = [seconds_of(root, source, end) for _ in range(each)]
-                cells += f"{statistics.median(seconds):.2f} / {max(seconds):.2f}".rjust(16)
+                threads, process = zip(*(seconds_of(root, source, end) for _ in range(each)), strict=True)
+                cells += f"{statistics.median(threads):.2f} to {max(threads):.2f}, {max(process):.2f}".rjust(24)
             print(f"{source:16}{cells}", flush=True)
         recipe = write_recipe(root, channels=128, size=[128, 128], batch_size=5)
-        seconds = [seconds_of_command(recipe, root / f"run-{number}") for number in range(each)]
-        print(f"{'fastpose train':64}{statistics.median(seconds):.2f} / {max(seconds):.2f}")
+        wholes = {
+            "imports alone": [seconds_of(root, "files", "imports")[1] for _ in range(each)],
+            "fastpose train": [seconds_of_command(recipe, root / f"run-{number}") for number in range(each)],
+        }
+        for name, seconds in wholes.items():
+            print(f"{name:16}{f'{statistics.median(seconds):.2f} to {max(seconds):.2f}':>24}")
     return 0
 
 
@@ -82,24 +88,28 @@ def begin(root: Path, sources: Sequence[str], end: str) -> subprocess.Popen[str]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def seconds_of(root: Path, source: str, end: str) -> float:
+def seconds_of(root: Path, source: str, end: str) -> tuple[float, float]:
+    """From the beginning of the end until the last thread, and until the process was gone."""
     process = begin(root, [source], end)
     assert process.stdout is not None
+    assert process.stderr is not None
     try:
         began = float(process.stdout.readline())
         if end == "interrupt":
             began = time.monotonic()
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=HANG)
-        over = float(out) if end == "caught" else time.monotonic()
+        threads = process.stdout.readline()
+        process.wait(HANG)
+        over = time.monotonic()
+        if process.returncode != EXIT_CODES.get(end, 0):
+            raise RuntimeError(f"{source}, {end}: exit code {process.returncode}: {process.stderr.read()}")
     finally:
         process.kill()
-    if process.returncode != EXIT_CODES.get(end, 0):
-        raise RuntimeError(f"{source}, {end}: exit code {process.returncode}: {err}")
-    return over - began
+    return float(threads) - began, over - began
 
 
 def seconds_of_command(recipe: Path, run: Path) -> float:
+    """From SIGTERM, as a background job may ignore SIGINT, until the process was gone."""
     command = [sys.executable, "-m", "fastpose.train", "--recipe", str(recipe), "--run", str(run), "--epochs", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
@@ -108,7 +118,7 @@ def seconds_of_command(recipe: Path, run: Path) -> float:
             if process.poll() is not None:
                 raise RuntimeError(f"fastpose train ended with {process.returncode}")
         began = time.monotonic()
-        process.send_signal(signal.SIGTERM)  # a background job may ignore SIGINT
+        process.send_signal(signal.SIGTERM)
         process.communicate(timeout=HANG)
         return time.monotonic() - began
     finally:
@@ -158,6 +168,11 @@ def child(root: Path, end: str, sources: Sequence[str]) -> object:
     """Trains; returns what is to stay until the interpreter ends."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script's background job ignores
     torch.set_num_threads(1)
+    if end != "caught":
+        atexit.register(lambda: print(time.monotonic(), flush=True))  # when Python has waited for all threads
+    if end == "imports":
+        print(time.monotonic(), flush=True)
+        return None
     opened = loaders(root, sources)
     if end != "caught":
         return train(opened, end), opened

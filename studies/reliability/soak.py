@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto", help="as for fastpose train (auto)")
     parser.add_argument("--samples", type=Path, help="file to write what was seen to, a line of JSON per look")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and not leave a run without end
     grew = False
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -88,7 +89,7 @@ def main() -> int:
 
 def prepare(root: Path, persons: int, device: str) -> dict[str, Path]:
     """Draws persons, spoils some of their images and packs them; the folders to train on."""
-    settings = {"depth": 18, "channels": 16, "size": [64, 64], "batch_size": 8, "epochs": 1_000_000, "eval_every": 3}
+    settings = {"depth": 18, "channels": 16, "size": [32, 32], "batch_size": 8, "epochs": 1_000_000, "eval_every": 3}
     (root / "recipe.yaml").write_text(yaml.safe_dump(settings | {"device": device, "on_bad_image": "skip"}))
     sources = {"files": root / "files", "raw": root / "raw", "jpeg": root / "jpeg"}
     run("synthetic", root / "files", "--persons", persons, "--valid_persons", persons // 5)
