@@ -11,6 +11,7 @@
 # make gpu-rehearsal     the same as make gpu on the CPU, as far as that goes without a driver
 # make integrations      fastpose inside mmpose, and networks of mmpose and transformers, in an environment of their own
 # make fuzz    every op with arguments of every kind, for SECONDS in all; make libfuzzer: its C++ half by Clang's libFuzzer
+# make soak    trains for MINUTES on files and packs with bad images: do memory, descriptors and threads stay what they are?
 # make lint | cpp-test | sanitize | fuzz | emulate | cuda-compile | kernel-counts   what .ci/run adds to that
 # make clean   forget the environment and every build output
 
@@ -23,7 +24,7 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: train test test-slow fallback real bench bench-compare gpu gpu-check gpu-report gpu-more gpu-rehearsal compute-sanitizer integrations \
-  lint cpp-test sanitize fuzz libfuzzer emulate cuda-compile kernel-counts clean
+  lint cpp-test sanitize fuzz libfuzzer soak emulate cuda-compile kernel-counts clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m fastpose.train
@@ -155,6 +156,10 @@ libfuzzer: $(VENV)/.installed-dev
 	PATH=$(BIN):$$PATH cmake --build build/libfuzzer --target fastpose_fuzz
 	mkdir -p build/libfuzzer/corpus
 	build/libfuzzer/fastpose_fuzz -max_total_time=$(SECONDS) -max_len=512 build/libfuzzer/corpus
+
+MINUTES ?= 30
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m studies.reliability.soak --minutes $(MINUTES)
 
 # The CUDA kernels on the CPU (tests/cuda_emulation): out are the errors that only the CPU loops can raise, and batches
 # whose size is their point.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import errno
+import gc
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -702,6 +704,20 @@ def test_after_a_bad_image_a_run_goes_on_where_it_failed(recipe, tmp_path, capsy
         path.write_bytes(contents)
     assert train.main(["--resume", str(run)]) == 0
     assert_same_run(tmp_path / "whole", run)
+
+
+def test_however_a_run_ends_in_a_program_it_leaves_no_thread_there(recipe, tmp_path):
+    root = write_tiny_mpii(tmp_path / "data")
+    arguments = ["--recipe", str(recipe), "--data_root", str(root), "--prefetch", "1"]
+    assert train.main([*arguments, "--run", str(tmp_path / "complete")]) == 0
+    start_and_stop(recipe, tmp_path / "stopped", 2, "--data_root", str(root))
+    (root / "images/003.jpg").write_bytes(b"")
+    assert train.main([*arguments, "--run", str(tmp_path / "failed")]) == 1
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name.startswith("fastpose-"):
+            thread.join(20)
+            assert not thread.is_alive(), thread.name
 
 
 @pytest.mark.parametrize(("persons", "batch_size"), [(9, 4), (9, 1), (1, 4)])

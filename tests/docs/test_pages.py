@@ -115,7 +115,8 @@ def options() -> dict[str, set[str]]:
 def test_commands_and_options_that_a_page_shows_exist(page: str, options: dict[str, set[str]]) -> None:
     for block in blocks(page, r"(?:sh|bash)"):
         for line in block.replace("\\\n", " ").splitlines():
-            call = re.match(r"(?:python -m fastpose\.|fastpose )(\w+)([^#&|]*)", line)
+            begins = r"(?:python -m fastpose\.|fastpose |torchrun .*-m fastpose\.)(\w+)(?: --(?= ))?"
+            call = re.match(begins + r"([^#&|]*)", line)
             if not call:
                 continue
             verb, words = call.groups()
@@ -130,7 +131,7 @@ def test_commands_and_options_that_a_page_shows_exist(page: str, options: dict[s
 def test_options_that_the_manual_names_exist(page: str, options: dict[str, set[str]]) -> None:
     known = set.union(*options.values())
     for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", PAGES[page]):
-        if code.startswith(("pip", "python", "make", "pytest")):
+        if code.startswith(("pip", "python", "make", "pytest", "torchrun")):
             continue
         for name in re.findall(r"--([\w-]+)", code):
             assert name.replace("-", "_") in known, name

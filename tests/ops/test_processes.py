@@ -35,7 +35,8 @@ def every_op():
     loss = fastpose.heatmap_mse_loss(pred, points + 0.5, visible)
     grads = torch.autograd.grad(loss, pred) if pred.requires_grad else ()
     decoded = fastpose.decode_heatmaps(pred, refine="dark", flipped=pred.flip(3), flip_pairs=[(0, 1)])
-    return [matrix, crops, points, visible, maps, weights, loss.detach(), *grads, *decoded]
+    means = fastpose.soft_argmax(pred.detach(), beta=10.0)
+    return [matrix, crops, points, visible, maps, weights, loss.detach(), *grads, *decoded, *means]
 """
 namespace: dict[str, object] = {}
 exec(EVERY_OP, namespace)
@@ -80,42 +81,55 @@ def test_modes_of_torch_change_no_bit() -> None:
         assert same_bits(every_op(), expected)
 
 
-def test_a_worker_forked_while_torch_s_threads_exist_computes_the_same() -> None:
-    """A DataLoader's workers, which torch gives one thread; the parent's threads do not exist in them."""
-    out = python("""
-        torch.set_num_threads(2)
-        expected = every_op()
-        class Rows(torch.utils.data.Dataset):
-            def __len__(self): return 4
-            def __getitem__(self, n): return all(map(torch.equal, every_op(), expected))
-        if True:
-            loader = torch.utils.data.DataLoader(Rows(), batch_size=None, num_workers=2, multiprocessing_context="fork")
-            print(list(loader), all(map(torch.equal, every_op(), expected)))
-    """)
-    assert out.split() == ["[True,", "True,", "True,", "True]", "True"]
+def test_the_number_of_torch_s_threads_changes_no_bit() -> None:
+    before, expected = torch.get_num_threads(), every_op()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            assert same_bits(every_op(), expected), threads
+    finally:
+        torch.set_num_threads(before)
 
 
-@pytest.mark.slow
-def test_spawned_workers_compute_the_same(tmp_path: Path) -> None:
-    (tmp_path / "spawned.py").write_text(
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_anomaly_mode_changes_no_bit_and_says_where_the_loss_was_that_is_not_a_number() -> None:
+    expected = every_op()
+    points, visible = torch.zeros(2, 3, 2), torch.ones(2, 3)
+    pred = torch.full((2, 3, 8, 8), torch.nan, requires_grad=True)
+    with torch.autograd.detect_anomaly():
+        assert same_bits(every_op(), expected)
+        loss = fastpose.heatmap_mse_loss(pred, points, visible)
+        with pytest.warns(UserWarning, match="in heatmap_mse_loss"), pytest.raises(RuntimeError, match="nan values"):
+            loss.backward()
+
+
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("forkserver", 1), ("spawn", 1)])
+def test_a_loader_s_workers_compute_the_same(tmp_path: Path, method: str, workers: int) -> None:
+    """torch gives each worker one thread. One that is forked begins while torch's threads exist, but not in it."""
+    (tmp_path / "loads.py").write_text(
         EVERY_OP
         + textwrap.dedent("""
-            import multiprocessing, sys
-            def bits(_): return [tensor.numpy().tobytes() for tensor in every_op()]
+            import sys
+            from torch.utils.data import DataLoader, Dataset
+            class Results(Dataset):
+                def __len__(self): return 2
+                def __getitem__(self, n): return [tensor.numpy().tobytes() for tensor in every_op()]
             if __name__ == "__main__":
-                with multiprocessing.get_context("spawn").Pool(2) as pool:
-                    print(pool.map(bits, range(2)) == [bits(0)] * 2)
+                torch.set_num_threads(2)
+                expected, options = Results()[0], {"multiprocessing_context": sys.argv[1], "timeout": 100}
+                loader = DataLoader(Results(), batch_size=None, num_workers=int(sys.argv[2]), **options)
+                print([got == expected for got in loader], Results()[0] == expected)
         """)
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(tmp_path / "spawned.py")],
+        [sys.executable, "-W", "ignore", str(tmp_path / "loads.py"), method, str(workers)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
-    assert done.stdout.strip() == "True", done.stderr
+    assert done.stdout.strip() == "[True, True] True", done.stderr
 
 
 def test_signals_that_arrive_during_ops_neither_stop_nor_change_them() -> None:
