@@ -116,6 +116,7 @@ def train_one_epoch(
     stop: StopSignals,
     report: Callable[[float], None],
     log_every: int,
+    *,
     save_due: Callable[[], bool] = lambda: False,
     save: Callable[[], None] = lambda: None,
 ) -> None:

@@ -227,8 +227,8 @@ class Run:
                 stop,
                 report.step,
                 schedule.log_every,
-                self.save_due,
-                self.save_between_steps,
+                save_due=self.save_due,
+                save=self.save_between_steps,
             )
             due = progress.epoch + 1 == schedule.epochs or (progress.epoch + 1) % schedule.eval_every == 0
             if due and not self.ranks.most(stop.received):

@@ -684,14 +684,14 @@ def test_after_a_bad_image_a_run_goes_on_where_it_failed(recipe, tmp_path, capsy
     assert train.main([*arguments, "--run", str(tmp_path / "whole"), "--batch_size", "2"]) == 0
     one_epoch = training.train_one_epoch
 
-    def spoil(*arguments):
+    def spoil(*arguments, **named):
         # From the first step on no picture can be read; one batch is prepared ahead, there are five.
         def report(loss):
             for path in images:
                 path.write_bytes(b"")
 
         *before, _, log_every = arguments
-        return one_epoch(*before, report, log_every)
+        return one_epoch(*before, report, log_every, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_one_epoch", spoil)

@@ -23,6 +23,7 @@ from fastpose.data.augmentation import Augmentation
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.mpii import PckhScorer, read_mpii
 from fastpose.data.pixels import ImageFiles, ResidentImages
+from fastpose.engine import results as drawing
 from fastpose.engine.evaluation import predict_all, scored
 from fastpose.engine.step import TrainStep
 from fastpose.models import network
@@ -397,9 +398,9 @@ def test_a_rank_that_is_stuck_says_where_and_ends_the_run(recipe, tmp_path):
     assert "in at_step" in processes.said(1), "where it is"
 
 
-def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path, monkeypatch):
+def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path):
     run = tmp_path / "run"
-    words = ("1", "--recipe", str(recipe), "--run", str(run), "--epochs", "1000", "--rank_timeout", "1")
+    words = ("1", "--recipe", str(recipe), "--run", str(run), "--epochs", "1000", "--rank_timeout", "5")
     processes = RankProcesses(tmp_path / "ranks", 3, sooner, *words)
     processes.wait_for(lambda: (run / "metrics.jsonl").exists())
     processes.kill(2, signal.SIGSTOP)
@@ -487,11 +488,13 @@ def test_a_command_that_torchrun_may_start_again_needs_a_folder(recipe, monkeypa
 
 
 def test_a_command_that_torchrun_starts_again_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(network, "pose_resnet", small_network)
+    monkeypatch.setattr(drawing, "draw", lambda *arguments: None)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     run = tmp_path / "run"
-    words = ["--recipe", str(recipe), "--run", str(run), "--sigma", "2"]
-    assert train_small(*words, "--epochs", "1") == 0
+    words = ["--recipe", str(recipe), "--run", str(run), "--sigma", "2", "--epochs", "1"]
+    assert train.main(words) == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     capsys.readouterr()
-    assert train_small(*words, "--epochs", "1") == 0
+    assert train.main(words) == 0
     assert "nothing is left to do" in capsys.readouterr().out

@@ -116,7 +116,7 @@ def _rank(folder: Path, environment: dict[str, str], work: Callable[..., int], a
 
 
 def train_small(*words: str, make: Any = small_network) -> int:
-    """`fastpose.train` with a network that takes no time, and without pictures."""
+    """`fastpose.train` with a network that takes no time, and without pictures; in a process of its own."""
     network.pose_resnet = make
     drawing.draw = lambda *arguments: None
     return train.main(list(words))
