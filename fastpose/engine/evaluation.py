@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpose.data.dataset import Scorer
@@ -120,9 +121,10 @@ def scores_entry(scorer: Scorer, values: dict[str, float] | None) -> dict[str, A
     return {scorer.name: plain | dict(scorer.notes)}
 
 
-def best_seen_person(persons: Persons, evaluation: Evaluation) -> int:
-    """The row of the person with the highest scores among those with the most annotated joints."""
-    annotated = persons.visible.sum(axis=1)
+def best_seen_person(persons: Persons, evaluation: Evaluation, among: NDArray[np.bool_] | None = None) -> int:
+    """The row of the person with the highest scores among those with the most annotated joints; of `among`, bool [N],
+    if not of all."""
+    annotated = np.where(True if among is None else among, persons.visible.sum(axis=1), -1)
     scores = np.where(annotated == annotated.max(), evaluation.scores.mean(axis=1), -np.inf)
     return int(np.nanargmax(np.where(np.isnan(evaluation.scores).any(axis=1), -np.inf, scores)))
 

@@ -16,7 +16,7 @@ import fastpose
 from fastpose.data.dataset import Scorer
 from fastpose.data.loader import PoseLoader
 from fastpose.data.persons import Persons
-from fastpose.data.pixels import open_images
+from fastpose.data.pixels import ResidentImages, open_images
 from fastpose.engine import pictures
 from fastpose.engine.evaluation import Evaluation, best_seen_person, heatmaps_of
 from fastpose.models.decoding import Decoder
@@ -47,7 +47,9 @@ def draw(
     pictures.draw_curves(folder / "curves.png", history, scorer.name, scorer.curves, scorer.label, scorer.note)
     persons = loader.persons
     draw_predictions(folder / "predictions.png", persons, evaluation.predictions)
-    row = best_seen_person(persons, evaluation)
+    kept = loader.source.kept if isinstance(loader.source, ResidentImages) else None
+    among = np.ones(len(persons), bool) if kept is None else kept[persons.image_index]  # not in other ranks alone
+    row = best_seen_person(persons, evaluation, among)
     heatmaps = heatmaps_of(decoder, loader, row)
     size = (STRIDE * heatmaps.shape[1], STRIDE * heatmaps.shape[2])
     crop, points = person_crop(persons, row, size, evaluation.predictions[row])

@@ -219,6 +219,43 @@ def evaluate_small(data: str, out: str) -> int:
     return 0
 
 
+def test_resident_images_and_pictures_are_those_of_one(recipe, runs, tmp_path):
+    run = tmp_path / "run"
+    words = ("train", "--recipe", str(recipe), "--run", str(run), "--resident", "true", "--eval_batch_size", "2")
+    processes = RankProcesses(tmp_path / "ranks", 3, command_small, *words)
+    assert processes.wait() == [0] * 3, [processes.said(rank) for rank in range(3)]
+    assert "resident: each of the 3 ranks keeps all 4 training images" in processes.out()
+    for mine, theirs in zip(lines(runs[0]), lines(run), strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+    for name in ("curves.png", "predictions.png", "heatmaps.png"):
+        assert (run / name).stat().st_size > 1000
+
+
+def with_little_memory(*words: str) -> int:
+    """A command on a machine that says it has memory for half of the training images."""
+    from fastpose.data.pixels import open as opening
+    from fastpose.data.pixels import resident
+
+    needed = opening.bytes_at_peak
+    opening.free_bytes = lambda device: 3 * 100_000
+    opening.bytes_at_peak = lambda sizes: 100_001
+    assert needed is resident.bytes_at_peak
+    return command_small(*words)
+
+
+def test_images_that_do_not_fit_are_shared(recipe, runs, tmp_path):
+    run = tmp_path / "run"
+    words = ("train", "--recipe", str(recipe), "--run", str(run), "--resident", "true")
+    processes = RankProcesses(tmp_path / "ranks", 3, with_little_memory, *words)
+    assert processes.wait() == [0] * 3, [processes.said(rank) for rank in range(3)]
+    assert (
+        "resident: each of the 3 ranks keeps a share of the 4 training images: all of them take 100,001 bytes"
+        in processes.out()
+    )
+    for mine, theirs in zip(lines(runs[0]), lines(run), strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+
+
 def test_evaluate_writes_the_same_by_any_number_of_ranks(recipe, runs, tmp_path):
     written = []
     for ranks in (1, 3):
