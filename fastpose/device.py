@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from fastpose.option import OptionError, check_at_least, option, set_on_off
+from fastpose.option import OptionError, option, set_on_off
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class ComputeOptions:
     )
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "rank_timeout")
+        if not 1 <= self.rank_timeout <= 7 * 86400:
+            raise OptionError("rank_timeout", f"expected 1 to {7 * 86400} seconds, got {self.rank_timeout}")
         set_on_off(self, "channels_last", "cuda_graph", "cudnn_benchmark")
 
     def uses_bfloat16(self, device: torch.device) -> bool:

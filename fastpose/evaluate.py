@@ -75,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = Command(
         "evaluate", DESCRIPTION + OTHERS, EvaluateOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
     )
+    own, asked = command.parse(argv)
     ranks = ALONE
     try:
         with joined_ranks(os.environ) as ranks:
-            return run(*ranks.same(lambda: command.parse(argv)), ranks)
+            return run(own, asked, ranks)
     except RankLostError as error:
         return report_lost(error, ranks)
     except (ValueError, OSError, ArithmeticError) as error:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,17 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     torchrun starts it in several processes, the ranks of one run: see fastpose.ranks. The first one prints and writes.
     """
     begin = time.perf_counter()
+    command = Command("train", DESCRIPTION + ", ".join(recipes()), TrainOptions, FIELDS)
+    own, asked = command.parse(argv)
     ranks = ALONE
     try:
         # On the folder: before a run that goes on is read, and for a new one once there is something to write.
         with joined_ranks(os.environ) as ranks, ExitStack() as claim:
-            plan = ranks.same(lambda: make_plan(argv, claim))
+            plan = ranks.same(lambda: make_plan(command, own, asked, claim, ranks.launch))
             own, folder = plan.own, plan.folder
             run = make_run(plan.settings, folder, begin, resume=bool(own.resume), ranks=ranks)
             if own.dry_run:
                 return run.dry_run()
             if not own.resume and ranks.first:
                 claim.enter_context(run_folder(folder, new=True))
+                remember(folder, ranks.launch)
             return run.train()
     except RankLostError as error:
         return report_lost(error, ranks)
@@ -94,15 +97,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error)
 
 
-def make_plan(argv: Sequence[str] | None, claim: ExitStack) -> Plan:
+def make_plan(command: Command, own: TrainOptions, asked: dict[str, Any], claim: ExitStack, launch: Any = None) -> Plan:
     """What is asked for, settled and printed. A wrong option ends the program with a message and exit code 2.
+
+    `launch`: see Ranks.
 
     Raises:
         ValueError, OSError: a file or folder cannot be used.
     """
-    command = Command("train", DESCRIPTION + ", ".join(recipes()), TrainOptions, FIELDS)
-    own, asked = command.parse(argv)
-    own, asked = restarted(own, asked, os.environ)
+    refuse_copies(os.environ)
+    own, asked = restarted(own, asked, launch)
     file, folder = options_file(own, asked)
     if own.resume and not own.dry_run:
         claim.enter_context(run_folder(folder, new=False))
@@ -127,28 +131,36 @@ def make_plan(argv: Sequence[str] | None, claim: ExitStack) -> Plan:
     return Plan(own, settings, folder)
 
 
-def restarted(
-    own: TrainOptions, asked: dict[str, Any], environment: Mapping[str, str]
-) -> tuple[TrainOptions, dict[str, Any]]:
-    """What is asked for, where torchrun starts the same command again after a rank has ended: to go on with the run.
+FOLDER = "folder"  # where torchrun's store has the folder of the run
 
-    Raises:
-        ValueError: it may do so, and does not know in which folder.
-    """
-    most = environment.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    if most == "0" or own.resume or own.dry_run:
+
+def remember(folder: Path, launch: Any) -> None:
+    """Lets the same command know, if torchrun starts it again after a rank has ended, that the run is its own."""
+    if launch is not None:
+        launch.set(FOLDER, str(folder.resolve()))
+
+
+def restarted(own: TrainOptions, asked: dict[str, Any], launch: Any) -> tuple[TrainOptions, dict[str, Any]]:
+    """What is asked for, where torchrun starts the same command again: to go on with the run that it has begun."""
+    if launch is None or own.resume or own.dry_run or not launch.check([FOLDER]):
         return own, asked
-    if own.run is None:
-        raise ValueError(
-            f"--run: torchrun starts this up to {most} times more (--max-restarts): name the folder to go on in"
-        )
-    folder = Path(own.run)
-    begun = any((folder / name).exists() for name in ("config.yaml", "last.pt"))
-    if environment.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not begun:
-        return own, asked
+    folder = Path(launch.get(FOLDER).decode())
+    if not any((folder / name).exists() for name in ("config.yaml", "last.pt")):
+        return dataclasses.replace(own, run=str(folder)), asked
     # All else that was asked for is in the run's own settings. Its network is code, and named here alone.
     asked = {name: value for name, value in asked.items() if name == "model"}
-    return dataclasses.replace(own, recipe="", run=None, resume=own.run), asked
+    return dataclasses.replace(own, recipe="", run=None, resume=str(folder)), asked
+
+
+def refuse_copies(environment: Mapping[str, str]) -> None:
+    """Raises ValueError in a process that was started as one of several by a program that does not make them ranks."""
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        count = environment.get(name, "")
+        if "RANK" not in environment and count.isdecimal() and int(count) > 1:
+            raise ValueError(
+                f"{name} is {count}: each of them would train the whole run: start one torchrun on each machine, which "
+                f"starts the ranks, or unset {name}"
+            )
 
 
 def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
@@ -183,7 +195,7 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
         if wanted:  # said now, and not after the images have been drawn or decoded
             require_cuda(name, device)
     dataset = open_dataset(settings.data, network.size)
-    with ranks.in_turns():
+    with ranks.in_turns() if settings.data.synthetic_persons else nullcontext():
         train, valid = dataset.read("train"), dataset.read("valid")
     check_sense(train, valid)
     scorer, skeleton = dataset.scorer(valid), valid.skeleton
@@ -216,7 +228,9 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
         memory_format=compute.memory_format(device),
         to_train=True,
     )
-    check_batches(len(train), settings, model, ranks)
+    # With batch normalisation over all ranks a part does not matter.
+    parts = 1 if compute.sync_batch_norm else ranks.count
+    check_batches(len(train), settings, model, parts, any_part=train_loader.by_image and parts > 1)
     return Run(
         folder,
         str(network),
@@ -233,14 +247,17 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
     )
 
 
-def check_batches(persons: int, settings: Settings, model: nn.Module, ranks: Ranks = ALONE) -> None:
+def check_batches(
+    persons: int, settings: Settings, model: nn.Module, parts: int = 1, *, any_part: bool = False
+) -> None:
     """Refuses training batches of one person that the network cannot train on, before the epoch whose last step may
     have the only one: batch normalisation needs more than one value per channel. A ResNet's last layers have one at
-    32 x 32 px, and what is behind global pooling at any size."""
+    32 x 32 px, and what is behind global pooling at any size.
+
+    `parts`: into how many a batch is divided, equally or, with `any_part`, in any way.
+    """
     network, batch_size = settings.network, settings.schedule.batch_size
-    # A rank may have fewer than the batch; not with batch normalisation over all of them.
-    parts = 1 if settings.compute.sync_batch_norm else ranks.count
-    sizes = {size // parts for size in (batch_size, persons % batch_size)}
+    sizes = {size // parts for size in (batch_size, persons % batch_size)} | ({1} if any_part else set())
     sizes |= {-(-size // parts) for size in (batch_size, persons % batch_size)}
     if 1 not in sizes:
         return
@@ -249,7 +266,7 @@ def check_batches(persons: int, settings: Settings, model: nn.Module, ranks: Ran
     else:
         reason = check_trains_on(model, 1, network.size)
     if reason:
-        of_ranks = f" over {ranks.count} ranks" if parts > 1 else ""
+        of_ranks = f" over {parts} ranks" if parts > 1 else ""
         raise OptionError(
             "batch_size",
             f"{persons} persons in batches of {batch_size}{of_ranks} leave a batch of one, which {network} "

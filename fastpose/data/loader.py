@@ -303,8 +303,9 @@ class PoseLoader:
 
     def _slice(self, persons: int) -> slice:
         """This rank's part of a training batch; the parts differ by one person at most."""
-        rank, count = self.ranks.rank, self.ranks.count
-        return slice(rank * persons // count, (rank + 1) * persons // count)
+        least, more = divmod(persons, self.ranks.count)  # the first ranks have one more: theirs are never empty alone
+        first = self.ranks.rank * least + min(self.ranks.rank, more)
+        return slice(first, first + least + (self.ranks.rank < more))
 
     def _part(self, rows: Tensor) -> slice | Tensor | None:
         """Which of a training batch's rows this rank makes; None: all."""

@@ -167,10 +167,9 @@ def train_one_epoch(
                 due = ranks.first and batch is not None and save_due()
                 persons, failures, stops, saves = ranks.agree(own, failure is not None, stopping, due)
                 together = True
-                if failure is not None:
-                    raise failure
                 if failures:
-                    raise OtherRankError("another rank could not go on, see there")
+                    failure = failure or OtherRankError("another rank could not go on, see there")
+                    break
                 if batch is None:
                     progress.step = len(loader)
                     break
@@ -203,8 +202,6 @@ def train_one_epoch(
                 stopping = bool(stop.received)
                 if ranks.count == 1 and (stopping or failure):
                     break
-            if failure is not None:
-                raise failure
     except RankLostError as error:
         error.between_epochs = False
         raise
@@ -213,6 +210,8 @@ def train_one_epoch(
         if together:  # otherwise `progress` counts what was trained up to the last stocktaking
             take_stock()
     check_finite(progress.loss_sum, progress.epoch, progress.step)
+    if failure is not None:
+        raise failure
     if ranks.count > 1 and progress.samples == 0 and first_step == 0 and progress.step == len(loader):
         raise loader.nothing_read()
 

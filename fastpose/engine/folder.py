@@ -79,6 +79,6 @@ def check_resumable(folder: Path) -> None:
 def started_as(ranks: int = 1, local_ranks: int = 1) -> str:
     """The command that this is: the script's verb, or the module, which torchrun starts where there are several."""
     if ranks > 1:
-        nodes = f"--nnodes {ranks // local_ranks} " if ranks > local_ranks else ""
-        return f"torchrun {nodes}--nproc-per-node {local_ranks} -m fastpose.train"
+        machines = "AS-BEFORE " if ranks > local_ranks else ""
+        return f"torchrun {machines}--nproc-per-node {local_ranks} -m fastpose.train --"
     return "fastpose train" if Path(sys.argv[0]).stem == "fastpose" else "python -m fastpose.train"

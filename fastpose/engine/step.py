@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -154,7 +154,7 @@ class TrainStep:
             self.ranks.with_sync_batch_norm(self.model)
         with self._undone():
             self._backward(self.model, *inputs)
-            unused = any(p.grad is None for p in self.model.parameters() if p.requires_grad)
+            unused = bool(self.ranks.most(any(p.grad is None for p in self.model.parameters() if p.requires_grad)))
         self._forward = self.ranks.replicated(self.model, unused=unused)
         with self._undone():
             self._backward(self._forward, *inputs)
@@ -202,8 +202,10 @@ class TrainStep:
         share: float = 1.0,
     ) -> Tensor:
         """The loss, detached; the parameters then have its gradients, times `share`."""
-        with self.compute.autocast(self.device):
-            heatmaps = forward(images)
+        # Of an empty part in bfloat16 torch's SyncBatchNorm would send bfloat16 to ranks that expect float32.
+        empty = len(images) == 0
+        with self.compute.autocast(self.device) if not empty else nullcontext():
+            heatmaps = forward(images.float() if empty else images)
         expected = [*keypoints.shape[:2], *(side // 4 for side in images.shape[2:])]
         if not isinstance(heatmaps, Tensor) or list(heatmaps.shape) != expected or not heatmaps.requires_grad:
             got = f"{list(heatmaps.shape)}" if isinstance(heatmaps, Tensor) else type(heatmaps).__name__

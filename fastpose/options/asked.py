@@ -6,8 +6,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -97,8 +99,15 @@ class Command:
         Returns:
             The command's own options, and what else was asked for by name; without what was not.
 
-        A wrong option ends the program with a message and exit code 2, as argparse does.
+        A wrong option ends the program with a message and exit code 2, as argparse does. Of several ranks the first one
+        has the message.
         """
+        if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+            return self._parse(argv)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return self._parse(argv)
+
+    def _parse(self, argv: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
         words = [underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
         for word in words:
             if is_yaml_bomb(word):

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from fastpose.engine.step import TrainStep
 from fastpose.models import network
 from fastpose.models.decoding import Decoder
 from fastpose.options.settings import Settings
-from fastpose.ranks import Ranks, joined_ranks
+from fastpose.ranks import RankLostError, Ranks, joined_ranks, report_lost
 from tests.helpers.ranks import RankProcesses, train_small
 from tests.helpers.runs import results, write_recipe
 from tests.helpers.settings import small_network
@@ -88,8 +89,8 @@ def test_all_ranks_together_make_the_batches_of_one_to_the_bit(persons, ranks, b
 
 def test_the_parts_of_a_batch_differ_by_one_person_at_most_and_may_be_empty(persons):
     sizes = [[len(batch.rows) for batch in loader.epoch()] for loader in loaders(persons, 3)]
-    assert sizes == [[1, 1, 0], [1, 1, 1], [2, 2, 1]]
-    assert [loader.part_size for loader in loaders(persons, 3)] == [1, 1, 2]
+    assert sizes == [[2, 2, 1], [1, 1, 1], [1, 1, 0]]
+    assert [loader.part_size for loader in loaders(persons, 3)] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("by_image", [False, True])
@@ -329,7 +330,7 @@ def test_the_number_of_ranks_may_change_within_an_epoch(recipe, runs, tmp_path):
     two = RankProcesses(tmp_path / "2", 2, stopped_after, "4", "--recipe", str(recipe), "--run", str(run))
     assert two.wait() == [130, 130], (two.said(0), two.said(1))
     assert "stopped by SIGINT in epoch 2 after step 1" in two.out(), two.out()
-    assert f"to go on: torchrun --nproc-per-node 2 -m fastpose.train --resume {run}" in two.out()
+    assert f"to go on: torchrun --nproc-per-node 2 -m fastpose.train -- --resume {run}" in two.out()
     three = RankProcesses(tmp_path / "3", 3, train_small, "--resume", str(run))
     assert three.wait() == [0] * 3, three.said(0)
     assert "the number of ranks was 2, now 3" in three.out()
@@ -396,7 +397,7 @@ def test_a_rank_s_error_ends_all_of_them_and_costs_nothing(recipe, runs, tmp_pat
     said = "".join(bad.said(rank) for rank in range(3))
     assert said.count("002.jpg") == 1, said
     assert re.search(r"^(rank [12]: )?error: .*002\.jpg", said, re.M), said
-    assert f"to go on after mending this: torchrun --nproc-per-node 3 -m fastpose.train --resume {run}" in bad.out()
+    assert f"to go on after mending this: torchrun --nproc-per-node 3 -m fastpose.train -- --resume {run}" in bad.out()
     persons.image_paths[2].write_bytes(whole)
     again = RankProcesses(tmp_path / "again", 3, train_small, "--resume", str(run))
     assert again.wait() == [0] * 3, again.said(0)
@@ -433,6 +434,8 @@ def test_a_rank_that_is_stuck_says_where_and_ends_the_run(recipe, tmp_path):
     assert processes.wait() == [1, 1]
     assert "rank 1 of 2: error: stuck: no step for 2 s (--rank_timeout)" in processes.said(1)
     assert "in at_step" in processes.said(1), "where it is"
+    assert "stuck" not in processes.said(0), "it waits for the other"
+    assert "error: rank 1 of 2 has ended or does not answer" in processes.said(0)
 
 
 def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path):
@@ -450,9 +453,10 @@ def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path):
 
 def sooner(seconds: str, *words: str) -> int:
     """`train_small`, where the others wait `seconds` more for one that is stuck."""
-    from fastpose import ranks
+    from fastpose.ranks import alive
+    from fastpose.ranks import ranks as module
 
-    ranks.LONGER_SECONDS = int(seconds)
+    alive.LONGER_SECONDS = module.LONGER_SECONDS = int(seconds)
     return train_small(*words)
 
 
@@ -460,7 +464,7 @@ def test_a_dry_run_says_whose_batch_it_is(recipe, tmp_path):
     processes = RankProcesses(tmp_path / "ranks", 3, train_small, "--recipe", str(recipe), "--dry_run")
     assert processes.wait() == [0] * 3, [processes.said(n) for n in range(3)]
     assert (
-        "3 ranks: a batch of 4 persons is that of all of them, 1 here; the learning rate does not depend"
+        "3 ranks: a batch of 4 persons is that of all of them, 2 here; the learning rate does not depend"
         in processes.out()
     )
 
@@ -515,23 +519,142 @@ def test_a_process_by_itself_is_no_rank(environment):
         assert (ranks.count, ranks.first) == (1, True)
 
 
-def test_a_command_that_torchrun_may_start_again_needs_a_folder(recipe, monkeypatch, capsys):
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    assert train.main(["--recipe", str(recipe)]) == 1
-    assert (
-        "error: --run: torchrun starts this up to 3 times more (--max-restarts): name the folder"
-        in capsys.readouterr().err
-    )
+class Store(dict):
+    """A table of torchrun's agents, of this process alone."""
+
+    def set(self, key: str, value: str) -> None:
+        self[key] = value.encode()
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self for key in keys)
 
 
-def test_a_command_that_torchrun_starts_again_goes_on(recipe, tmp_path, monkeypatch, capsys):
+def test_a_command_that_torchrun_starts_again_goes_on_with_its_own_run_alone(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(network, "pose_resnet", small_network)
     monkeypatch.setattr(drawing, "draw", lambda *arguments: None)
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    run = tmp_path / "run"
-    words = ["--recipe", str(recipe), "--run", str(run), "--sigma", "2", "--epochs", "1"]
-    assert train.main(words) == 0
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    capsys.readouterr()
-    assert train.main(words) == 0
+    launch, others = Store(), Store()
+
+    def start(store: Store, *words: str) -> int:
+        ranks = Ranks()
+        ranks.launch = store
+        monkeypatch.setattr(train, "joined_ranks", lambda environment: nullcontext(ranks))
+        capsys.readouterr()
+        return train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--sigma", "2", "--epochs", *words])
+
+    assert start(launch, "1") == 0
+    assert start(launch, "1") == 0
     assert "nothing is left to do" in capsys.readouterr().out
+    assert start(others, "1") == 1, "of another torchrun"
+    assert "exists and is not empty" in capsys.readouterr().err
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert start(launch, "7") == 0, "with the settings that it was begun with"
+    assert "going on from" in capsys.readouterr().out
+    assert start(others, "1") == 1
+
+
+def test_before_its_folder_has_anything_a_command_that_is_started_again_begins_again(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "pose_resnet", small_network)
+    monkeypatch.setattr(drawing, "draw", lambda *arguments: None)
+    ranks = Ranks()
+    ranks.launch = Store()
+    train.remember(tmp_path / "run", ranks.launch)
+    monkeypatch.setattr(train, "joined_ranks", lambda environment: nullcontext(ranks))
+    assert train.main(["--recipe", str(recipe), "--epochs", "1"]) == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_copies_that_are_no_ranks_are_refused(recipe, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "4")
+    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run")]) == 1
+    assert f"error: {name} is 4: each of them would train the whole run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def meet(name: str, count: str, late: str) -> int:
+    """Joins, with what a start before has left in the store."""
+    from fastpose.ranks import joining
+
+    rendezvous = joining.dist.rendezvous
+
+    def used(*arguments: Any, **named: Any) -> Any:
+        store, *others = next(iter(rendezvous(*arguments, **named)))
+        if os.environ["RANK"] == "0":
+            old = joining.dist.PrefixStore("fastpose/", store)
+            for n in range(int(count)):
+                old.set(f"name/{n}", f"old{n}")
+                old.set(f"seen/{n}", "old0")
+            old.set("list", " ".join(f"old{n}" for n in range(int(count))))
+            store.set("old ones are there", "")
+        store.wait(["old ones are there"])
+        if os.environ["RANK"] == late:
+            time.sleep(1)
+        return iter([(store, *others)])
+
+    joining.dist.rendezvous = used
+    with joined_ranks(os.environ) as ranks:
+        numbers = ranks.all_of(ranks.rank)
+        ranks.begin(torch.device("cpu"), 60)
+        print(name, numbers, ranks.agree(1))
+    return 0
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_ranks_that_are_started_again_find_each_other_and_not_those_before(tmp_path, late):
+    processes = RankProcesses(tmp_path, 3, meet, "met", "3", late)
+    assert processes.wait() == [0] * 3, [processes.said(rank) for rank in range(3)]
+    assert processes.out() == "met [0, 1, 2] (3,)\n"
+
+
+def leave_early(rank: str) -> int:
+    with joined_ranks(os.environ) as ranks:
+        if ranks.rank == int(rank):
+            raise SystemExit(3)
+        try:
+            ranks.same(lambda: 1)
+        except RankLostError as error:
+            return report_lost(error, ranks)
+    return 0
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_rank_that_leaves_before_the_training_is_not_waited_for(tmp_path, left):
+    processes = RankProcesses(tmp_path, 3, leave_early, str(left))
+    codes = processes.wait()
+    assert codes == [3 if rank == left else 1 for rank in range(3)], [processes.said(rank) for rank in range(3)]
+    if left:  # it has the store, and may be gone with it
+        said = "".join(processes.said(rank) for rank in range(3))
+        assert said.count(f"error: rank {left} of 3 has ended") == 1, said
+
+
+def test_a_rank_that_is_killed_before_the_training_is_not_waited_for(tmp_path):
+    processes = RankProcesses(tmp_path, 2, wait_for_the_other)
+    processes.wait_for(lambda: "joined" in processes.said(1))
+    processes.kill(1)
+    assert processes.wait() == [1, -9]
+    assert "error: rank 1 of 2 has ended" in processes.said(0)
+
+
+def wait_for_the_other() -> int:
+    from fastpose.ranks import alive
+    from fastpose.ranks import ranks as module
+
+    alive.BEAT_SECONDS, module.LOST_SECONDS = 1, 4
+    with joined_ranks(os.environ) as ranks:
+        if ranks.rank == 1:
+            print("joined", file=sys.stderr)
+            time.sleep(1000)
+        try:
+            ranks.same(lambda: 1)
+        except RankLostError as error:
+            return report_lost(error, ranks)
+    return 0
+
+
+def test_help_is_printed_once_and_waits_for_nobody(tmp_path):
+    for command in ("train", "evaluate"):
+        processes = RankProcesses(tmp_path / command, 2, command_small, command, "--help")
+        assert processes.wait() == [0, 0]
+        assert "--checkpoint" in processes.out()
+        assert processes.out(1) == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -91,8 +92,10 @@ class RankProcesses:
 
     def said(self, rank: int) -> str:
         """What a rank has printed to standard error, without the lines that torch's C++ prints."""
-        lines = (self.folder / f"{rank}.err").read_text().splitlines(keepends=True)
-        return "".join(line for line in lines if not line.startswith(("[rank", "[W", "[E")))
+        file = self.folder / f"{rank}.err"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        of_torch = re.compile(r"(\[rank\d+\]:)?\[[WE]|frame #|Exception raised|$")
+        return "".join(line for line in lines if not of_torch.match(line))
 
 
 def _rank(folder: Path, environment: dict[str, str], work: Callable[..., int], arguments: Sequence[Any]) -> None:

@@ -8,13 +8,9 @@ none waits for a GPU to know.
 from __future__ import annotations
 
 import ctypes
-import faulthandler
-import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -22,16 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpose.ending import one_of_several, report
+from fastpose.ending import report
 from fastpose.option import OptionError
+from fastpose.ranks.alive import LEFT, LONGER_SECONDS, LOST_SECONDS, Beat, Watch
+from fastpose.ranks.batch_norm import BatchNormOfAllRanks
 
 T = TypeVar("T")
 
-JOIN_SECONDS = 300  # for all ranks to start; torchrun starts them at once
-AS_LONG_AS_IT_TAKES = timedelta(days=7)  # before training, for pictures that one rank draws
-LONGER_SECONDS = 30  # that the others wait for a rank that is stuck: it says itself where it is
 ROLL_CALL_SECONDS = 5
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class RankLostError(RuntimeError):
@@ -52,13 +46,17 @@ class Ranks:
         count: how many there are.
         local_rank, local_count: the same among those of this machine.
         store: torch's table of keys and values that all ranks reach.
+        launch: another one, for all times that the same torchrun starts the ranks; None without torchrun.
     """
+
+    launch: Any = None
 
     def __init__(
         self, rank: int = 0, count: int = 1, local_rank: int = 0, local_count: int = 1, store: Any = None
     ) -> None:
         self.rank, self.count, self.local_rank, self.local_count = rank, count, local_rank, local_count
         self.store, self._meetings = store, 0
+        self._beat = None if store is None else Beat(store, rank)
         self._steps: dist.ProcessGroup | None = None  # between steps, with the timeout
         self._data: dist.ProcessGroup | None = None  # for what is on the training device
         self._watch: Watch | None = None
@@ -83,7 +81,9 @@ class Ranks:
             self._steps = dist.new_group(backend="gloo", timeout=longest)
             self._data = dist.new_group(backend="nccl", timeout=longest) if device.type == "cuda" else self._steps
         keep_for_good(self._steps)
-        self._watch = Watch(self, patience)
+        if self._beat is not None:
+            self._beat.over.set()
+        self._watch = Watch(f"rank {self.rank} of {self.count}", patience)
 
     def same(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first rank, in all ranks. Before `begin` they wait for it as long as it takes."""
@@ -116,8 +116,12 @@ class Ranks:
 
     def all_of(self, value: T) -> list[T]:
         """The values of all ranks, in order."""
-        values = self.gathered(value)
-        return self.same(lambda: cast("list[T]", values))
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        with self._waiting():
+            dist.all_gather_object(values, value, group=self._steps)
+        return values
 
     def agree(self, *values: int) -> tuple[int, ...]:
         """The sums of the ranks' values; to be called by all of them before each step. Does not wait for a GPU.
@@ -134,7 +138,18 @@ class Ranks:
 
     def most(self, value: int) -> int:
         """The highest of the ranks' values."""
-        return value if self.count == 1 else max(self.all_of(value))
+        if self.count == 1:
+            return value
+        highest = torch.tensor([value])
+        with self._waiting():
+            dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._steps)
+        return int(highest)
+
+    def leave(self) -> None:
+        """Tells the others that this rank ends."""
+        if self._beat is not None:
+            self._beat.over.set()
+            self.store.set(f"beat/{self.rank}", LEFT)
 
     def alive(self) -> None:
         """Says that this rank is not stuck, where it does much between steps."""
@@ -217,12 +232,20 @@ class Ranks:
         self.alive()
 
     def _meet(self) -> None:
-        """Waits for all ranks as long as it takes. A rank that ends while others wait is torchrun's to notice."""
+        """Waits for all ranks as long as it takes, unless one leaves or its heart stops."""
         self._meetings += 1
-        key = f"fastpose/meeting/{self._meetings}"
+        key = f"meeting/{self._meetings}"
         if self.store.add(key, 1) == self.count:
             self.store.set(f"{key}/all", "")
-        self.store.wait([f"{key}/all"], AS_LONG_AS_IT_TAKES)
+        beats: dict[int, tuple[bytes, float]] = {}
+        while not self.store.check([f"{key}/all"]):
+            for rank in range(self.count):
+                beat, now = self._value(f"beat/{rank}"), time.monotonic()
+                last, since = beats.get(rank, (b"", now))
+                beats[rank] = (beat, now if beat != last else since)
+                if beat == LEFT or now - beats[rank][1] > LOST_SECONDS:
+                    raise RankLostError("while it was waited for")
+            time.sleep(0.1)  # here a signal is noticed
 
     def is_to_tell(self, error: RankLostError) -> bool:
         """Whether this rank is the one that says which rank is lost; the error then does."""
@@ -233,25 +256,31 @@ class Ranks:
         if self.rank > min(set(range(self.count)) - set(absent)):
             return False
         who = f"rank {', '.join(map(str, absent))} of {self.count}" if absent else "a rank"
-        error.args = (f"{who} has ended or does not answer, and says itself why if it can: {error}",)
+        error.args = (f"{who} has ended or does not answer, and says itself why if it can ({error})",)
         return True
 
     def absent(self) -> list[int]:
-        """Which ranks do not answer a call; for those that have lost one. Takes some seconds.
+        """Which ranks have left or do not answer a call; for those that have lost one. Takes some seconds.
 
         Raises:
             RankLostError: nobody can be called, as the first rank had the address book.
         """
         with lost_if_it_fails():
-            keys = [f"fastpose/here/{rank}" for rank in range(self.count)]
-            self.store.set(keys[self.rank], "")
+            self.store.set(f"here/{self.rank}", "")
             until = time.monotonic() + ROLL_CALL_SECONDS
-            while not self.store.check(keys) and time.monotonic() < until:
+            while True:
+                left = {rank for rank in range(self.count) if self._value(f"beat/{rank}") == LEFT}
+                absent = {rank for rank in range(self.count) if not self.store.check([f"here/{rank}"])} | left
+                if absent == left or time.monotonic() > until:
+                    return sorted(absent)
                 try:
                     time.sleep(0.1)
                 except KeyboardInterrupt:  # torchrun has noticed, too, and ends those that are left
                     until = min(until, time.monotonic() + ROLL_CALL_SECONDS / 2)
-            return [rank for rank, key in enumerate(keys) if not self.store.check([key])]
+
+    def _value(self, key: str) -> bytes:
+        """What is in the store; nothing if nobody has written it yet."""
+        return bytes(self.store.get(key)) if self.store.check([key]) else b""
 
 
 ALONE = Ranks()
@@ -273,44 +302,6 @@ def in_short(error: Exception) -> str:
     return " ".join(str(error).split()).rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0] or str(error)
 
 
-@contextmanager
-def joined_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
-    """The ranks that torchrun started this process as one of, by its environment variables; a process by itself where
-    there are no more. Ranks other than the first print their errors alone.
-
-    Raises:
-        ValueError: the variables are incomplete or impossible, or nobody answers at the address that they name.
-    """
-    count = environment.get("WORLD_SIZE", "")
-    if "RANK" not in environment or not count.isdecimal() or int(count) < 2:
-        yield ALONE
-        return
-    advice = "start all ranks with torchrun --nproc-per-node NUMBER -m fastpose.train, or unset RANK and WORLD_SIZE"
-    if missing := [name for name in VARIABLES if name not in environment]:
-        raise ValueError(f"RANK is {environment['RANK']} of WORLD_SIZE {count}, and {missing[0]} is missing: {advice}")
-    try:
-        rank, local_rank, local_count = (int(environment[n]) for n in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        if not (0 <= rank < int(count) and 0 <= local_rank < local_count <= int(count)):
-            raise ValueError
-    except ValueError:
-        found = ", ".join(f"{name} {environment[name]}" for name in VARIABLES[:4])
-        raise ValueError(f"expected numbers of ranks, got {found}: {advice}") from None
-    try:
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))))
-        dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=int(count), timeout=timedelta(seconds=JOIN_SECONDS)
-        )
-    except (RuntimeError, ValueError) as error:
-        where = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-        raise ValueError(f"rank {rank} of {count} finds no others at {where}: {in_short(error)}: {advice}") from error
-    keep_for_good(dist.group.WORLD)
-    ranks = Ranks(rank, int(count), local_rank, local_count, store)
-    with nullcontext() if ranks.first else one_of_several(f"rank {rank}"):
-        yield ranks
-    ranks.rest()
-    dist.destroy_process_group()  # after an error others may not answer; the process ends anyway
-
-
 def report_lost(error: RankLostError, ranks: Ranks) -> int:
     """Says in one of the ranks that are left which one is lost; returns the exit code of all of them."""
     return report(error) if ranks.is_to_tell(error) else 1
@@ -320,88 +311,3 @@ def keep_for_good(group: Any) -> None:
     """Keeps a gloo group until the process ends. Its destructor holds the interpreter lock and waits for its thread,
     which wants that lock if the last thing that was sent has only just been (seen with torch 2.13)."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
-
-
-class Watch(threading.Thread):
-    """Ends a rank that is stuck, with the places in which its threads are."""
-
-    def __init__(self, ranks: Ranks, patience: float) -> None:
-        super().__init__(name="fastpose-watch", daemon=True)
-        self._who, self._patience = f"rank {ranks.rank} of {ranks.count}", patience
-        self._until: float | None = None
-        self.start()
-
-    def look(self) -> None:
-        """The rank is at work, from now on."""
-        self._until = time.monotonic() + self._patience
-
-    def rest(self) -> None:
-        """The rank waits for others."""
-        self._until = None
-
-    def run(self) -> None:
-        while True:
-            time.sleep(min(1.0, self._patience / 4))
-            until = self._until
-            if until is not None and time.monotonic() > until:
-                with suppress(OSError, ValueError):
-                    print(
-                        f"{self._who}: error: stuck: no step for {self._patience:g} s (--rank_timeout). Its threads:",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    faulthandler.dump_traceback(sys.stderr, all_threads=True)
-                os._exit(1)
-
-
-class SumOfRanks(torch.autograd.Function):
-    """The sum of the ranks' tensors, and of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        total = tensor.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
-
-
-class BatchNormOfAllRanks(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation over the batches of all ranks of `group`, on the CPU. A rank's batch may be empty."""
-
-    group: dist.ProcessGroup
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of axes behind the channels will do."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        axes = [0, *range(2, input.ndim)]
-        shape = [1, -1] + [1] * (input.ndim - 2)
-        values = input.float()
-        # In float64 the sums are nearly independent of how many ranks there are.
-        own = torch.tensor([values.numel() // values.shape[1]], dtype=torch.float64)
-        sums = SumOfRanks.apply(torch.cat([values.sum(axes, dtype=torch.float64), own]), self.group)
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        centred = values - mean.float().view(shape)
-        squares = SumOfRanks.apply((centred * centred).sum(axes, dtype=torch.float64), self.group)
-        if self.track_running_stats:
-            assert self.num_batches_tracked is not None
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            self.num_batches_tracked.add_(1)
-            share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.float(), share)
-                self.running_var.lerp_((squares / (count - 1)).float(), share)
-        result = centred * (squares / count + self.eps).rsqrt().float().view(shape)
-        if self.affine:
-            result = result * self.weight.view(shape) + self.bias.view(shape)
-        return result.to(input.dtype)
