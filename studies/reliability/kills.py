@@ -4,9 +4,9 @@
     python -m studies.reliability.kills --kills 300
     python -m studies.reliability.kills --kills 40 --ranks 2
 
-Runs of four epochs of a small network, with a checkpoint before each step, in processes that are forked once torch is
-loaded, so that the moments are in the training and the writing and not in imports (`tests/helpers/kills.py`). Of several
-ranks one is killed, or all are.
+Runs of eight epochs of a small network, with a checkpoint before each step, in processes that are forked once torch is
+loaded, so that the moments are in the training and the writing and not in imports (`tests/helpers/kills.py`). Of
+several ranks one is killed, or all are.
 """
 
 from __future__ import annotations
