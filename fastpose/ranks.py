@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import os
+import secrets
 import sys
 import threading
 import time
@@ -326,7 +327,8 @@ def joined_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
         found = ", ".join(f"{name} {environment[name]}" for name in VARIABLES[:4])
         raise ValueError(f"expected numbers of ranks, got {found}: {advice}") from None
     try:
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))))
+        table, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))))
+        store = own_part(table, rank, int(count))
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=int(count), timeout=timedelta(seconds=JOIN_SECONDS)
         )
@@ -338,6 +340,32 @@ def joined_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
     yield ranks
     ranks.rest()
     dist.destroy_process_group()  # after an error others may not answer; the process ends anyway
+
+
+def own_part(table: Any, rank: int, count: int) -> Any:
+    """The part of torch's table of keys and values that the processes have for themselves which run now.
+
+    torchrun keeps one table for all its restarts (torch 2.13), and what ended processes wrote there are addresses at
+    which nobody answers. Nor are restarts counted alike on all machines. So each process writes a name that it alone
+    has, and the first one writes a list of the names, until all who are on it have signed it.
+
+    Raises:
+        RuntimeError: not all ranks have come within JOIN_SECONDS.
+    """
+    own = secrets.token_hex(8)
+    names = [f"fastpose/name/{each}" for each in range(count)]
+    table.set(names[rank], own)
+    end = time.monotonic() + JOIN_SECONDS
+    while time.monotonic() < end:
+        if rank == 0 and table.check(names):
+            table.set("fastpose/list", ",".join(table.get(name).decode() for name in names))
+        listed = table.get("fastpose/list").decode() if table.check(["fastpose/list"]) else ""
+        if own in listed.split(",")[rank : rank + 1]:
+            table.set(f"fastpose/signed/{listed}/{rank}", "")
+            if table.check([f"fastpose/signed/{listed}/{each}" for each in range(count)]):
+                return dist.PrefixStore(f"fastpose/{listed}", table)
+        time.sleep(0.02)
+    raise RuntimeError(f"not all ranks have come in {JOIN_SECONDS} s")
 
 
 def keep_for_good(group: Any) -> None:

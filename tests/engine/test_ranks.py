@@ -8,12 +8,14 @@ import os
 import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from fastpose import train
 from fastpose.data.augmentation import Augmentation
@@ -24,7 +26,7 @@ from fastpose.engine.evaluation import predict_all, scored
 from fastpose.engine.step import TrainStep
 from fastpose.models.decoding import Decoder
 from fastpose.options.settings import Settings
-from fastpose.ranks import Ranks, joined_ranks
+from fastpose.ranks import Ranks, joined_ranks, own_part
 from tests.helpers.ranks import RankProcesses, train_small
 from tests.helpers.runs import results, write_recipe
 from tests.helpers.settings import small_network
@@ -370,7 +372,39 @@ def test_a_second_run_in_the_folder_is_refused_to_all_its_ranks(recipe, tmp_path
     assert first.wait() == [143, 143]
 
 
+def killed_before_the_first_step(*words: str) -> int:
+    """`train_small`; the second rank dies where the network is about to be connected."""
+    if os.environ["RANK"] == "1":
+        Ranks.replicated = lambda *arguments, **named: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        Ranks.with_sync_batch_norm = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    return train_small(*words)
+
+
+def test_a_rank_that_is_killed_before_the_first_step_is_no_traceback_in_the_others(recipe, tmp_path):
+    words = ("--recipe", str(recipe), "--run", str(tmp_path / "run"))
+    processes = RankProcesses(tmp_path / "ranks", 3, killed_before_the_first_step, *words)
+    assert processes.wait() == [1, -9, 1], [processes.said(rank) for rank in (0, 2)]
+
+
 # --- torchrun's environment
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_ranks_that_are_started_again_do_not_read_what_earlier_ones_wrote_into_torchrun_s_table(count):
+    table = dist.HashStore()
+    found = []
+    for _ in range(3):
+        with ThreadPoolExecutor(count) as threads:
+            parts = list(threads.map(lambda rank: own_part(table, rank, count), range(count)))
+        for rank, part in enumerate(parts):
+            part.set(f"key {rank}", f"of start {len(found)}")
+        assert all(part.check([f"key {rank}"]) for part in parts for rank in range(count))
+        found.append(parts[0])
+    with ThreadPoolExecutor(2) as threads:  # fewer, as in an elastic job
+        parts = list(threads.map(lambda rank: own_part(table, rank, 2), range(2)))
+    assert not any(part.check(["key 0"]) for part in parts)
+    assert [part.get("key 0") for part in found] == [b"of start 0", b"of start 1", b"of start 2"]
+
 
 TORCHRUN = {
     "RANK": "1",

@@ -142,9 +142,9 @@ def kill(processes: RankProcesses, who: list[int], run: Path, trial: Trial, *, m
         elif code == 1 and killed:
             trial.others["ended with exit code 1"] += 1
         else:
-            trial.faults.append(f"run {trial.runs}: rank {rank} ended with {code}: {processes.said(rank)}")
-        if "Traceback" in processes.said(rank):
-            trial.faults.append(f"run {trial.runs}: rank {rank}: {processes.said(rank)}")
+            trial.faults.append(f"run {trial.runs}: rank {rank} ended with {code}: {processes.printed(rank)}")
+        if "Traceback" in processes.printed(rank):
+            trial.faults.append(f"run {trial.runs}: rank {rank}: {processes.printed(rank)}")
     if killed:
         trial.moments[moment_of(run)] += len(killed)
     return codes == [0] * len(codes)

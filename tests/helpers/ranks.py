@@ -89,9 +89,13 @@ class RankProcesses:
         """What a rank has printed to standard output."""
         return (self.folder / f"{rank}.out").read_text()
 
+    def printed(self, rank: int) -> str:
+        """All that a rank has printed to standard error; of a traceback each line begins with [rank."""
+        return (self.folder / f"{rank}.err").read_text()
+
     def said(self, rank: int) -> str:
         """What a rank has printed to standard error, without the lines that torch's C++ prints."""
-        lines = (self.folder / f"{rank}.err").read_text().splitlines(keepends=True)
+        lines = self.printed(rank).splitlines(keepends=True)
         return "".join(line for line in lines if not line.startswith(("[rank", "[W", "[E")))
 
 
