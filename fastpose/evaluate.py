@@ -27,7 +27,7 @@ from fastpose.options.asked import Command
 from fastpose.options.settings import Settings
 from fastpose.options.settle import completed
 from fastpose.progress import CountedProgress
-from fastpose.ranks import ALONE, RankLostError, Ranks, joined_ranks, report_lost
+from fastpose.ranks import ALONE, OtherRankError, RankLostError, Ranks, joined_ranks, report_lost
 from fastpose.trained import OTHERS, TRUST_HELP, load_trained
 
 DESCRIPTION = """Evaluate a checkpoint and write scores.json: with PCKh and pred.mat on MPII, with AP or PCK and
@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with joined_ranks(os.environ) as ranks:
             return run(own, asked, ranks)
+    except OtherRankError:
+        return 1
     except RankLostError as error:
         return report_lost(error, ranks)
     except (ValueError, OSError, ArithmeticError) as error:

@@ -20,7 +20,7 @@ from fastpose.data.datasets import open_dataset
 from fastpose.data.sense import check_sense
 from fastpose.device import choose_device, require_cuda
 from fastpose.ending import ends_in_one_line, report
-from fastpose.engine.epoch import NotFiniteError, OtherRankError
+from fastpose.engine.epoch import NotFiniteError
 from fastpose.engine.folder import check_resumable, check_unused, run_folder
 from fastpose.engine.loading import make_loader
 from fastpose.engine.run import Run
@@ -32,7 +32,7 @@ from fastpose.option import OptionError, option
 from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming, read_recipe, read_run, recipes
 from fastpose.options.settings import FIELDS, Settings
 from fastpose.options.settle import completed, settle
-from fastpose.ranks import ALONE, RankLostError, Ranks, joined_ranks, report_lost
+from fastpose.ranks import ALONE, OtherRankError, RankLostError, Ranks, joined_ranks, report_lost
 
 log = logging.getLogger("fastpose.train")  # __name__ is __main__ in a program
 
@@ -85,9 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = make_run(plan.settings, folder, begin, resume=bool(own.resume), ranks=ranks)
             if own.dry_run:
                 return run.dry_run()
-            if not own.resume and ranks.first:
-                claim.enter_context(run_folder(folder, new=True))
-                remember(folder, ranks.launch)
+            with ranks.failing_together():
+                if not own.resume and ranks.first:
+                    claim.enter_context(run_folder(folder, new=True))
+                    remember(folder, ranks.launch)
             return run.train()
     except RankLostError as error:
         return report_lost(error, ranks)

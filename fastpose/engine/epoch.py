@@ -21,7 +21,7 @@ from fastpose.ending import Stops, print_once
 from fastpose.engine.schedule import LearningRate
 from fastpose.engine.step import TrainStep
 from fastpose.ops._arguments import exact_type
-from fastpose.ranks import RankLostError, lost_if_it_fails
+from fastpose.ranks import OtherRankError, RankLostError, lost_if_it_fails
 
 
 class NotFiniteError(ArithmeticError):
@@ -98,10 +98,6 @@ class LossWatch:
         while self._coming and ((event := self._coming[0][1]) is None or event.query()):
             host, _, step, samples = self._coming.popleft()
             yield float(host), step, samples
-
-
-class OtherRankError(RuntimeError):
-    """Another rank could not go on, and says why."""
 
 
 # What ends training between two steps, in all ranks at once, so that it can be saved there.

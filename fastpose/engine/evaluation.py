@@ -65,7 +65,7 @@ def predict_all(
     done: list[tuple[Tensor, Tensor, Tensor]] = []
     stopped = 0
     decoder.model.eval()
-    with closing(loader.epoch()) as batches:
+    with loader.ranks.failing_together(), closing(loader.epoch()) as batches:
         for batch in batches:
             loader.ranks.alive()
             if len(batch.rows):

@@ -26,7 +26,6 @@ from fastpose.engine.dry_run import first_batch, peak_memory, shape_of
 from fastpose.engine.epoch import (
     FAILURES,
     NotFiniteError,
-    OtherRankError,
     RunProgress,
     StopSignals,
     check_finite,
@@ -44,7 +43,7 @@ from fastpose.models.decoding import Decoder
 from fastpose.models.network import skeleton_of
 from fastpose.option import typed
 from fastpose.progress import CountedProgress
-from fastpose.ranks import RankLostError
+from fastpose.ranks import OtherRankError, RankLostError
 
 
 class Run:
@@ -119,9 +118,10 @@ class Run:
             print(f"nothing is left to do: {folder} has all its {self.progress.epoch} epochs; more: --epochs NUMBER")
             return 0
         self.history: list[dict[str, Any]] = []
-        if self.ranks.first:
-            write_yaml(folder / "config.yaml", dict(self.config))
-            self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
+        with self.ranks.failing_together():
+            if self.ranks.first:
+                write_yaml(folder / "config.yaml", dict(self.config))
+                self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
         report = TrainingReport(self.schedule.epochs, len(self.train_loader), self.progress, self.scorer)
         height, width = self.train_loader.size
         print(
@@ -260,7 +260,8 @@ class Run:
         self.share_bad_images()
         progress, rate = dataclasses.replace(self.progress), self.rate.state_dict()
         try:
-            self.write_epoch(evaluation)
+            with self.ranks.failing_together():
+                self.write_epoch(evaluation)
         except OSError:
             self.progress = progress
             self.rate.load_state_dict(rate)
@@ -303,7 +304,8 @@ class Run:
     def save_between_steps(self) -> None:
         """Writes last.pt in the middle of an epoch; called in all ranks."""
         self.share_bad_images()
-        self.save("last.pt")
+        with self.ranks.failing_together():
+            self.save("last.pt")
 
     def share_bad_images(self) -> None:
         """Lets all ranks know the bad images of each; called in all of them."""
@@ -421,7 +423,7 @@ class Run:
             try:
                 self.save("last.pt")
             except OSError as second:
-                if str(second) != str(error):
+                if second.errno != getattr(error, "errno", None):
                     print(f"error: {second}", file=sys.stderr)
         hint = " (or with --on_bad_image skip)" if isinstance(error, BadImageError) else ""
         print(f"to go on after mending this: {self.again}{hint}", flush=True)

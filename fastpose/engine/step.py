@@ -16,7 +16,7 @@ from fastpose.data.loader import Batch, PoseLoader
 from fastpose.device import ComputeOptions, require_cuda
 from fastpose.models import DeconvPoseResNet, FcnPoseResNet
 from fastpose.option import OptionError, option
-from fastpose.ranks import ALONE, Ranks
+from fastpose.ranks import ALONE, Ranks, lost_if_it_fails
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ class TrainStep:
         the system for it, page-locked memory included. Training starts from the state it would have had without.
         """
         if not self._replicated:
-            self._replicate(loader.blank_batch())
+            with lost_if_it_fails():
+                self._replicate(loader.blank_batch())
         if self._side is not None and self._graph is None and len(loader.persons) >= loader.batch_size:
             batch = loader.blank_batch()
             self._capture(self._side, (batch.images, batch.keypoints, batch.visible))

@@ -2,6 +2,6 @@
 """The processes of one run, one or several: what they exchange, and what happens if one is lost."""
 
 from fastpose.ranks.joining import joined_ranks
-from fastpose.ranks.ranks import ALONE, RankLostError, Ranks, lost_if_it_fails, report_lost
+from fastpose.ranks.ranks import ALONE, OtherRankError, RankLostError, Ranks, lost_if_it_fails, report_lost
 
-__all__ = ["ALONE", "RankLostError", "Ranks", "joined_ranks", "lost_if_it_fails", "report_lost"]
+__all__ = ["ALONE", "OtherRankError", "RankLostError", "Ranks", "joined_ranks", "lost_if_it_fails", "report_lost"]

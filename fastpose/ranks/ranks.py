@@ -38,6 +38,10 @@ class RankLostError(RuntimeError):
     between_epochs = True
 
 
+class OtherRankError(RuntimeError):
+    """Another rank could not go on, and says why."""
+
+
 class Ranks:
     """The ranks of a run, seen from one of them. The default is a process by itself, with which all of this is free.
 
@@ -86,10 +90,17 @@ class Ranks:
         self._watch = Watch(f"rank {self.rank} of {self.count}", patience)
 
     def same(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first rank, in all ranks. Before `begin` they wait for it as long as it takes."""
+        """What `make` returns in the first rank, in all ranks. Before `begin` they wait for it as long as it takes.
+
+        Raises:
+            OtherRankError: it raised an error in the first rank, which raises that.
+        """
         if self.count == 1:
             return make()
-        box: list[Any] = [make() if self.first else None]
+        box: list[Any] = [None]
+        with self.failing_together():
+            if self.first:
+                box[0] = make()
         with self._waiting():
             dist.broadcast_object_list(box, src=0, group=self._steps)
         return box[0]
@@ -135,6 +146,26 @@ class Ranks:
         with self._waiting():
             dist.all_reduce(sums, group=self._steps)
         return tuple(sums.tolist())
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Lets an error of the block in one rank end all of them after it, and not only once they miss that rank.
+
+        Raises:
+            OtherRankError: in the ranks whose block raised nothing.
+        """
+        failure: Exception | SystemExit | None = None
+        try:
+            yield
+        except RankLostError:
+            raise
+        except (Exception, SystemExit) as error:
+            failure = error
+        (failures,) = self.agree(failure is not None)
+        if failure is not None:
+            raise failure
+        if failures:
+            raise OtherRankError("another rank could not go on, see there")
 
     def most(self, value: int) -> int:
         """The highest of the ranks' values."""

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 
 from fastpose import train
-from fastpose.data.dataset import Scorer
-from fastpose.engine import pictures
 from fastpose.engine import results as drawing
 from fastpose.models import network
 from tests.helpers.disk import Disk, State, put
-from tests.helpers.runs import go_on, results, start_and_stop, write_recipe
+from tests.helpers.runs import draw_curves, go_on, results, start_and_stop, write_recipe
 from tests.helpers.settings import small_network
 
 
@@ -28,11 +26,6 @@ def small_and_plain(monkeypatch):
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     return write_recipe(tmp_path_factory.mktemp("data"))
-
-
-def draw_curves(folder, history, scorer: Scorer, *others) -> None:
-    """The quickest picture of a run, in place of all."""
-    pictures.draw_curves(folder / "curves.png", history, scorer.name, scorer.curves, scorer.label, scorer.note)
 
 
 def recorded(folder: Path, run: Callable[[], int]) -> list[tuple[str, State]]:

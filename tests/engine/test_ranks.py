@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fastpose import evaluate, train
@@ -31,6 +33,7 @@ from fastpose.models import network
 from fastpose.models.decoding import Decoder
 from fastpose.options.settings import Settings
 from fastpose.ranks import RankLostError, Ranks, joined_ranks, report_lost
+from fastpose.ranks.joining import meeting_place
 from tests.helpers.ranks import RankProcesses, train_small
 from tests.helpers.runs import results, write_recipe
 from tests.helpers.settings import small_network
@@ -220,6 +223,7 @@ def evaluate_small(data: str, out: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_resident_images_and_pictures_are_those_of_one(recipe, runs, tmp_path):
     run = tmp_path / "run"
     words = ("train", "--recipe", str(recipe), "--run", str(run), "--resident", "true", "--eval_batch_size", "2")
@@ -244,6 +248,7 @@ def with_little_memory(*words: str) -> int:
     return command_small(*words)
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_are_shared(recipe, runs, tmp_path):
     run = tmp_path / "run"
     words = ("train", "--recipe", str(recipe), "--run", str(run), "--resident", "true")
@@ -279,6 +284,7 @@ def test_a_wrong_option_is_reported_once(recipe, tmp_path):
         assert "nonsense" not in processes.said(1)
 
 
+@pytest.mark.slow
 def test_what_a_network_draws_itself_does_not_depend_on_interruptions(recipe, tmp_path):
     """Dropout, for one. Each rank draws for itself."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -369,7 +375,7 @@ def trained(run: Path) -> list[Any]:
     return [*states, found["metrics.jsonl"]]
 
 
-@pytest.mark.parametrize(("ranks", "killed"), [(2, 1), (3, 0)])
+@pytest.mark.parametrize(("ranks", "killed"), [pytest.param(2, 1, marks=pytest.mark.slow), (3, 0)])
 def test_a_rank_that_is_killed_ends_the_run_which_then_goes_on_to_the_same_bits(recipe, runs, tmp_path, ranks, killed):
     run = tmp_path / "run"
     words = ("--recipe", str(recipe), "--run", str(run), "--checkpoint_minutes", "1e-9")
@@ -405,6 +411,7 @@ def test_a_rank_s_error_ends_all_of_them_and_costs_nothing(recipe, runs, tmp_pat
         assert theirs["loss"] == mine["loss"]
 
 
+@pytest.mark.slow
 def test_ranks_know_each_other_s_bad_images(recipe, tmp_path):
     data = write_tiny_mpii(tmp_path / "data")
     persons = read_mpii(data / "annot" / "train.json", data / "images")
@@ -428,6 +435,7 @@ def stuck(*words: str) -> int:
     return at_step(3, lambda: time.sleep(1000), *words)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stuck_says_where_and_ends_the_run(recipe, tmp_path):
     words = ("--recipe", str(recipe), "--run", str(tmp_path / "run"), "--rank_timeout", "2")
     processes = RankProcesses(tmp_path / "ranks", 2, stuck, *words)
@@ -438,6 +446,7 @@ def test_a_rank_that_is_stuck_says_where_and_ends_the_run(recipe, tmp_path):
     assert "error: rank 1 of 2 has ended or does not answer" in processes.said(0)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path):
     run = tmp_path / "run"
     words = ("1", "--recipe", str(recipe), "--run", str(run), "--epochs", "1000", "--rank_timeout", "5")
@@ -483,7 +492,44 @@ def test_a_second_run_in_the_folder_is_refused_to_all_its_ranks(recipe, tmp_path
     assert first.wait() == [143, 143]
 
 
+def killed_before_the_first_step(*words: str) -> int:
+    """`train_small`; the second rank dies where the network is about to be connected."""
+    if os.environ["RANK"] == "1":
+        Ranks.replicated = lambda *arguments, **named: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        Ranks.with_sync_batch_norm = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    return train_small(*words)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_before_the_first_step_is_no_traceback_in_the_others(recipe, tmp_path):
+    words = ("--recipe", str(recipe), "--run", str(tmp_path / "run"))
+    processes = RankProcesses(tmp_path / "ranks", 3, killed_before_the_first_step, *words)
+    assert processes.wait() == [1, -9, 1], [processes.said(rank) for rank in (0, 2)]
+
+
 # --- torchrun's environment
+
+
+def own_part(table: dist.Store, rank: int, count: int) -> dist.Store:
+    return dist.PrefixStore(meeting_place(table, rank, count), table)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_ranks_that_are_started_again_do_not_read_what_earlier_ones_wrote_into_torchrun_s_table(count):
+    table = dist.HashStore()
+    found = []
+    for _ in range(3):
+        with ThreadPoolExecutor(count) as threads:
+            parts = list(threads.map(lambda rank: own_part(table, rank, count), range(count)))
+        for rank, part in enumerate(parts):
+            part.set(f"key {rank}", f"of start {len(found)}")
+        assert all(part.check([f"key {rank}"]) for part in parts for rank in range(count))
+        found.append(parts[0])
+    with ThreadPoolExecutor(2) as threads:  # fewer, as in an elastic job
+        parts = list(threads.map(lambda rank: own_part(table, rank, 2), range(2)))
+    assert not any(part.check(["key 0"]) for part in parts)
+    assert [part.get("key 0") for part in found] == [b"of start 0", b"of start 1", b"of start 2"]
+
 
 TORCHRUN = {
     "RANK": "1",
@@ -572,41 +618,6 @@ def test_copies_that_are_no_ranks_are_refused(recipe, tmp_path, monkeypatch, cap
     assert not (tmp_path / "run").exists()
 
 
-def meet(name: str, count: str, late: str) -> int:
-    """Joins, with what a start before has left in the store."""
-    from fastpose.ranks import joining
-
-    rendezvous = joining.dist.rendezvous
-
-    def used(*arguments: Any, **named: Any) -> Any:
-        store, *others = next(iter(rendezvous(*arguments, **named)))
-        if os.environ["RANK"] == "0":
-            old = joining.dist.PrefixStore("fastpose/", store)
-            for n in range(int(count)):
-                old.set(f"name/{n}", f"old{n}")
-                old.set(f"seen/{n}", "old0")
-            old.set("list", " ".join(f"old{n}" for n in range(int(count))))
-            store.set("old ones are there", "")
-        store.wait(["old ones are there"])
-        if os.environ["RANK"] == late:
-            time.sleep(1)
-        return iter([(store, *others)])
-
-    joining.dist.rendezvous = used
-    with joined_ranks(os.environ) as ranks:
-        numbers = ranks.all_of(ranks.rank)
-        ranks.begin(torch.device("cpu"), 60)
-        print(name, numbers, ranks.agree(1))
-    return 0
-
-
-@pytest.mark.parametrize("late", ["0", "1"])
-def test_ranks_that_are_started_again_find_each_other_and_not_those_before(tmp_path, late):
-    processes = RankProcesses(tmp_path, 3, meet, "met", "3", late)
-    assert processes.wait() == [0] * 3, [processes.said(rank) for rank in range(3)]
-    assert processes.out() == "met [0, 1, 2] (3,)\n"
-
-
 def leave_early(rank: str) -> int:
     with joined_ranks(os.environ) as ranks:
         if ranks.rank == int(rank):
@@ -628,6 +639,7 @@ def test_a_rank_that_leaves_before_the_training_is_not_waited_for(tmp_path, left
         assert said.count(f"error: rank {left} of 3 has ended") == 1, said
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_before_the_training_is_not_waited_for(tmp_path):
     processes = RankProcesses(tmp_path, 2, wait_for_the_other)
     processes.wait_for(lambda: "joined" in processes.said(1))

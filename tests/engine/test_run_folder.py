@@ -116,6 +116,7 @@ def test_a_folder_that_another_run_has_filled_in_the_meantime_is_left_alone(reci
 
 @pytest.mark.slow
 def test_of_several_processes_in_one_folder_one_trains(recipe, tmp_path):
+    """As `srun` starts them, without torchrun's variables."""
     pytest.importorskip("fcntl", reason="Windows has no such locks")
     run = tmp_path / "run"
     code = (
@@ -126,7 +127,12 @@ def test_of_several_processes_in_one_folder_one_trains(recipe, tmp_path):
         "sys.exit(train.main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, "--recipe", str(recipe), "--run", str(run), "--epochs", "20"]
-    started = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    started = []
+    for number in range(3):
+        environment = {**os.environ, "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "SLURM_NTASKS": "3"}
+        started.append(
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
     errors = [process.communicate(timeout=300)[1] for process in started]
     assert sorted(process.returncode for process in started) == [0, 1, 1], errors
     for process, error in zip(started, errors, strict=True):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import re
@@ -18,6 +19,9 @@ from fastpose import train
 from fastpose.engine import results as drawing
 from fastpose.models import network
 from tests.helpers.settings import small_network
+
+for late in ("torch._dynamo", "jsonargparse", "yaml"):  # imported when they are needed, for seconds: once, before forks
+    importlib.import_module(late)
 
 SECONDS = 120  # after which a rank is killed: it hangs
 
@@ -90,12 +94,15 @@ class RankProcesses:
         """What a rank has printed to standard output."""
         return (self.folder / f"{rank}.out").read_text()
 
+    def printed(self, rank: int) -> str:
+        """All that a rank has printed to standard error; of a traceback each line begins with [rank."""
+        file = self.folder / f"{rank}.err"
+        return file.read_text() if file.exists() else ""
+
     def said(self, rank: int) -> str:
         """What a rank has printed to standard error, without the lines that torch's C++ prints."""
-        file = self.folder / f"{rank}.err"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         of_torch = re.compile(r"(\[rank\d+\]:)?\[[WE]|frame #|Exception raised|$")
-        return "".join(line for line in lines if not of_torch.match(line))
+        return "".join(line for line in self.printed(rank).splitlines(keepends=True) if not of_torch.match(line))
 
 
 def _rank(folder: Path, environment: dict[str, str], work: Callable[..., int], arguments: Sequence[Any]) -> None:
