@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -26,11 +27,13 @@ from fastpose.data.augmentation import Augmentation
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.mpii import PckhScorer, read_mpii
 from fastpose.data.pixels import ImageFiles, ResidentImages
+from fastpose.device import ComputeOptions
 from fastpose.engine import results as drawing
 from fastpose.engine.evaluation import predict_all, scored
-from fastpose.engine.step import TrainStep
-from fastpose.models import network
+from fastpose.engine.step import TrainStep, uses_cuda_graph
+from fastpose.models import network, pose_resnet
 from fastpose.models.decoding import Decoder
+from fastpose.option import OptionError
 from fastpose.options.settings import Settings
 from fastpose.ranks import RankLostError, Ranks, joined_ranks, report_lost
 from fastpose.ranks.joining import meeting_place
@@ -328,6 +331,55 @@ def command_small(command: str, *words: str) -> int:
     """A command with the network of `train_small`."""
     network.pose_resnet = small_network
     return {"train": train, "evaluate": evaluate}[command].main(list(words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("--compile", "true"), ("--channels_last", "on"), ("--optimizer", "adamw")])
+def test_options_of_the_step_work_with_several_ranks(recipe, tmp_path, words):
+    found = []
+    for ranks in (1, 2):
+        run = tmp_path / str(ranks)
+        all_words = ("train", "--recipe", str(recipe), "--run", str(run), *words)
+        processes = RankProcesses(tmp_path / f"{ranks} ranks", ranks, compiled_at_once, *all_words)
+        assert processes.wait() == [0] * ranks, [processes.said(rank) for rank in range(ranks)]
+        found.append([line["loss"] for line in lines(run)])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def compiled_at_once(*words: str) -> int:
+    """A command for which torch.compile traces and generates no code, which would take a minute."""
+    drawing.draw = lambda *arguments: None
+    torch.compile = functools.partial(torch.compile, backend="eager")
+    return command_small(*words)
+
+
+def test_a_cuda_graph_of_several_ranks_is_refused_and_not_chosen():
+    model = nn.Conv2d(3, 3, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    cuda = torch.device("cuda")
+    with pytest.raises(OptionError, match="cuda_graph: on: the step of 2 ranks cannot be captured"):
+        uses_cuda_graph(ComputeOptions(cuda_graph="on"), model, optimizer, cuda, Ranks(0, 2))
+    with torch.device("meta"):
+        ours = pose_resnet(18, "fcn", 16, channels=4)
+    assert uses_cuda_graph(ComputeOptions(), ours, optimizer, cuda)
+    assert not uses_cuda_graph(ComputeOptions(), ours, optimizer, cuda, Ranks(0, 2))
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "mps"])
+def test_ranks_choose_their_own_devices(name):
+    assert Ranks(0, 2).own(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(OptionError, match=f"device: expected auto, cpu or cuda for 2 ranks, got {name}"):
+        Ranks(0, 2).own(torch.device(name))
+
+
+def test_each_rank_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(OptionError, match="device: 4 ranks on this machine need a GPU each, and it has 3"):
+        Ranks(1, 8, 1, 4).own(torch.device("cuda"))
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert Ranks(5, 6, 2, 3).own(torch.device("cuda")) == torch.device("cuda:2")
+    assert chosen == [torch.device("cuda:2")]
 
 
 def test_the_number_of_ranks_may_change_within_an_epoch(recipe, runs, tmp_path):

@@ -89,11 +89,11 @@ def test_a_short_soak_trains_on_all_sources():
         "-m",
         "studies.reliability.soak",
         "--minutes",
-        "0.6",
+        "0.3",
         "--every",
         "0.3",
         "--persons",
-        "60",
+        "30",
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode in (0, 1), done.stderr  # in so short a time memory may still be growing
