@@ -334,7 +334,11 @@ def command_small(command: str, *words: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [("--compile", "true"), ("--channels_last", "on"), ("--optimizer", "adamw")])
+@pytest.mark.parametrize(
+    "words",
+    [("--compile", "true"), ("--channels_last", "on"), ("--optimizer", "adamw"), ("--foreach", "on")],
+    ids=lambda words: words[0],
+)
 def test_options_of_the_step_work_with_several_ranks(recipe, tmp_path, words):
     found = []
     for ranks in (1, 2):
