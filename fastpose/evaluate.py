@@ -73,7 +73,13 @@ class EvaluateOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
     command = Command(
-        "evaluate", DESCRIPTION + OTHERS, EvaluateOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
+        "evaluate",
+        DESCRIPTION + OTHERS,
+        EvaluateOptions,
+        OFFERED,
+        otherwise="as in training",
+        defaults=OWN_DEFAULTS,
+        by_ranks=True,
     )
     own, asked = command.parse(argv)
     ranks = ALONE
@@ -113,6 +119,7 @@ def run(own: EvaluateOptions, asked: dict[str, Any], ranks: Ranks = ALONE) -> in
     dataset = open_dataset(data, network.size, skeleton)
     with ranks.in_turns():
         persons = dataset.read("valid")
+    ranks.check_same("persons", persons.fingerprint())
     report_doubts({"valid": persons})
     scorer = dataset.scorer(persons)
     scorer.needs(to_train=False)  # said now, and not after the evaluation

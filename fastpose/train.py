@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import sys
@@ -74,21 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     torchrun starts it in several processes, the ranks of one run: see fastpose.ranks. The first one prints and writes.
     """
     begin = time.perf_counter()
-    command = Command("train", DESCRIPTION + ", ".join(recipes()), TrainOptions, FIELDS)
+    command = Command("train", DESCRIPTION + ", ".join(recipes()), TrainOptions, FIELDS, by_ranks=True)
     own, asked = command.parse(argv)
     ranks = ALONE
     try:
         # On the folder: before a run that goes on is read, and for a new one once there is something to write.
         with joined_ranks(os.environ) as ranks, ExitStack() as claim:
             plan = ranks.same(lambda: make_plan(command, own, asked, claim, ranks.launch))
-            own, folder = plan.own, plan.folder
-            run = make_run(plan.settings, folder, begin, resume=bool(own.resume), ranks=ranks)
+            resume, folder = bool(plan.own.resume), plan.folder
+            run = make_run(plan.settings, folder, begin, resume=resume, ranks=ranks)
             if own.dry_run:
                 return run.dry_run()
             with ranks.failing_together():
-                if not own.resume and ranks.first:
+                if not resume and ranks.first:
                     claim.enter_context(run_folder(folder, new=True))
-                    remember(folder, ranks.launch)
+                    remember(folder, own, asked, ranks.launch)
             return run.train()
     except RankLostError as error:
         return report_lost(error, ranks)
@@ -132,20 +133,22 @@ def make_plan(command: Command, own: TrainOptions, asked: dict[str, Any], claim:
     return Plan(own, settings, folder)
 
 
-FOLDER = "folder"  # where torchrun's store has the folder of the run
-
-
-def remember(folder: Path, launch: Any) -> None:
+def remember(folder: Path, own: TrainOptions, asked: dict[str, Any], launch: Any) -> None:
     """Lets the same command know, if torchrun starts it again after a rank has ended, that the run is its own."""
     if launch is not None:
-        launch.set(FOLDER, str(folder.resolve()))
+        launch.set(place_of(own, asked), str(folder.resolve()))
+
+
+def place_of(own: TrainOptions, asked: dict[str, Any]) -> str:
+    """Where torchrun's store has the folder that a command has begun: one torchrun may start several."""
+    return "folder/" + hashlib.sha256(repr((own, sorted(asked.items()), os.getcwd())).encode()).hexdigest()
 
 
 def restarted(own: TrainOptions, asked: dict[str, Any], launch: Any) -> tuple[TrainOptions, dict[str, Any]]:
     """What is asked for, where torchrun starts the same command again: to go on with the run that it has begun."""
-    if launch is None or own.resume or own.dry_run or not launch.check([FOLDER]):
+    if launch is None or own.resume or own.dry_run or not launch.check([place_of(own, asked)]):
         return own, asked
-    folder = Path(launch.get(FOLDER).decode())
+    folder = Path(launch.get(place_of(own, asked)).decode())
     if not any((folder / name).exists() for name in ("config.yaml", "last.pt")):
         return dataclasses.replace(own, run=str(folder)), asked
     # All else that was asked for is in the run's own settings. Its network is code, and named here alone.

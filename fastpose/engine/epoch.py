@@ -193,7 +193,7 @@ def train_one_epoch(
                     for total, step, samples in watch.arrived():
                         check_finite(total, progress.epoch, step)
                         report(total / samples)
-                except NotFiniteError as error:
+                except FAILURES as error:  # what is reported may go to a full disk
                     failure = error
                 stopping = bool(stop.received)
                 if ranks.count == 1 and (stopping or failure):
@@ -204,7 +204,11 @@ def train_one_epoch(
     finally:
         ranks.rest()
         if together:  # otherwise `progress` counts what was trained up to the last stocktaking
-            take_stock()
+            try:
+                take_stock()
+            except RankLostError as error:
+                error.between_epochs = False
+                raise
     check_finite(progress.loss_sum, progress.epoch, progress.step)
     if failure is not None:
         raise failure

@@ -82,8 +82,9 @@ def predict_all(
             predictions[rows], scores[rows], seen[rows] = points, values, True
     if loader.ranks.count > 1 and not loader.ranks.most(len(done)):
         raise loader.nothing_read()
-    if not np.isfinite(scores[seen]).all():
-        raise NotFiniteError("the network's heatmaps are not numbers; its weights are worth nothing")
+    with loader.ranks.failing_together():
+        if not np.isfinite(scores[seen]).all():
+            raise NotFiniteError("the network's heatmaps are not numbers; its weights are worth nothing")
     return Evaluation(predictions, scores, seen)
 
 

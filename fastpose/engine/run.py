@@ -43,7 +43,7 @@ from fastpose.models.decoding import Decoder
 from fastpose.models.network import skeleton_of
 from fastpose.option import typed
 from fastpose.progress import CountedProgress
-from fastpose.ranks import OtherRankError, RankLostError
+from fastpose.ranks import OtherRankError, RankLostError, lost_if_it_fails
 
 
 class Run:
@@ -102,6 +102,8 @@ class Run:
             valid_images=images_fingerprint(valid.image_paths),
             ranks=ranks.count,
         )
+        ranks.check_same("training persons", self.progress.train_data)
+        ranks.check_same("validation persons", self.progress.valid_data)
         if resume is not None:
             self.load(resume)
         weights = self.skeleton.joint_weights if targets.joint_weights else None
@@ -141,6 +143,7 @@ class Run:
                 self.failed(error, known=error.between_epochs)
                 raise
         assert evaluation is not None
+        self.ranks.rest()
         if self.ranks.first:
             self.write_results(evaluation)
         return 0
@@ -187,9 +190,11 @@ class Run:
         self.train_step.prepare(self.train_loader)
         self.model.train()
         (persons,) = self.ranks.agree(len(batch.rows))
-        loss = float(self.train_step(batch, lr, persons))  # waits for the device
+        with lost_if_it_fails():
+            loss = float(self.train_step(batch, lr, persons))  # waits for the device
         seconds = time.perf_counter() - ready
-        check_finite(loss, epoch, 1)
+        with self.ranks.failing_together():
+            check_finite(loss, epoch, 1)
         self.ranks.rest()
         if not self.ranks.first:
             return 0

@@ -19,6 +19,7 @@ from fastpose.files import is_blank, read_file, read_yaml
 from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path
 from fastpose.option import OptionError, typed, underscored
 from fastpose.options.settings import FIELDS, TYPES
+from fastpose.ranks import is_other_rank
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Command:
         offered: names of settings that it offers as options, too.
         otherwise: what --help gives as the default of settings that are not asked for; empty: their own defaults.
         defaults: defaults of offered settings that are the command's own.
+        by_ranks: whether several ranks may be started with the same words.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Command:
         places: Mapping[str, str] | None = None,
         otherwise: str = "",
         defaults: Mapping[str, Any] | None = None,
+        by_ranks: bool = False,
     ) -> None:
         # Without jsonargparse, which commands and recipes alone need, the program ends with a line that names it.
         try:
@@ -58,7 +61,7 @@ class Command:
                 f"error: fastpose {name} reads its options with jsonargparse, which cannot be imported ({error}): "
                 "pip install jsonargparse"
             ) from None
-        self.own = own
+        self.own, self.by_ranks = own, by_ranks
         self.parser = jsonargparse.ArgumentParser(prog=f"fastpose {name}", description=description)
         self.once: list[str] = []
         if own is not None:
@@ -102,7 +105,7 @@ class Command:
         A wrong option ends the program with a message and exit code 2, as argparse does. Of several ranks the first one
         has the message.
         """
-        if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+        if not (self.by_ranks and is_other_rank(os.environ)):
             return self._parse(argv)
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             return self._parse(argv)

@@ -16,6 +16,7 @@ from fastpose.ending import one_of_several
 from fastpose.ranks.ranks import ALONE, RankLostError, Ranks, in_short, keep_for_good
 
 JOIN_SECONDS = 300  # for all ranks to start; torchrun starts them at once
+ALONE_SECONDS = 10  # for torchrun to answer a process by itself, which could do without
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # the variable that torchrun alone sets
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -32,10 +33,10 @@ def joined_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
     if "RANK" not in environment or not count.isdecimal() or int(count) < 2:
         alone = ALONE
         if environment.keys() >= {TORCHRUN, *VARIABLES}:
-            alone = Ranks()
-            alone.launch = dist.PrefixStore(
-                f"fastpose/{environment[TORCHRUN]}", next(iter(dist.rendezvous("env://")))[0]
-            )
+            with suppress(RuntimeError, ValueError):  # variables of a torchrun that has gone
+                agents, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=ALONE_SECONDS))))
+                alone = Ranks()
+                alone.launch = dist.PrefixStore(f"fastpose/{environment[TORCHRUN]}", agents)
         yield alone
         return
     advice = "start all ranks with torchrun --nproc-per-node NUMBER -m fastpose.train, or unset RANK and WORLD_SIZE"
@@ -72,6 +73,11 @@ def joined_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
         raise
     ranks.rest()
     dist.destroy_process_group()  # after an error others may not answer; the process ends anyway
+
+
+def is_other_rank(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun started this process as a rank other than the first, which prints."""
+    return environment.keys() >= set(VARIABLES) and environment["WORLD_SIZE"] != "1" and environment["RANK"] != "0"
 
 
 def meeting_place(store: Any, rank: int, count: int) -> str:

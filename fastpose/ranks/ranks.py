@@ -80,6 +80,8 @@ class Ranks:
         """
         if self.count == 1:
             return
+        with self._waiting():  # as long as it takes; what follows has a time limit
+            pass
         with lost_if_it_fails():
             longest = timedelta(seconds=patience + LONGER_SECONDS)
             self._steps = dist.new_group(backend="gloo", timeout=longest)
@@ -115,6 +117,15 @@ class Ranks:
                 yield
             with self._waiting():
                 pass
+
+    def check_same(self, what: str, value: Any) -> None:
+        """Raises ValueError in a rank whose `value` is not that of the first one, as on machines with other files."""
+        expected = self.same(lambda: value)
+        with self.failing_together():
+            if value != expected:
+                raise ValueError(
+                    f"the {what} of this rank are not those of the first one: expected {expected}, got {value}"
+                )
 
     def gathered(self, value: T) -> list[T] | None:
         """The values of all ranks, in order, in the first rank; None in the others."""

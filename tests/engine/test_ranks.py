@@ -26,10 +26,12 @@ from fastpose import evaluate, train
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.mpii import PckhScorer, read_mpii
+from fastpose.data.persons import Persons
 from fastpose.data.pixels import ImageFiles, ResidentImages
 from fastpose.device import ComputeOptions
 from fastpose.engine import results as drawing
 from fastpose.engine.evaluation import predict_all, scored
+from fastpose.engine.run import Run
 from fastpose.engine.step import TrainStep, uses_cuda_graph
 from fastpose.models import network, pose_resnet
 from fastpose.models.decoding import Decoder
@@ -649,10 +651,9 @@ def test_a_command_that_torchrun_starts_again_goes_on_with_its_own_run_alone(rec
     assert start(others, "1") == 1, "of another torchrun"
     assert "exists and is not empty" in capsys.readouterr().err
     (tmp_path / "run" / "summary.json").unlink()
-    (tmp_path / "run" / "metrics.jsonl").unlink()
-    assert start(launch, "7") == 0, "with the settings that it was begun with"
+    assert start(launch, "1") == 0
     assert "going on from" in capsys.readouterr().out
-    assert start(others, "1") == 1
+    assert start(launch, "7") == 1, "another command of this torchrun"
 
 
 def test_before_its_folder_has_anything_a_command_that_is_started_again_begins_again(recipe, tmp_path, monkeypatch):
@@ -660,10 +661,54 @@ def test_before_its_folder_has_anything_a_command_that_is_started_again_begins_a
     monkeypatch.setattr(drawing, "draw", lambda *arguments: None)
     ranks = Ranks()
     ranks.launch = Store()
-    train.remember(tmp_path / "run", ranks.launch)
     monkeypatch.setattr(train, "joined_ranks", lambda environment: nullcontext(ranks))
-    assert train.main(["--recipe", str(recipe), "--epochs", "1"]) == 0
+    monkeypatch.setattr(Run, "train", lambda run: 1)  # killed before it has written anything
+    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--epochs", "1"]) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(network, "pose_resnet", small_network)
+    monkeypatch.setattr(drawing, "draw", lambda *arguments: None)
+    monkeypatch.setattr(train, "joined_ranks", lambda environment: nullcontext(ranks))
+    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--epochs", "1"]) == 0
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def lost_in_stocktaking(*words: str) -> int:
+    if os.environ["RANK"] == "1":
+        Ranks.total = lambda ranks, tensor: os._exit(7)  # type: ignore[assignment, method-assign]
+    return train_small(*words)
+
+
+@pytest.mark.slow
+def test_losses_that_are_lost_with_a_rank_are_not_saved_as_if_they_were_known(recipe, tmp_path):
+    run = tmp_path / "run"
+    words = ("--recipe", str(recipe), "--run", str(run), "--log_every", "1000")
+    processes = RankProcesses(tmp_path / "ranks", 2, lost_in_stocktaking, *words)
+    assert processes.wait() == [1, 7]
+    assert not (run / "last.pt").exists()
+
+
+def with_other_persons(*words: str) -> int:
+    """A command whose second rank has other persons."""
+    if os.environ["RANK"] == "1":
+        Persons.fingerprint = lambda persons: "other"  # type: ignore[method-assign]
+    return command_small(*words)
+
+
+def test_ranks_with_other_persons_are_refused(recipe, runs, tmp_path):
+    train_words = ("train", "--recipe", str(recipe), "--run", str(tmp_path / "run"))
+    for words in (train_words, ("evaluate", "--checkpoint", str(runs[0]), "--out", str(tmp_path / "out"))):
+        processes = RankProcesses(tmp_path / words[0], 2, with_other_persons, *words)
+        assert processes.wait() == [1, 1], [processes.said(rank) for rank in range(2)]
+        assert "error: the " in processes.said(1)
+        assert "persons of this rank are not those of the first one: expected" in processes.said(1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_torchrun_has_left_behind_trains_by_itself(recipe, tmp_path):
+    gone = TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    gone |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    processes = RankProcesses(tmp_path, 1, train_small, "--recipe", str(recipe), "--dry_run", environment=gone)
+    assert processes.wait() == [0], processes.said(0)
 
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
