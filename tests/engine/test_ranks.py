@@ -22,12 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastpose import evaluate, train
+from fastpose import evaluate, pack, train
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.mpii import PckhScorer, read_mpii
+from fastpose.data.pack import read_packed_persons
 from fastpose.data.persons import Persons
-from fastpose.data.pixels import ImageFiles, ResidentImages
+from fastpose.data.pixels import ImageFiles, PackedImages, ResidentImages
 from fastpose.device import ComputeOptions
 from fastpose.engine import results as drawing
 from fastpose.engine.evaluation import predict_all, scored
@@ -93,6 +94,17 @@ def test_all_ranks_together_make_the_batches_of_one_to_the_bit(persons, ranks, b
     parts = [list(loader.epoch(2)) for loader in loaders(persons, ranks, by_image=by_image)]
     assert_same_bits(joined(parts), joined([list(alone.epoch(2))]))
     assert [len(part) for part in parts] == [len(alone)] * ranks, "all ranks take part in each step"
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+def test_a_pack_gives_each_rank_its_part(persons, tmp_path, kind):
+    data, out = persons.image_paths[0].parents[1], tmp_path / "out"
+    assert pack.main([str(data), str(out), "--size", "64", "64", "--format", kind, "--half_body", "0.5"]) == 0
+    packed = read_packed_persons(out, "train")
+    source = PackedImages(packed.image_paths)
+    parts = [list(loader.epoch(1)) for loader in loaders(packed, 3, source)]
+    (alone,) = loaders(packed, 1, source)
+    assert_same_bits(joined(parts), joined([list(alone.epoch(1))]))
 
 
 def test_the_parts_of_a_batch_differ_by_one_person_at_most_and_may_be_empty(persons):
