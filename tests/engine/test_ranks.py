@@ -307,7 +307,7 @@ def test_what_a_network_draws_itself_does_not_depend_on_interruptions(recipe, tm
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     words = ("--recipe", str(recipe))
     assert RankProcesses(tmp_path / "1", 2, drawing_network, "0", *words, "--run", str(whole)).wait() == [0, 0]
-    assert RankProcesses(tmp_path / "2", 2, drawing_network, "4", *words, "--run", str(cut)).wait() == [130, 130]
+    assert RankProcesses(tmp_path / "2", 2, drawing_network, "4", *words, "--run", str(cut)).wait() == [143, 143]
     assert RankProcesses(tmp_path / "3", 2, drawing_network, "0", "--resume", str(cut)).wait() == [0, 0]
     for mine, theirs in zip(trained(whole), trained(cut), strict=True):
         assert mine == theirs
@@ -338,7 +338,7 @@ def drawing_network(steps: str, *words: str) -> int:
     def make(depth: int, head: str, num_joints: int, *, channels: int) -> nn.Module:
         return nn.Sequential(small_network(depth, head, num_joints, channels=channels), Drawing())
 
-    return at_step(int(steps), lambda: os.kill(os.getpid(), signal.SIGINT), *words, make=make)
+    return at_step(int(steps), lambda: os.kill(os.getpid(), signal.SIGTERM), *words, make=make)
 
 
 def command_small(command: str, *words: str) -> int:
@@ -404,8 +404,8 @@ def test_the_number_of_ranks_may_change_within_an_epoch(recipe, runs, tmp_path):
     """Two ranks stop in the middle of an epoch; three go on with the same persons."""
     run = tmp_path / "run"
     two = RankProcesses(tmp_path / "2", 2, stopped_after, "4", "--recipe", str(recipe), "--run", str(run))
-    assert two.wait() == [130, 130], (two.said(0), two.said(1))
-    assert "stopped by SIGINT in epoch 2 after step 1" in two.out(), two.out()
+    assert two.wait() == [143, 143], (two.said(0), two.said(1))
+    assert "stopped by SIGTERM in epoch 2 after step 1" in two.out(), two.out()
     assert f"to go on: torchrun --nproc-per-node 2 -m fastpose.train -- --resume {run}" in two.out()
     three = RankProcesses(tmp_path / "3", 3, train_small, "--resume", str(run))
     assert three.wait() == [0] * 3, three.said(0)
@@ -417,8 +417,8 @@ def test_the_number_of_ranks_may_change_within_an_epoch(recipe, runs, tmp_path):
 
 
 def stopped_after(steps: str, *words: str) -> int:
-    """`train_small`; the second rank alone gets a Ctrl-C in its step number `steps`."""
-    return at_step(int(steps), lambda: os.kill(os.getpid(), signal.SIGINT), *words)
+    """`train_small`; the second rank alone gets a SIGTERM in its step number `steps`."""
+    return at_step(int(steps), lambda: os.kill(os.getpid(), signal.SIGTERM), *words)
 
 
 def at_step(steps: int, what: Any, *words: str, rank: str = "1", make: Any = small_network) -> int:
