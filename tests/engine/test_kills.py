@@ -9,7 +9,7 @@ from tests.helpers.kills import kill_runs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 50), (2, 10)])
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 50), (2, 6)])
 def test_runs_that_are_killed_at_random_moments_go_on_to_the_bits_of_undisturbed_ones(tmp_path, ranks, kills):
     trial = kill_runs(tmp_path, kills, count=ranks)
     assert not trial.faults
