@@ -424,6 +424,7 @@ class Run:
 
     def failed(self, error: Exception, *, known: bool) -> None:
         """Saves the weights if it is known what they are, and says how to go on once that is mended."""
+        self.ranks.rest()
         if known and math.isfinite(self.progress.loss_sum):
             try:
                 self.save("last.pt")

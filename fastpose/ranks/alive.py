@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -40,33 +41,44 @@ class Beat(threading.Thread):
 
 
 class Watch(threading.Thread):
-    """Ends a rank that is stuck, with the places in which its threads are."""
+    """Ends a rank that is stuck, with the places in which its threads are.
 
-    def __init__(self, who: str, patience: float) -> None:
+    Args:
+        who: the rank, in words.
+        patience: seconds without a sign of work after which it is stuck.
+        behind: whether the others have lost a rank, and it is this one.
+    """
+
+    def __init__(self, who: str, patience: float, behind: Callable[[], bool]) -> None:
         super().__init__(name="fastpose-watch", daemon=True)
-        self._who, self._patience = who, patience
-        self._until: float | None = None
+        self._who, self._patience, self._behind = who, patience, behind
+        self._since, self._resting = math.inf, True
+        self.over = threading.Event()
         self.start()
 
     def look(self) -> None:
         """The rank is at work, from now on."""
-        self._until = time.monotonic() + self._patience
+        self._since, self._resting = time.monotonic(), False
 
     def rest(self) -> None:
-        """The rank waits for others."""
-        self._until = None
+        """The rank waits for others, from now on."""
+        self._since, self._resting = time.monotonic(), True
 
     def run(self) -> None:
         main = threading.main_thread().ident
         torch_folder = os.path.dirname(torch.__file__)
-        while True:
-            time.sleep(min(1.0, self._patience / 4))
-            late = time.monotonic() - (self._until or math.inf)
+        while not self.over.wait(min(1.0, self._patience / 4)):
+            late = time.monotonic() - self._since - self._patience
             if late < 0:
                 continue
-            # In torch it may be waiting for another rank, which then says so, or for which a collective is waiting.
+            if self._resting:
+                self._behind()  # answers others
+                continue
+            # In torch it may be waiting for a rank that is, in a collective that ends by itself: at the latest
+            # LONGER_SECONDS after as long again, as it may have worked for that long before.
             frame = sys._current_frames().get(main) if main else None
-            if frame is not None and frame.f_code.co_filename.startswith(torch_folder) and late < LONGER_SECONDS:
+            in_torch = frame is not None and frame.f_code.co_filename.startswith(torch_folder)
+            if in_torch and late < self._patience + 2 * LONGER_SECONDS and not self._behind():
                 continue
             with suppress(OSError, ValueError):
                 said = f"{self._who}: error: stuck: no step for {self._patience:g} s (--rank_timeout). Its threads:"

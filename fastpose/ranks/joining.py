@@ -67,11 +67,12 @@ def joined_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
         with nullcontext() if ranks.first else one_of_several(f"rank {rank}"):
             yield ranks
     except BaseException as error:
+        ranks.rest()
         if not isinstance(error, RankLostError):  # who has lost one answers calls, see Ranks.absent
             with suppress(RuntimeError):
                 ranks.leave()
         raise
-    ranks.rest()
+    ranks.end()
     dist.destroy_process_group()  # after an error others may not answer; the process ends anyway
 
 

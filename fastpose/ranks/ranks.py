@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -26,6 +26,8 @@ from fastpose.ranks.batch_norm import BatchNormOfAllRanks
 T = TypeVar("T")
 
 ROLL_CALL_SECONDS = 5
+# All that gloo raises names its source file, but for what the other waits hear of one that has timed out.
+OF_GLOO = ("gloo", "Application timeout caused pair closure")
 
 
 class RankLostError(RuntimeError):
@@ -64,6 +66,7 @@ class Ranks:
         self._steps: dist.ProcessGroup | None = None  # between steps, with the timeout
         self._data: dist.ProcessGroup | None = None  # for what is on the training device
         self._watch: Watch | None = None
+        self._answers: dict[int, int] = {}
 
     @property
     def first(self) -> bool:
@@ -89,7 +92,7 @@ class Ranks:
         keep_for_good(self._steps)
         if self._beat is not None:
             self._beat.over.set()
-        self._watch = Watch(f"rank {self.rank} of {self.count}", patience)
+        self._watch = Watch(f"rank {self.rank} of {self.count}", patience, self._behind)
 
     def same(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first rank, in all ranks. Before `begin` they wait for it as long as it takes.
@@ -199,9 +202,15 @@ class Ranks:
             self._watch.look()
 
     def rest(self) -> None:
-        """This rank has no more steps."""
+        """This rank has no more steps, for now."""
         if self._watch is not None:
             self._watch.rest()
+
+    def end(self) -> None:
+        """This rank has no more steps at all."""
+        if self._watch is not None:
+            self._watch.over.set()
+            self._watch.join()  # it may be using the store
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum of the ranks' tensors, on the training device; the tensor itself stays as it is."""
@@ -301,24 +310,47 @@ class Ranks:
         error.args = (f"{who} has ended or does not answer, and says itself why if it can ({error})",)
         return True
 
+    def _answer(self) -> dict[int, int]:
+        """Answers a call, and returns which ranks have: how many collectives each has begun."""
+        begun = 0 if self._steps is None else cast(Any, self._steps)._get_sequence_number_for_group()
+        self.store.set(f"here/{self.rank}", str(begun))
+        answers = {rank: self._value(f"here/{rank}") for rank in range(self.count)}
+        self._answers = {rank: int(answer) for rank, answer in answers.items() if answer}
+        return self._answers
+
+    def _behind(self) -> bool:
+        """Whether another rank calls, all answer, and this one has begun fewer collectives than others: they have
+        waited for it. For the thread that watches a rank, which also answers for it while it waits in a collective."""
+        with suppress(RuntimeError):  # who has the store is gone
+            if self.store.check(["call"]):
+                answers = self._answer()
+                return len(answers) == self.count and self.rank in last_of(answers)
+        return False
+
     def absent(self) -> list[int]:
-        """Which ranks have left or do not answer a call; for those that have lost one. Takes some seconds.
+        """Which ranks have left or do not answer a call; if all answer, those that the others waited for. For a rank
+        that has lost one. Takes some seconds.
 
         Raises:
             RankLostError: nobody can be called, as the first rank had the address book.
         """
-        with lost_if_it_fails():
-            self.store.set(f"here/{self.rank}", "")
+        try:
+            self.store.set("call", "")
             until = time.monotonic() + ROLL_CALL_SECONDS
             while True:
+                answers = self._answer()
                 left = {rank for rank in range(self.count) if self._value(f"beat/{rank}") == LEFT}
-                absent = {rank for rank in range(self.count) if not self.store.check([f"here/{rank}"])} | left
+                absent = set(range(self.count)) - answers.keys() | left
                 if absent == left or time.monotonic() > until:
-                    return sorted(absent)
+                    return sorted(absent or last_of(answers))
                 try:
                     time.sleep(0.1)
                 except KeyboardInterrupt:  # torchrun has noticed, too, and ends those that are left
                     until = min(until, time.monotonic() + ROLL_CALL_SECONDS / 2)
+        except RuntimeError as error:
+            if 0 in self._answers:  # the first rank, which has the address book, says who is absent before it ends
+                return sorted(set(range(self.count)) - self._answers.keys())
+            raise RankLostError(in_short(error)) from error
 
     def _value(self, key: str) -> bytes:
         """What is in the store; nothing if nobody has written it yet."""
@@ -328,13 +360,20 @@ class Ranks:
 ALONE = Ranks()
 
 
+def last_of(answers: Mapping[int, int]) -> set[int]:
+    """The ranks that have begun the fewest collectives; none if all have begun as many."""
+    fewest, most = min(answers.values()), max(answers.values())
+    return {rank for rank, begun in answers.items() if begun == fewest < most}
+
+
 @contextmanager
 def lost_if_it_fails() -> Iterator[None]:
     """Makes a RankLostError of what torch.distributed raises if another rank has gone. It has no type for that."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, RankLostError) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        known = isinstance(error, dist.DistError) or any(words in str(error) for words in OF_GLOO)
+        if isinstance(error, RankLostError) or not known:
             raise
         raise RankLostError(in_short(error)) from error
 

@@ -38,8 +38,9 @@ from fastpose.models import network, pose_resnet
 from fastpose.models.decoding import Decoder
 from fastpose.option import OptionError
 from fastpose.options.settings import Settings
-from fastpose.ranks import RankLostError, Ranks, joined_ranks, report_lost
+from fastpose.ranks import RankLostError, Ranks, joined_ranks, lost_if_it_fails, report_lost
 from fastpose.ranks.joining import meeting_place
+from fastpose.ranks.ranks import last_of
 from tests.helpers.ranks import RankProcesses, train_small
 from tests.helpers.runs import results, write_recipe
 from tests.helpers.settings import small_network
@@ -421,7 +422,7 @@ def stopped_after(steps: str, *words: str) -> int:
     return at_step(int(steps), lambda: os.kill(os.getpid(), signal.SIGTERM), *words)
 
 
-def at_step(steps: int, what: Any, *words: str, rank: str = "1", make: Any = small_network) -> int:
+def at_step(steps: int, what: Any, *words: str, rank: str = "1", work: Any = train_small, **more: Any) -> int:
     done, call = [0], TrainStep.__call__
 
     def counted(self: TrainStep, *arguments: Any) -> torch.Tensor:
@@ -431,7 +432,7 @@ def at_step(steps: int, what: Any, *words: str, rank: str = "1", make: Any = sma
         return call(self, *arguments)
 
     TrainStep.__call__ = counted  # type: ignore[method-assign]
-    return train_small(*words, make=make)
+    return work(*words, **more)
 
 
 def killed_at(steps: str, rank: str, *words: str) -> int:
@@ -505,29 +506,70 @@ def stuck(*words: str) -> int:
     return at_step(3, lambda: time.sleep(1000), *words)
 
 
+def stuck_in_torch(*words: str) -> int:
+    """As a rank may be that waits for others."""
+    return at_step(3, lambda: torch.futures.wait_all([torch.futures.Future()]), "1", *words, work=sooner)
+
+
 @pytest.mark.slow
-def test_a_rank_that_is_stuck_says_where_and_ends_the_run(recipe, tmp_path):
+@pytest.mark.parametrize(("work", "where"), [(stuck, "in at_step"), (stuck_in_torch, "in wait_all")])
+def test_a_rank_that_is_stuck_says_where_and_ends_the_run(recipe, tmp_path, work, where):
     words = ("--recipe", str(recipe), "--run", str(tmp_path / "run"), "--rank_timeout", "2")
-    processes = RankProcesses(tmp_path / "ranks", 2, stuck, *words)
-    assert processes.wait() == [1, 1]
-    assert "rank 1 of 2: error: stuck: no step for 2 s (--rank_timeout)" in processes.said(1)
-    assert "in at_step" in processes.said(1), "where it is"
-    assert "stuck" not in processes.said(0), "it waits for the other"
-    assert "error: rank 1 of 2 has ended or does not answer" in processes.said(0)
+    processes = RankProcesses(tmp_path / "ranks", 3, work, *words)
+    assert processes.wait() == [1, 1, 1]
+    assert "rank 1 of 3: error: stuck: no step for 2 s (--rank_timeout)" in processes.said(1)
+    assert where in processes.said(1)
+    assert "error: rank 1 of 3 has ended or does not answer" in processes.said(0)
+    for other in (0, 2):
+        assert "stuck" not in processes.said(other), "it waits for the first"
+
+
+def frozen_in_step(*words: str) -> int:
+    return at_step(3, lambda: os.kill(os.getpid(), signal.SIGSTOP), "1", *words, rank="2", work=sooner)
+
+
+def frozen_at_any_time(*words: str) -> int:
+    return sooner("1", *words)
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path):
+@pytest.mark.parametrize("work", [frozen_in_step, frozen_at_any_time])
+def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path, work):
+    """The others may be waiting in the middle of a step, or between two."""
     run = tmp_path / "run"
-    words = ("1", "--recipe", str(recipe), "--run", str(run), "--epochs", "1000", "--rank_timeout", "5")
-    processes = RankProcesses(tmp_path / "ranks", 3, sooner, *words)
-    processes.wait_for(lambda: (run / "metrics.jsonl").exists())
-    processes.kill(2, signal.SIGSTOP)
-    processes.ranks[0].join(60)
-    assert processes.ranks[0].exitcode == 1
+    words = ("--recipe", str(recipe), "--run", str(run), "--epochs", "1000", "--rank_timeout", "5")
+    processes = RankProcesses(tmp_path / "ranks", 3, work, *words)
+    try:
+        if work is frozen_at_any_time:
+            processes.wait_for(lambda: (run / "metrics.jsonl").exists())
+            processes.kill(2, signal.SIGSTOP)
+        for rank in processes.ranks[:2]:
+            rank.join(60)
+    finally:
+        processes.kill(2)
+    assert processes.wait() == [1, 1, -9], [processes.printed(rank) for rank in (0, 1)]
     assert "error: rank 2 of 3 has ended or does not answer" in processes.said(0)
-    processes.kill(2)
-    processes.wait()
+    assert processes.said(1) == ""
+
+
+def test_what_gloo_raises_is_a_lost_rank():
+    """Also what it says without a place, to one of several that wait when another's time is over."""
+    with (
+        pytest.raises(RankLostError, match=r"^Timed out waiting 6000ms for recv$"),
+        lost_if_it_fails(),
+    ):
+        raise RuntimeError("[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 6000ms for recv")
+    with pytest.raises(RankLostError, match=r"^Application timeout caused pair closure$"), lost_if_it_fails():
+        raise RuntimeError("Application timeout caused pair closure")
+    with pytest.raises(RuntimeError, match=r"^out of memory$"), lost_if_it_fails():
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("begun", "last"), [({0: 3, 1: 3}, set()), ({0: 4, 1: 3}, {1}), ({0: 3, 1: 4, 2: 3}, {0, 2}), ({1: 5}, set())]
+)
+def test_the_last_ranks_have_begun_the_fewest_collectives(begun, last):
+    assert last_of(begun) == last
 
 
 def sooner(seconds: str, *words: str) -> int:
@@ -716,10 +758,17 @@ def test_ranks_with_other_persons_are_refused(recipe, runs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def soon_alone(*words: str) -> int:
+    from fastpose.ranks import joining
+
+    joining.ALONE_SECONDS = 1
+    return train_small(*words)
+
+
 def test_a_process_that_torchrun_has_left_behind_trains_by_itself(recipe, tmp_path):
     gone = TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     gone |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    processes = RankProcesses(tmp_path, 1, train_small, "--recipe", str(recipe), "--dry_run", environment=gone)
+    processes = RankProcesses(tmp_path, 1, soon_alone, "--recipe", str(recipe), "--dry_run", environment=gone)
     assert processes.wait() == [0], processes.said(0)
 
 

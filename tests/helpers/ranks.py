@@ -103,7 +103,7 @@ class RankProcesses:
 
     def said(self, rank: int) -> str:
         """What a rank has printed to standard error, without the lines that torch's C++ prints."""
-        of_torch = re.compile(r"(\[rank\d+\]:)?\[[WE]|frame #|Exception raised|$")
+        of_torch = re.compile(r"(\[rank\d+\]:)?\[[WE]|frame #|Exception raised|<omitting python frames>|$")
         return "".join(line for line in self.printed(rank).splitlines(keepends=True) if not of_torch.match(line))
 
 
