@@ -89,9 +89,9 @@ def test_a_short_soak_trains_on_all_sources():
         "-m",
         "studies.reliability.soak",
         "--minutes",
-        "0.3",
+        "0.1",
         "--every",
-        "0.3",
+        "0.1",
         "--persons",
         "30",
     ]
