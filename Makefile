@@ -135,7 +135,7 @@ OP_TESTS := $(addprefix tests/ops/test_,affine_crop.py render_heatmaps.py decode
 sanitize: build/sanitize/.installed
 	$(call under_sanitizers,sanitize,-m "not tiles" -k "not compile")
 
-# Half of the time the C++ entries by themselves, half of it the ops from Python, at each SIMD level of this machine.
+# The C++ entries by themselves beside the ops from Python, each for half of the time, at each SIMD level of this machine.
 SECONDS ?= 60
 SEED ?= 0
 FUZZER := build/fuzz/fastpose_fuzz
@@ -147,8 +147,9 @@ fuzz: build/sanitize/.installed
 	for level in plain avx2 avx512; do \
 	  export FASTPOSE_SIMD=$$level seconds=$$(($(SECONDS) / 6)); \
 	  $(BIN)/python -c 'import fastpose; fastpose.build_info()' || { [ $$level != plain ] && continue; exit 1; }; \
-	  $(FUZZER) --seconds $$seconds --seed $(SEED) || exit 1; \
-	  (cd build/sanitize && $(SANITIZED) -m tests.fuzz.fuzz_calls --seconds $$seconds --seed $(SEED)) || exit 1; \
+	  $(FUZZER) --seconds $$seconds --seed $(SEED) & entries=$$!; \
+	  (cd build/sanitize && $(SANITIZED) -m tests.fuzz.fuzz_calls --seconds $$seconds --seed $(SEED)); calls=$$?; \
+	  wait $$entries && [ $$calls = 0 ] || exit 1; \
 	done
 
 libfuzzer: $(VENV)/.installed-dev
