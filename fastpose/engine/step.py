@@ -164,9 +164,14 @@ class TrainStep:
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        """Undoes what the block does to buffers and torch's generators, and leaves no gradients."""
-        buffers = list(self.model.buffers())
-        before = [buffer.detach().clone() for buffer in buffers]
+        """Undoes what steps in the block do: to parameters, buffers, the optimiser's state and torch's generators.
+
+        State that the optimiser did not have is there afterwards: zeros, with which those of `make_optimizer` begin.
+        What a network of one's own keeps elsewhere is not undone. The parameters are left without gradients.
+        """
+        tensors = [*self.model.parameters(), *self.model.buffers(), *self._state_tensors()]
+        before = [tensor.detach().clone() for tensor in tensors]
+        known = {id(tensor) for tensor in tensors}
         training = self.model.training
         self.model.train()
         try:
@@ -176,8 +181,15 @@ class TrainStep:
             self.model.train(training)
             self.optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
-                for buffer, value in zip(buffers, before, strict=True):
-                    buffer.copy_(value)
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
+                for tensor in self._state_tensors():
+                    if id(tensor) not in known:
+                        tensor.zero_()
+
+    def _state_tensors(self) -> list[Tensor]:
+        states = self.optimizer.state.values()
+        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
     def _run_full(self, *inputs: Tensor, share: float = 1.0) -> Tensor:
         """`_run` for batches of full size."""
@@ -243,29 +255,11 @@ class TrainStep:
         self._graph = graph
 
     def _rehearse(self, inputs: tuple[Tensor, ...]) -> None:
-        """Takes WARMUP_STEPS steps and undoes them: parameters, buffers, the optimiser's state and torch's generators.
-
-        State that the optimiser did not have is there afterwards: zeros, with which those of `make_optimizer` begin.
-        What a network of one's own keeps elsewhere is not undone. The parameters are left without gradients, so that
-        the capture's backward takes memory for them from the graph's own pool, where replays write them.
-        """
-        tensors = [*self.model.parameters(), *self.model.buffers(), *self._state_tensors()]
-        before = [tensor.detach().clone() for tensor in tensors]
-        known = {id(tensor) for tensor in tensors}
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        """Takes WARMUP_STEPS steps and undoes them. The parameters are left without gradients, so that the capture's
+        backward takes memory for them from the graph's own pool, where replays write them."""
+        with self._undone():
             for _ in range(self.WARMUP_STEPS):
                 self._run_full(*inputs)
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
-            for tensor in self._state_tensors():
-                if id(tensor) not in known:
-                    tensor.zero_()
-
-    def _state_tensors(self) -> list[Tensor]:
-        states = self.optimizer.state.values()
-        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 def uses_cuda_graph(
