@@ -172,7 +172,9 @@ def train_one_epoch(
                 if stops:
                     break
                 if saves:
+                    ranks.rest()
                     take_stock()
+                    ranks.alive()
                 together = ranks.count == 1
                 if saves:
                     save()

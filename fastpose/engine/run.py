@@ -278,6 +278,7 @@ class Run:
             self.ranks.first and not (self.folder / "last.pt").exists()
         ):  # results without a checkpoint could not go on after a power cut
             self.save("last.pt")
+            self.ranks.alive()
         seconds = max(progress.epoch_seconds, 1e-9)
         line = {
             "epoch": progress.epoch + 1,
@@ -297,6 +298,7 @@ class Run:
             if score >= progress.best_score:  # of equals the one that was trained longer
                 progress.best_epoch, progress.best_score = progress.epoch, score
                 self.save("best.pt")
+                self.ranks.alive()
         # Writing a checkpoint can take longer than a small epoch: between evaluations at most one a minute.
         if evaluation or time.perf_counter() - self.last_save > 60:
             self.save("last.pt")

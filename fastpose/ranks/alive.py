@@ -68,17 +68,15 @@ class Watch(threading.Thread):
         main = threading.main_thread().ident
         torch_folder = os.path.dirname(torch.__file__)
         while not self.over.wait(min(1.0, self._patience / 4)):
+            behind = self._behind()  # answers others, too
             late = time.monotonic() - self._since - self._patience
-            if late < 0:
-                continue
-            if self._resting:
-                self._behind()  # answers others
+            if late < 0 or self._resting:
                 continue
             # In torch it may be waiting for a rank that is, in a collective that ends by itself: at the latest
             # LONGER_SECONDS after as long again, as it may have worked for that long before.
             frame = sys._current_frames().get(main) if main else None
             in_torch = frame is not None and frame.f_code.co_filename.startswith(torch_folder)
-            if in_torch and late < self._patience + 2 * LONGER_SECONDS and not self._behind():
+            if in_torch and not behind and late < self._patience + 2 * LONGER_SECONDS:
                 continue
             with suppress(OSError, ValueError):
                 said = f"{self._who}: error: stuck: no step for {self._patience:g} s (--rank_timeout). Its threads:"

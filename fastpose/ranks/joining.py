@@ -71,6 +71,7 @@ def joined_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
         if not isinstance(error, RankLostError):  # who has lost one answers calls, see Ranks.absent
             with suppress(RuntimeError):
                 ranks.leave()
+            ranks.end()
         raise
     ranks.end()
     dist.destroy_process_group()  # after an error others may not answer; the process ends anyway

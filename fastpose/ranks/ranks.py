@@ -8,6 +8,7 @@ none waits for a GPU to know.
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -194,7 +195,7 @@ class Ranks:
         """Tells the others that this rank ends."""
         if self._beat is not None:
             self._beat.over.set()
-            self.store.set(f"beat/{self.rank}", LEFT)
+            within(ROLL_CALL_SECONDS, lambda: self.store.set(f"beat/{self.rank}", LEFT))
 
     def alive(self) -> None:
         """Says that this rank is not stuck, where it does much between steps."""
@@ -207,10 +208,10 @@ class Ranks:
             self._watch.rest()
 
     def end(self) -> None:
-        """This rank has no more steps at all."""
+        """This rank ends."""
         if self._watch is not None:
             self._watch.over.set()
-            self._watch.join()  # it may be using the store
+            self._watch.join(ROLL_CALL_SECONDS)  # it may be using the store
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum of the ranks' tensors, on the training device; the tensor itself stays as it is."""
@@ -288,10 +289,16 @@ class Ranks:
         key = f"meeting/{self._meetings}"
         if self.store.add(key, 1) == self.count:
             self.store.set(f"{key}/all", "")
+
+        def look() -> dict[int, bytes] | None:
+            if self.store.check([f"{key}/all"]):
+                return None
+            return {rank: self._value(f"beat/{rank}") for rank in range(self.count)}
+
         beats: dict[int, tuple[bytes, float]] = {}
-        while not self.store.check([f"{key}/all"]):
-            for rank in range(self.count):
-                beat, now = self._value(f"beat/{rank}"), time.monotonic()
+        while (found := within(LOST_SECONDS, look)) is not None:
+            now = time.monotonic()
+            for rank, beat in found.items():
                 last, since = beats.get(rank, (b"", now))
                 beats[rank] = (beat, now if beat != last else since)
                 if beat == LEFT or now - beats[rank][1] > LOST_SECONDS:
@@ -301,13 +308,19 @@ class Ranks:
     def is_to_tell(self, error: RankLostError) -> bool:
         """Whether this rank is the one that says which rank is lost; the error then does."""
         try:
-            absent = self.absent()
+            absent = within(2 * ROLL_CALL_SECONDS, self.absent, stoppable=False)  # the process is about to end
         except RankLostError:
             absent = [0]
+        self.end()
         if self.rank > min(set(range(self.count)) - set(absent)):
             return False
-        who = f"rank {', '.join(map(str, absent))} of {self.count}" if absent else "a rank"
-        error.args = (f"{who} has ended or does not answer, and says itself why if it can ({error})",)
+        if len(absent) > 1:
+            lost = f"ranks {', '.join(map(str, absent))} of {self.count} have ended or do not answer, and say"
+        else:
+            lost = (
+                f"{f'rank {absent[0]} of {self.count}' if absent else 'a rank'} has ended or does not answer, and says"
+            )
+        error.args = (f"{lost} why if possible ({error})",)
         return True
 
     def _answer(self) -> dict[int, int]:
@@ -320,7 +333,7 @@ class Ranks:
 
     def _behind(self) -> bool:
         """Whether another rank calls, all answer, and this one has begun fewer collectives than others: they have
-        waited for it. For the thread that watches a rank, which also answers for it while it waits in a collective."""
+        waited for it. For the thread that watches a rank, which also answers for it while it waits or computes."""
         with suppress(RuntimeError):  # who has the store is gone
             if self.store.check(["call"]):
                 answers = self._answer()
@@ -343,10 +356,7 @@ class Ranks:
                 absent = set(range(self.count)) - answers.keys() | left
                 if absent == left or time.monotonic() > until:
                     return sorted(absent or last_of(answers))
-                try:
-                    time.sleep(0.1)
-                except KeyboardInterrupt:  # torchrun has noticed, too, and ends those that are left
-                    until = min(until, time.monotonic() + ROLL_CALL_SECONDS / 2)
+                time.sleep(0.1)
         except RuntimeError as error:
             if 0 in self._answers:  # the first rank, which has the address book, says who is absent before it ends
                 return sorted(set(range(self.count)) - self._answers.keys())
@@ -381,6 +391,44 @@ def lost_if_it_fails() -> Iterator[None]:
 def in_short(error: Exception) -> str:
     """What torch.distributed says, without its place in the source and its advice."""
     return " ".join(str(error).split()).rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0] or str(error)
+
+
+def within(seconds: float, call: Callable[[], T], *, stoppable: bool = True) -> T:
+    """What `call` returns. For calls of the store, which wait for ever, deaf to signals, if the rank that has it is
+    frozen.
+
+    Args:
+        seconds: how long that may take.
+        call: runs in a thread.
+        stoppable: whether Ctrl-C ends it.
+
+    Raises:
+        RankLostError: it has not returned within that time.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+    done = threading.Event()  # Thread.join, interrupted, would take the thread for ended in Python 3.11
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            errors.append(error)
+        done.set()
+
+    threading.Thread(target=work, name="fastpose-store", daemon=True).start()
+    end = time.monotonic() + seconds
+    while not done.is_set() and time.monotonic() < end:
+        try:
+            done.wait(end - time.monotonic())
+        except KeyboardInterrupt:
+            if stoppable:
+                raise
+    if errors:
+        raise errors[0]
+    if not results:
+        raise RankLostError(f"the first rank has not answered for {seconds:g} s")
+    return results[0]
 
 
 def report_lost(error: RankLostError, ranks: Ranks) -> int:

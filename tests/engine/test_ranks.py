@@ -40,7 +40,7 @@ from fastpose.option import OptionError
 from fastpose.options.settings import Settings
 from fastpose.ranks import RankLostError, Ranks, joined_ranks, lost_if_it_fails, report_lost
 from fastpose.ranks.joining import meeting_place
-from fastpose.ranks.ranks import last_of
+from fastpose.ranks.ranks import last_of, within
 from tests.helpers.ranks import RankProcesses, train_small
 from tests.helpers.runs import results, write_recipe
 from tests.helpers.settings import small_network
@@ -524,32 +524,61 @@ def test_a_rank_that_is_stuck_says_where_and_ends_the_run(recipe, tmp_path, work
         assert "stuck" not in processes.said(other), "it waits for the first"
 
 
-def frozen_in_step(*words: str) -> int:
-    return at_step(3, lambda: os.kill(os.getpid(), signal.SIGSTOP), "1", *words, rank="2", work=sooner)
+def frozen_in_step(rank: str, *words: str) -> int:
+    return at_step(3, lambda: os.kill(os.getpid(), signal.SIGSTOP), "1", *words, rank=rank, work=sooner)
 
 
-def frozen_at_any_time(*words: str) -> int:
+def frozen_at_any_time(rank: str, *words: str) -> int:
     return sooner("1", *words)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", [frozen_in_step, frozen_at_any_time])
-def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path, work):
-    """The others may be waiting in the middle of a step, or between two."""
+@pytest.mark.parametrize(("work", "frozen"), [(frozen_in_step, 2), (frozen_at_any_time, 2), (frozen_in_step, 0)])
+def test_a_rank_that_is_frozen_ends_the_run(recipe, tmp_path, work, frozen):
+    """The others may be waiting in the middle of a step, or between two. If it is the first, whom they ask about the
+    others is frozen, too."""
     run = tmp_path / "run"
-    words = ("--recipe", str(recipe), "--run", str(run), "--epochs", "1000", "--rank_timeout", "5")
+    words = (str(frozen), "--recipe", str(recipe), "--run", str(run), "--epochs", "1000", "--rank_timeout", "5")
     processes = RankProcesses(tmp_path / "ranks", 3, work, *words)
+    left = [rank for rank in range(3) if rank != frozen]
     try:
         if work is frozen_at_any_time:
             processes.wait_for(lambda: (run / "metrics.jsonl").exists())
-            processes.kill(2, signal.SIGSTOP)
-        for rank in processes.ranks[:2]:
-            rank.join(60)
+            processes.kill(frozen, signal.SIGSTOP)
+        for rank in left:
+            processes.ranks[rank].join(60)
     finally:
-        processes.kill(2)
-    assert processes.wait() == [1, 1, -9], [processes.printed(rank) for rank in (0, 1)]
-    assert "error: rank 2 of 3 has ended or does not answer" in processes.said(0)
-    assert processes.said(1) == ""
+        processes.kill(frozen)
+    assert processes.wait() == [-9 if rank == frozen else 1 for rank in range(3)], [processes.printed(n) for n in left]
+    assert f"error: rank {frozen} of 3 has ended or does not answer" in processes.said(left[0])
+    assert processes.said(left[1]) == ""
+
+
+@pytest.mark.slow
+def test_of_many_ranks_only_the_one_that_is_killed_is_said_to_be_lost(recipe, tmp_path):
+    """Its neighbours notice at once, the others later."""
+    words = ("3", "1", "--recipe", str(recipe), "--run", str(tmp_path / "run"))
+    processes = RankProcesses(tmp_path / "ranks", 4, killed_at, *words)
+    assert processes.wait() == [1, -9, 1, 1], [processes.said(rank) for rank in range(4)]
+    said = "".join(processes.said(rank) for rank in range(4))
+    assert said.count("has ended or does not answer") == 1, said
+    assert "error: rank 1 of 4 has ended or does not answer" in said
+
+
+def test_a_call_that_does_not_return_is_a_lost_rank(python_s_signals):
+    def interrupted() -> int:
+        time.sleep(0.3)  # until the other thread waits
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        return 3
+
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 // 0)
+    with pytest.raises(KeyboardInterrupt):
+        within(5, interrupted)
+    assert within(5, interrupted, stoppable=False) == 3
+    with pytest.raises(RankLostError, match=r"^the first rank has not answered for 0\.1 s$"):
+        within(0.1, lambda: time.sleep(1))
 
 
 def test_what_gloo_raises_is_a_lost_rank():
@@ -573,11 +602,12 @@ def test_the_last_ranks_have_begun_the_fewest_collectives(begun, last):
 
 
 def sooner(seconds: str, *words: str) -> int:
-    """`train_small`, where the others wait `seconds` more for one that is stuck."""
+    """`train_small`, where the others wait `seconds` more for one that is stuck, and not so long for answers."""
     from fastpose.ranks import alive
     from fastpose.ranks import ranks as module
 
     alive.LONGER_SECONDS = module.LONGER_SECONDS = int(seconds)
+    module.ROLL_CALL_SECONDS = 3
     return train_small(*words)
 
 
