@@ -198,12 +198,12 @@ class Ranks:
             within(ROLL_CALL_SECONDS, lambda: self.store.set(f"beat/{self.rank}", LEFT))
 
     def alive(self) -> None:
-        """Says that this rank is not stuck, where it does much between steps."""
+        """Says that this rank is at work and not stuck: after each wait, and where it does much between steps."""
         if self._watch is not None:
             self._watch.look()
 
     def rest(self) -> None:
-        """This rank has no more steps, for now."""
+        """Nobody waits for a step of this rank until it is `alive` again."""
         if self._watch is not None:
             self._watch.rest()
 
@@ -314,12 +314,11 @@ class Ranks:
         self.end()
         if self.rank > min(set(range(self.count)) - set(absent)):
             return False
+        numbers = f"{', '.join(map(str, absent))} of {self.count}"
         if len(absent) > 1:
-            lost = f"ranks {', '.join(map(str, absent))} of {self.count} have ended or do not answer, and say"
+            lost = f"ranks {numbers} have ended or do not answer, and say"
         else:
-            lost = (
-                f"{f'rank {absent[0]} of {self.count}' if absent else 'a rank'} has ended or does not answer, and says"
-            )
+            lost = f"{f'rank {numbers}' if absent else 'a rank'} has ended or does not answer, and says"
         error.args = (f"{lost} why if possible ({error})",)
         return True
 
