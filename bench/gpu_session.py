@@ -39,6 +39,8 @@ KERNEL_TESTS = [
 ]
 PROCESSES = min(8, os.cpu_count() or 1)
 SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "WarpStateStats", "MemoryWorkloadAnalysis", "InstructionStats")
+# Of the cycles between two instructions of a warp, those in which it waits for what it has loaded.
+WAITS_FOR_LOADS = "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio"
 # Without torch's caching every tensor is an allocation of its own, so that accesses beyond one are seen.
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 PATHS = ["tests/ops/test_kernel_paths.py", "-k", "crops or ties or number_of_joints or layouts"]
@@ -78,11 +80,11 @@ def parts(out: Path, device: str) -> dict[str, list[Step]]:
     ncu = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv", "--apply-rules", "no"]
     ncu += ["--kernel-name-base", "demangled", "--kernel-name", "regex:fastpose"]  # not those of torch
     sections = [word for section in SECTIONS for word in ("--section", section)]
-    of_the_l1 = ["--metrics", "breakdown:l1tex__throughput.avg.pct_of_peak_sustained_elapsed"]
+    sections += ["--metrics", WAITS_FOR_LOADS]
 
-    def profile(name: str, *arguments: str, asked: Sequence[str] = sections) -> list[str]:
+    def profile(name: str, *arguments: str) -> list[str]:
         launches = [PYTHON, "-m", "bench.profile_kernels", "--device", device, *arguments]
-        return [*ncu, *asked, "--log-file", str(out / f"{name}.csv"), *launches]
+        return [*ncu, *sections, "--log-file", str(out / f"{name}.csv"), *launches]
 
     report = [PYTHON, "-m", "bench.gpu_report", "--device", device, "--out", str(out)]
     not_here = [f"--ignore={file}" for file in KERNEL_TESTS]
@@ -105,8 +107,6 @@ def parts(out: Path, device: str) -> dict[str, list[Step]]:
                 sanitizer("initcheck", "tests/ops/test_cuda.py", "-k", "gives_what_the_cpu_gives or two_runs"),
                 SANITIZED,
             ),
-            # Which part of it is busy: the crop is limited by the L1.
-            Step("profile_l1", 60, profile("profile_l1", "--only", "affine_crop", asked=of_the_l1), log="profile.txt"),
         ],
     }
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from bench.gpu import Row, Timer, extra_rows, goal_rows
+from bench.gpu_session import WAITS_FOR_LOADS
 
 
 def hot_rows(batch: int) -> list[Row]:
@@ -32,7 +33,7 @@ def hot_rows(batch: int) -> list[Row]:
 
 
 def profile_table(lines: Iterable[str]) -> str:
-    """What ncu measured of each launch, as Markdown: time, shares of what the GPU can do, warps, registers."""
+    """What ncu measured of each launch, as Markdown: time, shares of what the GPU can do, waits, warps, registers."""
     launches: dict[tuple[str, str], dict[str, float]] = {}
     for row in csv.DictReader(line for line in lines if line.startswith('"')):  # ncu's own words are not quoted
         if row["ID"] == "ID":
@@ -41,7 +42,8 @@ def profile_table(lines: Iterable[str]) -> str:
         value = row["Metric Value"].replace(",", "")
         if re.fullmatch(r"-?[\d.]+", value):
             launch[f"{row['Metric Name']} {row['Metric Unit']}".strip()] = float(value)
-    columns = ["kernel", "µs", "issue slots, %", "DRAM, %", "L1, %", "L2, %", "warps of 64 (possible)", "registers"]
+    columns = ["kernel", "µs", "issue slots, %", "DRAM, %", "L1, %", "L2, %"]
+    columns += ["waiting for loads, %", "warps of 64 (possible)", "registers"]
     table = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for (_, name), launch in launches.items():
         kernel = re.search(r"(\w+)<(.*?)>\(", name)
@@ -50,10 +52,15 @@ def profile_table(lines: Iterable[str]) -> str:
             f"{launch['Achieved Active Warps Per SM warp']:.0f} ({launch['Theoretical Active Warps per SM warp']:.0f})"
         )
         shares = [launch[f"{what} Throughput %"] for what in ("DRAM", "L1/TEX Cache", "L2 Cache")]
+        # Cycles from one instruction of a warp to its next, and those of them for which it waits for a load.
+        cycles = launch["Warp Cycles Per Issued Instruction cycle"]
+        waits = launch.get(f"{WAITS_FOR_LOADS} inst")
+        waiting = "" if waits is None else f"{100 * waits / cycles:.0f}"
         cells = [
             f"`{kernel[1]}<{kernel[2]}>`" if kernel else name,
             f"{launch['Duration ns'] / 1e3:.1f}",
             *(f"{share:.0f}" for share in (100 * issued, *shares)),
+            waiting,
             warps,
             f"{launch['Registers Per Thread register/thread']:.0f}",
         ]
