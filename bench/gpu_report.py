@@ -30,6 +30,7 @@ import torch
 
 import fastpose
 from bench import cases, gpu, kernels, pipeline, train_step
+from bench.cases.affine_crop import random_crops
 from bench.gpu import Timer
 from bench.gpu_session import stop
 from bench.report import ROOT, Report
@@ -193,6 +194,7 @@ def measure(report: Report) -> None:
         "compiled": lambda: measure_compiled(report, timer, batch),
     }
     for name, section in sections.items():
+        random_crops.cache_clear()  # the images would count among the training's memory
         if timer.cuda:
             torch.cuda.empty_cache()
         with report.part(name):

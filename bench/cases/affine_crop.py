@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,32 @@ def case(
         ValueError: the images are too few for that.
     """
     if images is None:
-        images = random_images(max(batch, images_beyond(cache_bytes)), device)
+        images, matrix, index, touched = random_crops(device, batch, cache_bytes, size)
+    else:
+        matrix, index, touched = crops_of(images, batch, cache_bytes, size)
+    color = None if dtype == torch.uint8 else COLOR
+    moved = crop_bytes(batch, size, dtype) + touched
+    return make(Work(images, matrix, index, size, color, dtype, layout), moved, detail=detail)
+
+
+@lru_cache(maxsize=1)
+def random_crops(
+    device: torch.device, batch: int, cache_bytes: int, size: tuple[int, int]
+) -> tuple[ImageBatch, list[Tensor], list[Tensor], int]:
+    """`crops_of` random images, kept: rows of other types and layouts take the same, and to make them takes seconds."""
+    images = random_images(max(batch, images_beyond(cache_bytes)), device)
+    return images, *crops_of(images, batch, cache_bytes, size)
+
+
+def crops_of(
+    images: ImageBatch, batch: int, cache_bytes: int, size: tuple[int, int]
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """Sets of crop_to_image and image_index, and the bytes of the sectors that a set touches, on average.
+
+    Raises:
+        ValueError: the images are too few.
+    """
+    device = images.device
     wanted = 4 * cache_bytes
     too_few = (
         f"images: expected at least {1.5 * wanted:,.0f} bytes, so that crops touch more than four times the L2 of "
@@ -121,9 +146,7 @@ def case(
         union, touched_bytes = union | sectors, touched_bytes + SECTOR * int(sectors.sum())
         matrix.append(boxes.to(device))
         index.append(chosen.to(device))
-    color = None if dtype == torch.uint8 else COLOR
-    moved = crop_bytes(batch, size, dtype) + touched_bytes // len(matrix)
-    return make(Work(images, matrix, index, size, color, dtype, layout), moved, detail=detail)
+    return matrix, index, touched_bytes // len(matrix)
 
 
 def cpu_case() -> Case:
