@@ -407,16 +407,24 @@ def normalize_color(mean: Sequence[float], std: Sequence[float]) -> Array:
 
 
 def jitter_color(
-    color: ArrayLike, brightness: ArrayLike = 1.0, contrast: ArrayLike = 1.0, saturation: ArrayLike = 1.0
+    color: ArrayLike,
+    brightness: ArrayLike = 1.0,
+    contrast: ArrayLike = 1.0,
+    saturation: ArrayLike = 1.0,
+    hue: ArrayLike = 0.0,
 ) -> Array:
     """See `fastpose.jitter_color`. Returns [B, 3, 4], or [3, 4] where all factors are numbers, float32."""
     base = _array(color).astype(np.float64)
     _check(base.shape == (3, 4), f"color must be [3, 4], got {list(base.shape)}")
-    factors = np.broadcast_arrays(*(_array(f).astype(np.float64) for f in (brightness, contrast, saturation)))
+    factors = np.broadcast_arrays(*(_array(f).astype(np.float64) for f in (brightness, contrast, saturation, hue)))
+    axis = np.ones(3) / np.sqrt(3)  # of the greys
+    across = np.cross(np.eye(3), axis)  # across @ x is the cross product of the axis and x
     out = np.empty((*factors[0].shape, 3, 4))
     for n in np.ndindex(factors[0].shape):
-        b, c, s = (factor[n] for factor in factors)
+        b, c, s, turns = (factor[n] for factor in factors)
         saturate = s * np.eye(3) + (1 - s) * np.outer(np.ones(3), LUMA)
-        linear, offset = saturate * c * b, saturate @ np.full(3, (1 - c) * MIDDLE_GREY)
+        angle = 2 * np.pi * turns
+        turn = np.eye(3) + np.sin(angle) * across + (1 - np.cos(angle)) * across @ across  # Rodrigues
+        linear, offset = turn @ saturate * c * b, turn @ saturate @ np.full(3, (1 - c) * MIDDLE_GREY)
         out[n] = np.concatenate([base[:, :3] @ linear, (base[:, :3] @ offset + base[:, 3])[:, None]], axis=1)
     return out.astype(np.float32)

@@ -16,7 +16,7 @@ from fastpose.option import OptionError, option
 class Augmentation:
     """What may happen to a training crop. Never translation: the centre says whose joints are wanted (paper, 3).
 
-    Rotation, scale and colour factors are drawn uniformly; a colour's from [1 - change, 1 + change], see
+    Rotation, scale and changes of colour are drawn uniformly; factors from [1 - change, 1 + change], see
     `fastpose.jitter_color`. Mirroring is our addition to the paper. Half bodies: see `boxes.body_boxes` (HRNet: 0.3 on
     COCO); upper and lower are equally likely, where upstream's `randn() < 0.5` draws upper in 69 of 100 cases.
     """
@@ -33,6 +33,7 @@ class Augmentation:
     brightness: float = option(0.0, "largest relative change of brightness in training, factor either way, 0 to 1")
     contrast: float = option(0.0, "largest relative change of contrast in training, factor either way, 0 to 1")
     saturation: float = option(0.0, "largest relative change of saturation in training, factor either way, 0 to 1")
+    hue: float = option(0.0, "largest turn of hues in training, share of a full turn either way, 0 to 0.5")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.rotation <= 180.0:
@@ -49,15 +50,18 @@ class Augmentation:
         for name in ("brightness", "contrast", "saturation"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise OptionError(name, f"expected a relative change between 0 and 1, got {getattr(self, name)}")
+        if not 0.0 <= self.hue <= 0.5:
+            raise OptionError("hue", f"expected a share of a full turn between 0 and 0.5, got {self.hue}")
 
     @property
     def jitters_color(self) -> bool:
         """Whether colours are drawn at all."""
-        return max(self.brightness, self.contrast, self.saturation) > 0.0
+        return max(self.brightness, self.contrast, self.saturation, self.hue) > 0.0
 
     def draw(self, count: int, generator: torch.Generator) -> Draws:
         """Draws `count` augmentations on the generator's device, always in the same order: rotation, scale, flip; then,
-        where half_body is on, whether and which half; then, where any colour changes, brightness, contrast, saturation.
+        where half_body is on, whether and which half; then, where any colour changes, brightness, contrast, saturation;
+        then, where it is on, hue.
 
         So what is switched on changes nothing that is drawn before it.
         """
@@ -68,7 +72,7 @@ class Augmentation:
         if self.half_body > 0.0:
             half, upper = torch.rand(2, count, generator=generator, device=device).unbind()
             body = (half < self.half_body).long() * (1 + (upper < 0.5).long())
-        color = None
+        color: tuple[Tensor, ...] | None = None
         if self.jitters_color:
             brightness, contrast, saturation = (
                 2.0 * torch.rand(3, count, generator=generator, device=device) - 1.0
@@ -78,6 +82,8 @@ class Augmentation:
                 1.0 + self.contrast * contrast,
                 1.0 + self.saturation * saturation,
             )
+            if self.hue > 0.0:
+                color = (*color, self.hue * (2.0 * torch.rand(count, generator=generator, device=device) - 1.0))
         return Draws((2.0 * rotation - 1.0) * self.rotation, low + (high - low) * scale, flip < self.flip, body, color)
 
 
@@ -89,18 +95,19 @@ class Draws(NamedTuple):
         scale: float32 [B], factor on the box.
         flip: bool [B].
         body: int64 [B], which box of `body_boxes`: 0 the person's, 1 the lower body's, 2 the upper body's.
-        color: factors of brightness, contrast and saturation, float32 [B] each; None: colours stay as they are.
+        color: what `fastpose.jitter_color` takes, float32 [B] each: factors of brightness, contrast and saturation, and
+            turns of hue if that is on; None: colours stay as they are.
     """
 
     rotation: Tensor
     scale: Tensor
     flip: Tensor
     body: Tensor
-    color: tuple[Tensor, Tensor, Tensor] | None = None
+    color: tuple[Tensor, ...] | None = None
 
     def of(self, samples: Tensor | slice) -> Draws:
         """The draws of some of the samples, by their numbers in the batch."""
         color = self.color
         if color is not None:
-            color = (color[0][samples], color[1][samples], color[2][samples])
+            color = tuple(one[samples] for one in color)
         return Draws(self.rotation[samples], self.scale[samples], self.flip[samples], self.body[samples], color)

@@ -72,6 +72,8 @@ def test_an_empty_batch_draws_nothing():
         ("brightness", {"brightness": -0.1}),
         ("contrast", {"contrast": 1.5}),
         ("saturation", {"saturation": float("nan")}),
+        ("hue", {"hue": 0.6}),
+        ("hue", {"hue": float("nan")}),
     ],
 )
 def test_impossible_values_are_refused_by_name(name, values):
@@ -121,6 +123,21 @@ def test_colours_are_drawn_uniformly_and_one_by_one():
     assert (only_one[0] == 1).all()
     assert (only_one[1] != 1).all()
     assert (only_one[2] == 1).all()
+
+
+def test_hue_is_drawn_after_all_else_and_alone():
+    plain, turned = (Augmentation(brightness=0.4, hue=hue).draw(20000, generator(3)) for hue in (0.0, 0.1))
+    for one, other in zip((*plain[:4], *plain.color), (*turned[:4], *turned.color[:3]), strict=True):
+        assert torch.equal(one, other)
+    turns = turned.color[3]
+    assert -0.1 <= turns.min() < -0.099
+    assert 0.099 < turns.max() <= 0.1
+    assert abs(turns.mean()) < 0.003
+    assert torch.corrcoef(torch.stack([turns, *turned.color[:1]]))[0, 1].abs() < 0.03
+    only = Augmentation(hue=0.5).draw(4, generator(0))
+    assert all((factor == 1).all() for factor in only.color[:3])
+    part = turned.of(slice(5, 9))
+    assert torch.equal(part.color[3], turns[5:9])
 
 
 def test_half_bodies_are_refused_where_no_person_has_enough_joints():

@@ -377,6 +377,21 @@ def test_colours_are_changed_in_the_pass_that_samples(persons, device):
     assert (plain.images != changed.images).any()
 
 
+def test_hues_are_turned_in_that_pass_too(persons, device):
+    jitter = Augmentation(hue=0.5)
+    plain, changed = (next(loader(persons, augmentation=a, device=device).epoch()) for a in (Augmentation(), jitter))
+    factors = jitter.draw(4, seeded_generator(device, 5, 0, 1)).color
+    colors = [fastpose.normalize_color(fastpose.IMAGENET_MEAN, fastpose.IMAGENET_STD)]
+    colors += [fastpose.jitter_color(colors[0], *(factor[n].item() for factor in factors)) for n in range(4)]
+    eye = torch.eye(4)[3:]
+    for n in range(4):
+        back = torch.linalg.inv(torch.cat([colors[0], eye])).double()
+        turn = (torch.cat([colors[n + 1], eye]).double() @ back)[:3].to(device, torch.float32)
+        expected = torch.einsum("ij,jhw->ihw", turn[:, :3], plain.images[n]) + turn[:, 3, None, None]
+        torch.testing.assert_close(changed.images[n], expected, rtol=0, atol=1e-4)
+    assert (plain.images != changed.images).any()
+
+
 def test_a_loader_applies_the_colour_map_it_gets(persons):
     twice = 2 * fastpose.normalize_color((0, 0, 0), (1, 1, 1))
     own, plain = (next(loader(persons, color=c).epoch()) for c in (twice, None))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colour maps that change brightness, contrast and saturation, against the definition, formulas on pixels and crops."""
+"""Colour maps that change brightness, contrast, saturation and hue: the definition, formulas on pixels, crops."""
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,12 +17,14 @@ FACTORS = (
     torch.tensor([1.0, 0.3, 1.0, 1.0, 0.7, 0.0, 1.6]),
     torch.tensor([1.0, 1.0, 1.8, 1.0, 1.4, 2.0, 0.0]),
     torch.tensor([1.0, 1.0, 1.0, 0.2, 1.9, 0.5, 0.0]),
+    torch.tensor([0.0, 0.0, 0.0, 0.0, 0.1, -0.5, 0.3]),
 )
 
 
-def jittered(pixels: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+def jittered(pixels: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
     """What `torchvision.transforms.v2.functional` does to float pixels [..., 3] of 0-255, without clipping them, and
-    with contrast about 127.5: each is a mix of the picture and another one."""
+    with contrast about 127.5: each is a mix of the picture and another one. Hue turns the two numbers of a colour that
+    are left beside its grey."""
 
     def mix(picture: np.ndarray, other: np.ndarray | float, share: float) -> np.ndarray:
         return share * picture + (1 - share) * other
@@ -29,7 +32,12 @@ def jittered(pixels: np.ndarray, brightness: float, contrast: float, saturation:
     pixels = mix(pixels, 0.0, brightness)
     pixels = mix(pixels, 127.5, contrast)
     grey = 0.299 * pixels[..., :1] + 0.587 * pixels[..., 1:2] + 0.114 * pixels[..., 2:]
-    return mix(pixels, grey, saturation)
+    pixels = mix(pixels, grey, saturation)
+    mean = pixels.mean(-1, keepdims=True)
+    # Red to the right, and green and blue a third of a turn before and behind it.
+    circle = np.exp(2j * np.pi * np.arange(3) / 3)
+    turned = (pixels - mean) @ circle * np.exp(2j * np.pi * hue)
+    return mean + 2 / 3 * (turned[..., None] * circle.conj()).real
 
 
 @pytest.mark.parametrize("color", [NORMALIZE, BGR], ids=["rgb", "bgr"])
@@ -41,8 +49,8 @@ def test_a_jittered_crop_is_the_crop_of_the_jittered_picture(device: torch.devic
     assert maps.dtype == torch.float32
     matrices = torch.eye(2, 3, device=device).repeat(7, 1, 1)
     crops = fastpose.affine_crop(torch.tensor(picture, device=device), matrices, (6, 7), color=maps)
-    for n, (b, c, s) in enumerate(zip(*FACTORS, strict=True)):
-        changed = jittered(picture.astype(np.float64), float(b), float(c), float(s))
+    for n, factors in enumerate(zip(*FACTORS, strict=True)):
+        changed = jittered(picture.astype(np.float64), *map(float, factors))
         if color is BGR:
             changed = changed[..., ::-1]
         expected = (changed / 255 - fastpose.IMAGENET_MEAN) / fastpose.IMAGENET_STD
@@ -66,9 +74,9 @@ def test_the_map_matches_the_reference(device: torch.device) -> None:
 
 
 def test_numbers_give_one_map_and_1_changes_nothing() -> None:
-    got = fastpose.jitter_color(NORMALIZE, 0.5, 1.5, 0.25)
-    assert got.shape == reference.jitter_color(NORMALIZE, 0.5, 1.5, 0.25).shape == (3, 4)
-    np.testing.assert_allclose(got, reference.jitter_color(NORMALIZE, 0.5, 1.5, 0.25), rtol=1e-5, atol=1e-6)
+    got = fastpose.jitter_color(NORMALIZE, 0.5, 1.5, 0.25, -0.2)
+    assert got.shape == reference.jitter_color(NORMALIZE, 0.5, 1.5, 0.25, -0.2).shape == (3, 4)
+    np.testing.assert_allclose(got, reference.jitter_color(NORMALIZE, 0.5, 1.5, 0.25, -0.2), rtol=1e-5, atol=1e-6)
     assert torch.equal(fastpose.jitter_color(NORMALIZE), NORMALIZE)
     assert torch.equal(fastpose.jitter_color(NORMALIZE, torch.ones(2)), NORMALIZE.repeat(2, 1, 1))
 
@@ -80,8 +88,26 @@ def test_a_map_by_hand() -> None:
     torch.testing.assert_close(color @ torch.tensor([100.0, 200.0, 50.0, 1.0]), torch.full((3,), 216.75))
 
 
+@pytest.mark.parametrize("f", [fastpose, reference], ids=["fastpose", "reference"])
+def test_thirds_of_a_turn_exchange_the_colours_as_they_do_in_hsv(f) -> None:
+    colors = np.array([[250, 0, 0], [200, 30, 90], [70, 70, 70], [10, 120, 240]], dtype=np.uint8)[None]
+    hsv = cv2.cvtColor(colors.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
+    for thirds in (-1, 0, 1, 2):
+        turned = hsv.copy()
+        turned[..., 0] = (turned[..., 0] + 120 * thirds) % 360
+        expected = 255 * cv2.cvtColor(turned, cv2.COLOR_HSV2RGB)[0]
+        linear = np.asarray(f.jitter_color(torch.eye(3, 4), hue=thirds / 3))[:, :3]
+        np.testing.assert_allclose(colors[0] @ linear.T, expected, atol=1e-2)
+
+
+def test_a_turn_keeps_greys_and_how_far_colours_are_from_them() -> None:
+    maps = fastpose.jitter_color(torch.eye(3, 4), hue=torch.linspace(-0.5, 0.5, 9))[..., :3].double()
+    torch.testing.assert_close(maps.sum(2), torch.ones(9, 3).double(), atol=1e-6, rtol=0.0)
+    torch.testing.assert_close(maps @ maps.mT, torch.eye(3).double().expand(9, 3, 3), atol=1e-6, rtol=0.0)
+
+
 def test_an_empty_batch_has_no_map() -> None:
-    assert fastpose.jitter_color(NORMALIZE, *torch.ones(3, 0)).shape == (0, 3, 4)
+    assert fastpose.jitter_color(NORMALIZE, *torch.ones(4, 0)).shape == (0, 3, 4)
 
 
 @pytest.mark.parametrize("f", [fastpose, reference], ids=["fastpose", "reference"])

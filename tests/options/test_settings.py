@@ -65,6 +65,7 @@ def test_on_and_off_may_be_true_and_false(name):
         ("flip", 1.5, "expected a probability between 0 and 1, got 1.5"),
         ("half_body", -0.5, "expected a probability between 0 and 1, got -0.5"),
         ("saturation", 2.0, "expected a relative change between 0 and 1, got 2.0"),
+        ("hue", 0.6, "expected a share of a full turn between 0 and 0.5, got 0.6"),
         ("rotation", -1.0, "expected degrees between 0 and 180, got -1.0"),
     ],
 )
