@@ -28,7 +28,7 @@ OFFERED = (
     *("train_annotations", "valid_annotations", "head_boxes", "split_list", "images", "missing_images", "on_bad_image"),
     *DATA_READING,
     *("max_image_pixels", "max_annotation_bytes", "max_annotation_depth"),
-    *("score", "size", "rotation", "scale_min", "scale_max", "half_body", "reduced_decode"),
+    *("score", "size", "rotation", "scale_min", "scale_max", "scale_prob", "half_body", "reduced_decode"),
 )
 
 
@@ -73,7 +73,7 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
     splits = {"train": dataset.read("train"), "valid": dataset.read("valid")}
     report_doubts(splits)  # a pack no longer has the images' names and sizes
     reduce = settings.pixels.reduced_decode
-    low, high, half_body = augmentation.scale_min, augmentation.scale_max, augmentation.half_body > 0.0
+    (low, high), half_body = augmentation.scales, augmentation.half_body > 0.0
     margins = {
         "train": Margins(network.size, augmentation.rotation, low, high, reduce, half_body),
         "valid": Margins(network.size, 0.0, 1.0, 1.0, reduce),

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,11 @@ class Augmentation:
     """What may happen to a training crop. Never translation: the centre says whose joints are wanted (paper, 3).
 
     Rotation, scale and changes of colour are drawn uniformly; factors from [1 - change, 1 + change], see
-    `fastpose.jitter_color`. Mirroring is our addition to the paper. Half bodies: see `boxes.body_boxes` (HRNet: 0.3 on
-    COCO); upper and lower are equally likely, where upstream's `randn() < 0.5` draws upper in 69 of 100 cases.
+    `fastpose.jitter_color`. With `augmentation_draw` "truncnorm" rotation and scale are drawn as by mmpose's
+    RandomBBoxTransform: from a normal distribution about the middle of their range, whose standard deviation is half
+    of the range, cut at its ends. Colours stay uniform. Mirroring is our addition to the paper. Half bodies: see
+    `boxes.body_boxes` (HRNet: 0.3 on COCO); upper and lower are equally likely, where upstream's `randn() < 0.5` draws
+    upper in 69 of 100 cases.
     """
 
     rotation: float = option(30.0, "largest rotation of the augmentation, degrees either way")
@@ -34,6 +38,13 @@ class Augmentation:
     contrast: float = option(0.0, "largest relative change of contrast in training, factor either way, 0 to 1")
     saturation: float = option(0.0, "largest relative change of saturation in training, factor either way, 0 to 1")
     hue: float = option(0.0, "largest turn of hues in training, share of a full turn either way, 0 to 0.5")
+    rotation_prob: float = option(1.0, "probability of turning a training sample, 0 to 1")
+    scale_prob: float = option(1.0, "probability of scaling a training sample's box, 0 to 1")
+    augmentation_draw: Literal["uniform", "truncnorm"] = option(
+        "uniform",
+        "how rotation and scale are drawn from their ranges: uniformly, or as mmpose does, from a normal distribution "
+        "about the middle, cut at one standard deviation",
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.rotation <= 180.0:
@@ -44,7 +55,7 @@ class Augmentation:
                 "scale_min" if not 0.0 < low < float("inf") else "scale_max",
                 f"expected 0 < scale_min <= scale_max, got {low} and {high}",
             )
-        for name in ("flip", "half_body"):
+        for name in ("flip", "half_body", "rotation_prob", "scale_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise OptionError(name, f"expected a probability between 0 and 1, got {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
@@ -52,16 +63,25 @@ class Augmentation:
                 raise OptionError(name, f"expected a relative change between 0 and 1, got {getattr(self, name)}")
         if not 0.0 <= self.hue <= 0.5:
             raise OptionError("hue", f"expected a share of a full turn between 0 and 0.5, got {self.hue}")
+        if self.augmentation_draw not in ("uniform", "truncnorm"):
+            raise OptionError("augmentation_draw", f"expected uniform or truncnorm, got {self.augmentation_draw!r}")
 
     @property
     def jitters_color(self) -> bool:
         """Whether colours are drawn at all."""
         return max(self.brightness, self.contrast, self.saturation, self.hue) > 0.0
 
+    @property
+    def scales(self) -> tuple[float, float]:
+        """The smallest and the largest factor on a box: 1 is among them if some boxes keep their size."""
+        if self.scale_prob == 1.0:
+            return self.scale_min, self.scale_max
+        return min(self.scale_min, 1.0), max(self.scale_max, 1.0)
+
     def draw(self, count: int, generator: torch.Generator) -> Draws:
         """Draws `count` augmentations on the generator's device, always in the same order: rotation, scale, flip; then,
         where half_body is on, whether and which half; then, where any colour changes, brightness, contrast, saturation;
-        then, where it is on, hue.
+        then, where it is on, hue; then, where their probability is below 1, whether to turn and whether to scale.
 
         So what is switched on changes nothing that is drawn before it.
         """
@@ -84,7 +104,23 @@ class Augmentation:
             )
             if self.hue > 0.0:
                 color = (*color, self.hue * (2.0 * torch.rand(count, generator=generator, device=device) - 1.0))
-        return Draws((2.0 * rotation - 1.0) * self.rotation, low + (high - low) * scale, flip < self.flip, body, color)
+        if self.augmentation_draw == "truncnorm":
+            rotation, scale = cut_normal(rotation), cut_normal(scale)
+        turn, factor = (2.0 * rotation - 1.0) * self.rotation, low + (high - low) * scale
+        if self.rotation_prob < 1.0:
+            turned = torch.rand(count, generator=generator, device=device) < self.rotation_prob
+            turn = torch.where(turned, turn, 0.0)
+        if self.scale_prob < 1.0:
+            scaled = torch.rand(count, generator=generator, device=device) < self.scale_prob
+            factor = torch.where(scaled, factor, 1.0)
+        return Draws(turn, factor, flip < self.flip, body, color)
+
+
+def cut_normal(uniform: Tensor) -> Tensor:
+    """Numbers drawn uniformly from [0, 1) as numbers from a normal distribution about 1/2 whose standard deviation is
+    1/2, cut at 0 and 1: its quantiles, so that each number still costs one draw."""
+    deviations = math.sqrt(2.0) * torch.erfinv((2.0 * uniform - 1.0) * math.erf(math.sqrt(0.5)))
+    return (0.5 + 0.5 * deviations).clamp(0.0, 1.0)  # rounding must not leave the range, which packs rely on
 
 
 class Draws(NamedTuple):

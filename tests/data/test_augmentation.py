@@ -4,8 +4,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from fastpose.data.augmentation import Augmentation
+from fastpose.data.augmentation import Augmentation, cut_normal
 from fastpose.data.boxes import body_boxes
 from fastpose.option import OptionError
 from fastpose.skeletons import COCO, MPII, Skeleton
@@ -69,6 +70,10 @@ def test_an_empty_batch_draws_nothing():
         ("flip", {"flip": -0.1}),
         ("half_body", {"half_body": 1.1}),
         ("half_body", {"half_body": float("nan")}),
+        ("rotation_prob", {"rotation_prob": 1.1}),
+        ("rotation_prob", {"rotation_prob": float("nan")}),
+        ("scale_prob", {"scale_prob": -0.5}),
+        ("augmentation_draw", {"augmentation_draw": "normal"}),
         ("brightness", {"brightness": -0.1}),
         ("contrast", {"contrast": 1.5}),
         ("saturation", {"saturation": float("nan")}),
@@ -100,6 +105,78 @@ def test_what_is_switched_on_changes_nothing_that_is_drawn_before_it():
     for one, other in ((plain, half), (plain, whole)):
         assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
     assert torch.equal(half.body, whole.body)
+
+
+def test_the_defaults_draw_the_bits_that_they_always_drew():
+    """Numbers that torch's generator has given since there was nothing but rotation, scale and mirroring."""
+    draws = Augmentation().draw(4, generator(2026))
+    torch.testing.assert_close(
+        draws.rotation,
+        torch.tensor([-20.851131439208984, -14.885080337524414, 13.860261917114258, -26.14405632019043]),
+        rtol=0,
+        atol=0,
+    )
+    torch.testing.assert_close(
+        draws.scale,
+        torch.tensor([0.7593406438827515, 0.9972633123397827, 1.1290749311447144, 0.7504459619522095]),
+        rtol=0,
+        atol=0,
+    )
+    assert draws.flip.tolist() == [False, True, False, True]
+    named = Augmentation(rotation_prob=1.0, scale_prob=1.0, augmentation_draw="uniform")
+    assert named == Augmentation()
+
+
+@pytest.mark.parametrize("kind", ["uniform", "truncnorm"])
+def test_samples_are_turned_and_scaled_as_often_as_asked(kind):
+    setting = dataclasses.replace(EVERYTHING, augmentation_draw=kind)
+    some = dataclasses.replace(setting, rotation_prob=0.6, scale_prob=0.3)
+    whole, part = setting.draw(20000, generator(0)), some.draw(20000, generator(0))
+    turned, scaled = part.rotation != 0, part.scale != 1
+    # 12000 and 6000 of 20000: standard deviations 69 and 65.
+    assert abs(turned.sum() - 12000) < 300
+    assert abs(scaled.sum() - 6000) < 300
+    assert abs((turned & scaled).sum() - 3600) < 250
+    # Those that are turned or scaled are so as without the probability, and nothing else changes.
+    assert torch.equal(part.rotation, torch.where(turned, whole.rotation, 0.0))
+    assert torch.equal(part.scale, torch.where(scaled, whole.scale, 1.0))
+    assert torch.equal(part.flip, whole.flip)
+    assert torch.equal(part.body, whole.body)
+    assert all(torch.equal(a, b) for a, b in zip(part.color, whole.color, strict=True))
+    never = dataclasses.replace(setting, rotation_prob=0.0, scale_prob=0.0).draw(100, generator(0))
+    assert (never.rotation == 0).all()
+    assert (never.scale == 1).all()
+
+
+def test_a_cut_normal_draw_is_scipys_truncnorm():
+    setting = Augmentation(40.0, 0.5, 1.5, augmentation_draw="truncnorm")
+    draws = setting.draw(20000, generator(0))
+    assert draws.rotation.dtype == draws.scale.dtype == torch.float32
+    for values, low, high in ((draws.rotation, -40.0, 40.0), (draws.scale, 0.5, 1.5)):
+        middle, deviation = (low + high) / 2, (high - low) / 2
+        assert low <= values.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < values.max() <= high
+        expected = stats.truncnorm(-1, 1, loc=middle, scale=deviation)
+        # The mean of 20000 has a standard deviation of 0.0038 deviations.
+        assert abs(values.mean() - middle) < 0.02 * deviation
+        assert abs(values.std() - expected.std()) < 0.02 * deviation
+        assert stats.kstest(values.double().numpy(), expected.cdf).statistic < 0.015
+    assert torch.equal(draws.flip, Augmentation().draw(20000, generator(0)).flip)
+
+
+def test_cut_normal_numbers_are_quantiles_within_their_range():
+    uniform = torch.tensor([0.0, 0.1, 0.25, 0.5, 0.9, 1 - 2**-24])
+    numbers = cut_normal(uniform)
+    expected = 0.5 + 0.5 * stats.truncnorm(-1, 1).ppf(uniform.double().numpy())
+    np.testing.assert_allclose(numbers, expected, atol=1e-6)
+    assert numbers.min() >= 0
+    assert numbers.max() <= 1
+
+
+def test_boxes_that_keep_their_size_are_among_the_scales():
+    assert Augmentation(scale_min=1.1, scale_max=1.4).scales == (1.1, 1.4)
+    assert Augmentation(scale_min=1.1, scale_max=1.4, scale_prob=0.5).scales == (1.0, 1.4)
+    assert Augmentation(scale_min=0.6, scale_max=0.8, scale_prob=0.5).scales == (0.6, 1.0)
 
 
 def test_halves_are_drawn_as_often_as_asked_and_either_as_often():

@@ -315,7 +315,15 @@ def test_crops_of_reduced_images_lie_where_those_of_whole_images_do(tmp_path, st
     assert not all(mirrored)
 
 
-EVERYTHING = Augmentation(half_body=0.5, brightness=0.4, contrast=0.3, saturation=0.8)
+EVERYTHING = Augmentation(
+    half_body=0.5,
+    brightness=0.4,
+    contrast=0.3,
+    saturation=0.8,
+    rotation_prob=0.6,
+    scale_prob=0.7,
+    augmentation_draw="truncnorm",
+)
 HALVES = Augmentation(rotation=30, scale_min=0.75, scale_max=1.25, flip=0.5, half_body=0.5)
 
 

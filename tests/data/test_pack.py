@@ -399,6 +399,28 @@ def test_options_that_need_more_than_the_pack_holds_are_refused_by_name(data, tm
         batches(out, **changes)
 
 
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (
+            (1.2, 1.4),
+            "scale_prob: the pack .* was made for at least 1.2 times, and scale_prob 0.5 leaves some boxes as",
+        ),
+        ((0.5, 0.8), "scale_prob: the pack .* was made for at most 0.8 times, and scale_prob 0.5 leaves some boxes as"),
+    ],
+)
+def test_a_pack_must_have_been_made_for_boxes_that_keep_their_size(data, tmp_path, packed, message):
+    low, high = packed
+    scales = ["--scale_min", str(low), "--scale_max", str(high)]
+    assert pack.main([str(data), str(tmp_path / "always"), *SMALL, *scales]) == 0
+    assert pack.main([str(data), str(tmp_path / "some"), *SMALL, *scales, "--scale_prob", "0.5"]) == 0
+    changes = {"scale_min": low, "scale_max": high}
+    assert batches(tmp_path / "always", **changes)
+    with pytest.raises(ValueError, match=message):
+        batches(tmp_path / "always", **changes, scale_prob=0.5)
+    assert batches(tmp_path / "some", **changes, scale_prob=0.5)
+
+
 def test_a_pack_made_for_half_bodies_gives_them_as_the_files_do(data, tmp_path):
     out = tmp_path / "out"
     assert pack.main([str(data), str(out), *SMALL, "--half_body", "0.3", "--reduced_decode", "false"]) == 0

@@ -46,7 +46,15 @@ from tests.helpers.runs import results, write_recipe
 from tests.helpers.settings import small_network
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
-EVERYTHING = Augmentation(half_body=0.5, brightness=0.2, contrast=0.2, saturation=0.2)
+EVERYTHING = Augmentation(
+    half_body=0.5,
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.2,
+    rotation_prob=0.6,
+    scale_prob=0.7,
+    augmentation_draw="truncnorm",
+)
 
 
 # --- samples

@@ -115,12 +115,15 @@ class Margins:
     def check(self, root: Path, size: tuple[int, int], augmentation: Augmentation) -> None:
         """Raises OptionError if crops of `size` (h, w) and this augmentation need more than the regions have."""
         (height, width), most = size, 1 + 1e-6
-        scale_min, scale_max, half_body = augmentation.scale_min, augmentation.scale_max, augmentation.half_body > 0.0
+        (scale_min, scale_max), half_body = augmentation.scales, augmentation.half_body > 0.0
+        kept = f"scale_prob {augmentation.scale_prob:g} leaves some boxes as large as they are"
         made = f"the pack {root} was made for"
         sized = f"{made} size {self.size[0]} {self.size[1]}"
         if augmentation.rotation > self.rotation:
             raise OptionError("rotation", f"{made} at most {self.rotation:g} degrees, got {augmentation.rotation:g}")
         if scale_max > self.scale_max:
+            if augmentation.scale_max <= self.scale_max:
+                raise OptionError("scale_prob", f"{made} at most {self.scale_max:g} times, and {kept}")
             raise OptionError("scale_max", f"{made} at most {self.scale_max:g}, got {scale_max:g}")
         if height / width > most * self.size[0] / self.size[1]:
             raise OptionError("size", f"{sized}, whose regions are too low for crops of {height} x {width} pixels")
@@ -132,6 +135,8 @@ class Margins:
                 f"{sized}, whose half-body boxes have another aspect ratio than crops of {height} x {width} pixels",
             )
         if self.reduce and width / scale_min > most * self.size[1] / self.scale_min:
+            if scale_min < self.scale_min <= augmentation.scale_min:
+                raise OptionError("scale_prob", f"{made} at least {self.scale_min:g} times, and {kept}")
             raise OptionError(
                 "scale_min" if scale_min < self.scale_min else "size",
                 f"{sized} and boxes of at least {self.scale_min:g} times their size, whose pixels are too coarse for "

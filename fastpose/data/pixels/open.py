@@ -73,7 +73,7 @@ def open_pixels(
     else:
         reduction = None
         if options.reduced_decode and options.decoder == "cpu":
-            reduction = reductions(persons, size, crops.scale_min, half_body=crops.half_body > 0.0)
+            reduction = reductions(persons, size, crops.scales[0], half_body=crops.half_body > 0.0)
         if options.decoder == "cpu":
             source = ImageFiles(paths, threads, reduction, reading)
         else:
