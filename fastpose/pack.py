@@ -28,7 +28,7 @@ OFFERED = (
     *("train_annotations", "valid_annotations", "head_boxes", "split_list", "images", "missing_images", "on_bad_image"),
     *DATA_READING,
     *("max_image_pixels", "max_annotation_bytes", "max_annotation_depth"),
-    *("score", "size", "rotation", "scale_min", "scale_max", "scale_prob", "half_body", "reduced_decode"),
+    *("score", "size", "rotation", "scale_min", "scale_max", "scale_prob", "shift", "half_body", "reduced_decode"),
 )
 
 
@@ -75,7 +75,7 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
     reduce = settings.pixels.reduced_decode
     (low, high), half_body = augmentation.scales, augmentation.half_body > 0.0
     margins = {
-        "train": Margins(network.size, augmentation.rotation, low, high, reduce, half_body),
+        "train": Margins(network.size, augmentation.rotation, low, high, reduce, half_body, augmentation.shift),
         "valid": Margins(network.size, 0.0, 1.0, 1.0, reduce),
     }
     contents = {

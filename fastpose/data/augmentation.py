@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random rotation, scale, mirroring, half-body boxes and colours, drawn for a whole batch at once."""
+"""Random rotation, scale, shift, mirroring, half-body boxes and colours, drawn for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fastpose.option import OptionError, option
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training crop. Never translation: the centre says whose joints are wanted (paper, 3).
+    """What may happen to a training crop. No translation by default: the centre says whose joints are wanted (paper 3).
 
-    Rotation, scale and changes of colour are drawn uniformly; factors from [1 - change, 1 + change], see
-    `fastpose.jitter_color`. With `augmentation_draw` "truncnorm" rotation and scale are drawn as by mmpose's
+    Rotation, scale, shift and changes of colour are drawn uniformly; factors from [1 - change, 1 + change], see
+    `fastpose.jitter_color`. With `augmentation_draw` "truncnorm" rotation, scale and shift are drawn as by mmpose's
     RandomBBoxTransform: from a normal distribution about the middle of their range, whose standard deviation is half
     of the range, cut at its ends. Colours stay uniform. Mirroring is our addition to the paper. Half bodies: see
     `boxes.body_boxes` (HRNet: 0.3 on COCO); upper and lower are equally likely, where upstream's `randn() < 0.5` draws
@@ -42,9 +42,13 @@ class Augmentation:
     scale_prob: float = option(1.0, "probability of scaling a training sample's box, 0 to 1")
     augmentation_draw: Literal["uniform", "truncnorm"] = option(
         "uniform",
-        "how rotation and scale are drawn from their ranges: uniformly, or as mmpose does, from a normal distribution "
-        "about the middle, cut at one standard deviation",
+        "how rotation, scale and shift are drawn from their ranges: uniformly, or as mmpose does, from a normal "
+        "distribution about the middle, cut at one standard deviation",
     )
+    shift: float = option(
+        0.0, "largest shift of the person's box, share of its width in x and of its height in y, either way, 0 to 1"
+    )
+    shift_prob: float = option(0.3, "probability of shifting a training sample's box if there is a --shift, 0 to 1")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.rotation <= 180.0:
@@ -55,7 +59,9 @@ class Augmentation:
                 "scale_min" if not 0.0 < low < float("inf") else "scale_max",
                 f"expected 0 < scale_min <= scale_max, got {low} and {high}",
             )
-        for name in ("flip", "half_body", "rotation_prob", "scale_prob"):
+        if not 0.0 <= self.shift <= 1.0:
+            raise OptionError("shift", f"expected a share of the box between 0 and 1, got {self.shift}")
+        for name in ("flip", "half_body", "rotation_prob", "scale_prob", "shift_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise OptionError(name, f"expected a probability between 0 and 1, got {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
@@ -81,7 +87,8 @@ class Augmentation:
     def draw(self, count: int, generator: torch.Generator) -> Draws:
         """Draws `count` augmentations on the generator's device, always in the same order: rotation, scale, flip; then,
         where half_body is on, whether and which half; then, where any colour changes, brightness, contrast, saturation;
-        then, where it is on, hue; then, where their probability is below 1, whether to turn and whether to scale.
+        then, where it is on, hue; then, where their probability is below 1, whether to turn and whether to scale; then,
+        where there is a shift, whether to shift, and how far in x and in y.
 
         So what is switched on changes nothing that is drawn before it.
         """
@@ -113,7 +120,14 @@ class Augmentation:
         if self.scale_prob < 1.0:
             scaled = torch.rand(count, generator=generator, device=device) < self.scale_prob
             factor = torch.where(scaled, factor, 1.0)
-        return Draws(turn, factor, flip < self.flip, body, color)
+        shift = None
+        if self.shift > 0.0:
+            shifted, *way = torch.rand(3, count, generator=generator, device=device).unbind()
+            share = torch.stack(way, dim=1)
+            if self.augmentation_draw == "truncnorm":
+                share = cut_normal(share)
+            shift = torch.where((shifted < self.shift_prob)[:, None], (2.0 * share - 1.0) * self.shift, 0.0)
+        return Draws(turn, factor, flip < self.flip, body, color, shift)
 
 
 def cut_normal(uniform: Tensor) -> Tensor:
@@ -133,6 +147,8 @@ class Draws(NamedTuple):
         body: int64 [B], which box of `body_boxes`: 0 the person's, 1 the lower body's, 2 the upper body's.
         color: what `fastpose.jitter_color` takes, float32 [B] each: factors of brightness, contrast and saturation, and
             turns of hue if that is on; None: colours stay as they are.
+        shift: float32 [B, 2], of the box's centre in (x, y), as shares of the unscaled box's width and height; None:
+            boxes stay where they are.
     """
 
     rotation: Tensor
@@ -140,10 +156,13 @@ class Draws(NamedTuple):
     flip: Tensor
     body: Tensor
     color: tuple[Tensor, ...] | None = None
+    shift: Tensor | None = None
 
     def of(self, samples: Tensor | slice) -> Draws:
         """The draws of some of the samples, by their numbers in the batch."""
-        color = self.color
+        color, shift = self.color, self.shift
         if color is not None:
             color = tuple(one[samples] for one in color)
-        return Draws(self.rotation[samples], self.scale[samples], self.flip[samples], self.body[samples], color)
+        if shift is not None:
+            shift = shift[samples]
+        return Draws(self.rotation[samples], self.scale[samples], self.flip[samples], self.body[samples], color, shift)

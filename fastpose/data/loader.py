@@ -339,6 +339,8 @@ class PoseLoader:
             rows, kept = rows[kept], to_device(kept, self._maker)
             on_device, image_index, draws = on_device[kept], image_index[kept], draws.of(kept)
         center, scale = self._boxes[on_device, draws.body].split(2, dim=1)
+        if draws.shift is not None:
+            center = center + draws.shift * (200.0 * scale)
         scale = scale * draws.scale[:, None]
         if pixels.frame is None:
             center_on_pixels, scale_on_pixels = center, scale

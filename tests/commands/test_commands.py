@@ -378,7 +378,7 @@ FIELD = {
     **{"encoding": "udp", "udp": True, "refine": "none", "flip_shift": "auto", "joint_weights": True},
     **{"half_body": 0.5, "brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "color_order": "bgr"},
     **{"optimizer": "adamw", "weight_decay": 0.01},
-    **{"rotation_prob": 0.6, "scale_prob": 0.5, "augmentation_draw": "truncnorm"},
+    **{"rotation_prob": 0.6, "scale_prob": 0.5, "augmentation_draw": "truncnorm", "shift": 0.16},
 }
 
 

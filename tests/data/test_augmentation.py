@@ -74,6 +74,10 @@ def test_an_empty_batch_draws_nothing():
         ("rotation_prob", {"rotation_prob": float("nan")}),
         ("scale_prob", {"scale_prob": -0.5}),
         ("augmentation_draw", {"augmentation_draw": "normal"}),
+        ("shift", {"shift": -0.1}),
+        ("shift", {"shift": 1.5}),
+        ("shift", {"shift": float("nan")}),
+        ("shift_prob", {"shift": 0.1, "shift_prob": 1.5}),
         ("brightness", {"brightness": -0.1}),
         ("contrast", {"contrast": 1.5}),
         ("saturation", {"saturation": float("nan")}),
@@ -123,6 +127,7 @@ def test_the_defaults_draw_the_bits_that_they_always_drew():
         atol=0,
     )
     assert draws.flip.tolist() == [False, True, False, True]
+    assert draws.shift is None
     named = Augmentation(rotation_prob=1.0, scale_prob=1.0, augmentation_draw="uniform")
     assert named == Augmentation()
 
@@ -171,6 +176,32 @@ def test_cut_normal_numbers_are_quantiles_within_their_range():
     np.testing.assert_allclose(numbers, expected, atol=1e-6)
     assert numbers.min() >= 0
     assert numbers.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("uniform", stats.uniform(-0.16, 0.32)), ("truncnorm", stats.truncnorm(-1, 1, scale=0.16))]
+)
+def test_boxes_are_shifted_as_often_and_as_far_as_asked(kind, expected):
+    setting = dataclasses.replace(EVERYTHING, augmentation_draw=kind, rotation_prob=0.6, scale_prob=0.5)
+    plain = setting.draw(20000, generator(0))
+    draws = dataclasses.replace(setting, shift=0.16).draw(20000, generator(0))
+    assert draws.shift.dtype == torch.float32
+    assert draws.shift.shape == (20000, 2)
+    shifted = (draws.shift != 0).all(dim=1)
+    assert torch.equal(shifted, (draws.shift != 0).any(dim=1))
+    assert abs(shifted.sum() - 6000) < 300  # 0.3 of them unless another share is asked for; standard deviation 65
+    for way in draws.shift[shifted].double().T:
+        assert -0.16001 < way.min() < -0.155
+        assert 0.155 < way.max() < 0.16001
+        assert abs(way.mean()) < 0.005
+        assert stats.kstest(way.numpy(), expected.cdf).statistic < 0.025
+    assert torch.corrcoef(draws.shift[shifted].T)[0, 1].abs() < 0.05
+    # What is drawn before it stays as it is.
+    assert all(torch.equal(a, b) for a, b in zip(plain[:4], draws[:4], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain.color, draws.color, strict=True))
+    for probability, count in ((0.0, 0), (1.0, 100)):
+        always = dataclasses.replace(setting, shift=0.16, shift_prob=probability).draw(100, generator(0))
+        assert (always.shift != 0).all(dim=1).sum() == count
 
 
 def test_boxes_that_keep_their_size_are_among_the_scales():

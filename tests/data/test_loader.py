@@ -323,6 +323,8 @@ EVERYTHING = Augmentation(
     rotation_prob=0.6,
     scale_prob=0.7,
     augmentation_draw="truncnorm",
+    shift=0.16,
+    shift_prob=0.5,
 )
 HALVES = Augmentation(rotation=30, scale_min=0.75, scale_max=1.25, flip=0.5, half_body=0.5)
 
@@ -354,6 +356,54 @@ def test_a_half_body_crop_is_centred_on_the_half(persons):
         assert (half.heatmap_to_image[~same] != whole.heatmap_to_image[~same]).any(dim=(1, 2)).all()
         chosen += draws.body[~torch.from_numpy(few)[half.rows]].tolist()
     assert set(chosen) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("udp", [False, True])
+@pytest.mark.parametrize("half_body", [0.0, 0.5])
+def test_a_shift_moves_the_crop_and_its_joints_together(persons, device, half_body, udp):
+    """By the share that was drawn of the box before it is scaled, whose height follows from the crop's."""
+    still = dataclasses.replace(HALVES, half_body=half_body)
+    moving = dataclasses.replace(still, shift=0.2, shift_prob=0.6)
+    size, sources = (96, 64), ImageFiles(persons.image_paths)
+    one, other = (
+        next(PoseLoader(persons, sources, size, 10, augmentation=a, seed=3, device=device, udp=udp).epoch())
+        for a in (still, moving)
+    )
+    draws = moving.draw(10, seeded_generator(device, 3, 0, 1))
+    boxes = torch.from_numpy(body_boxes(persons, size, half_body=half_body > 0)).to(device)
+    width = 200 * boxes[one.rows.to(device), draws.body, 2]
+    way = draws.shift * torch.stack([width, width * 1.5], dim=1)
+    torch.testing.assert_close(other.heatmap_to_image[:, :, :2], one.heatmap_to_image[:, :, :2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        other.heatmap_to_image[:, :, 2], one.heatmap_to_image[:, :, 2] + way, rtol=1e-5, atol=1e-3
+    )
+    # A joint is where it was in the image.
+    for first, second in zip(
+        *(fastpose.transform_points(batch.keypoints, batch.heatmap_to_image) for batch in (one, other)), strict=True
+    ):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-3)
+    shifted = (draws.shift != 0).any(dim=1)
+    assert 0 < shifted.sum() < 10
+    for name in ("images", "keypoints", "visible", "heatmap_to_image"):
+        assert torch.equal(getattr(one, name)[~shifted], getattr(other, name)[~shifted]), name
+    assert (one.images[shifted] != other.images[shifted]).flatten(1).any(dim=1).all()
+
+
+def test_a_shifted_crop_is_the_crop_of_a_shifted_box(persons):
+    shifting = Augmentation(rotation=0, scale_min=0.8, scale_max=0.8, flip=0, shift=0.2, shift_prob=1.0)
+    shifted = next(loader(persons, augmentation=shifting).epoch())
+    draws = shifting.draw(4, seeded_generator("cpu", 5, 0, 1))
+    rows = shifted.rows.numpy()
+    moved = persons.center.copy()
+    moved[rows] += draws.shift.numpy() * 200 * persons.scale[rows, :1]
+    plain = next(
+        loader(
+            dataclasses.replace(persons, center=moved), augmentation=dataclasses.replace(shifting, shift=0.0)
+        ).epoch()
+    )
+    assert torch.equal(plain.rows, shifted.rows)
+    for name in ("images", "keypoints", "heatmap_to_image"):
+        torch.testing.assert_close(getattr(plain, name), getattr(shifted, name), rtol=0, atol=2e-3)
 
 
 def test_an_image_is_reduced_as_its_smallest_half_body_allows():

@@ -207,6 +207,53 @@ def test_with_udp_a_region_is_all_that_the_allowed_crops_sample(tmp_path):
         torch.testing.assert_close(*crops, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("udp", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 64)])
+def test_a_region_is_all_that_shifted_crops_sample(tmp_path, size, udp):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), photograph(460, 500))
+    persons = person_at(path, (240.0, 230.0), 0.9)
+    region = cut_region(path, persons.center[0], persons.scale[0], Margins(size, 30.0, 0.75, 1.25, False, shift=0.3))
+    for scale in (0.75, 1.25):
+        for kind in ("uniform", "truncnorm"):
+            augmentation = Augmentation(30.0, scale, scale, 0.5, shift=0.3, shift_prob=1.0, augmentation_draw=kind)
+            many = persons.select([0] * 256)
+            crops = [
+                next(PoseLoader(many, s, size, 256, augmentation=augmentation, udp=udp).epoch()).images
+                for s in (ImageFiles((path,)), Region(region))
+            ]
+            torch.testing.assert_close(*crops, rtol=0, atol=2e-3)
+
+
+def test_a_shift_makes_regions_larger_by_its_share_of_the_box():
+    without, shifted = (Margins((96, 64), 30.0, 0.75, 1.25, True, shift=shift) for shift in (0.0, 0.16))
+    # A box of 240 x 360 px, whatever its factor: 38.4 and 57.6 px either way.
+    (x, y), (far_x, far_y) = without.half_extents(1.2), shifted.half_extents(1.2)
+    assert (far_x - x, far_y - y) == pytest.approx((38.4, 57.6))
+
+
+def test_a_pack_made_for_shifts_gives_them_as_the_files_do(data, tmp_path):
+    out = tmp_path / "out"
+    assert pack.main([str(data), str(out), *SMALL, "--shift", "0.2", "--reduced_decode", "false"]) == 0
+    changes = {"shift": 0.2, "shift_prob": 0.7, "reduced_decode": False}
+    for one, other in zip(*(batches(root, **changes) for root in (data, out)), strict=True):
+        assert torch.equal(one.keypoints, other.keypoints)
+        torch.testing.assert_close(one.images, other.images, rtol=0, atol=1e-3)
+    margins = json.loads((out / "pack.json").read_text())["margins"]
+    assert margins["train"]["shift"] == 0.2
+    assert "shift" not in margins["valid"]
+    with pytest.raises(ValueError, match=r"shift: the pack .* was made for at most 0.2 of a box, got 0.25"):
+        batches(out, shift=0.25)
+    assert pack.main([str(data), str(out), *SMALL, "--shift", "0.3", "--reduced_decode", "false"]) == 1
+
+
+def test_a_pack_without_shifts_says_nothing_of_them(whole):
+    """So that it has the same bytes as those of older versions, which go on to be what their command makes."""
+    margins = json.loads((whole / "pack.json").read_text())["margins"]
+    names = {"size", "rotation", "scale_min", "scale_max", "reduce", "half_body"}
+    assert {split: set(of) for split, of in margins.items()} == {"train": names, "valid": names}
+
+
 def test_a_region_is_no_larger_than_it_must_be(tmp_path):
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), np.zeros((400, 400, 3), np.uint8))
@@ -385,6 +432,7 @@ def test_an_unreadable_image_stops_the_packing_or_is_left_to_the_training(tmp_pa
         ),
         ({"size": (96, 96)}, "size: the pack .* too coarse for 96 x 96 pixels"),
         ({"scale_min": 0.7}, "scale_min: the pack .* boxes of at least 0.75 times .* 0.7 times"),
+        ({"shift": 0.16}, "shift: the pack .* was made for at most 0 of a box, got 0.16"),
         ({"half_body": 0.3}, "half_body: the pack .* was made for whole persons"),
         ({"decoder": "gpu"}, "decoder"),
         ({"images": "others"}, "images: the pack .* has the data of 'images', got 'others'"),

@@ -166,7 +166,9 @@ def test_without_the_mirror_test_the_network_is_asked_once(persons):
 
 
 @pytest.mark.parametrize("udp", [False, True])
-@pytest.mark.parametrize("augmentation", [None, Augmentation(), Augmentation(half_body=1.0)])
+@pytest.mark.parametrize(
+    "augmentation", [None, Augmentation(), Augmentation(half_body=1.0, shift=0.16, shift_prob=1.0)]
+)
 def test_ground_truth_through_the_whole_chain_scores_100(persons, augmentation, udp):
     error, scores = through_the_chain(persons, augmentation, (64, 64), udp)
     assert error < 1e-3

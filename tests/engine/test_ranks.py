@@ -54,6 +54,8 @@ EVERYTHING = Augmentation(
     rotation_prob=0.6,
     scale_prob=0.7,
     augmentation_draw="truncnorm",
+    shift=0.16,
+    shift_prob=0.5,
 )
 
 

@@ -13,7 +13,7 @@ A file is written beside its place and renamed into it; a shard's table comes af
 shard with a table is whole, and a folder with a pack.json is a complete pack.
 
 Format 2: pack.json has a checksum of its own, and margins say whether half bodies fit. Nothing else differs from
-format 1.
+format 1. Margins name the shift of the crops only if there is one: packs without have the same bytes as ever.
 
 A pack may be a stranger's: files are opened by `fastpose.files`, which waits for none; pack.json must have just the
 names and types that it should, no file is named in it, and checksums are compared before contents are looked at. They
@@ -61,7 +61,10 @@ class PackError(ValueError):
 
 
 # What pack.json has by name, after Plan: lists of any length, and "*" for any names.
-_MARGINS = {"size": [int], "rotation": float, "scale_min": float, "scale_max": float, "reduce": bool, "half_body": bool}
+_MARGINS = {
+    **{"size": [int], "rotation": float, "scale_min": float, "scale_max": float, "reduce": bool, "half_body": bool},
+    "shift?": float,
+}
 _SPLIT = {
     "persons": int,
     "annotations": {"bytes": int, "crc": int},
@@ -91,6 +94,7 @@ class Margins:
         scale_max: largest factor on a person's box.
         reduce: whether pixels finer than that are averaged; else regions have the pixels of their images.
         half_body: whether crops of half a body are allowed too, see body_boxes.
+        shift: largest shift either way, share of the box's width in x and of its height in y.
     """
 
     size: tuple[int, int]
@@ -99,6 +103,7 @@ class Margins:
     scale_max: float
     reduce: bool
     half_body: bool = False
+    shift: float = 0.0
 
     def half_extents(self, scale: float) -> tuple[float, float]:
         """(x, y) from the box's centre to the farthest place that any allowed crop samples, image pixels."""
@@ -107,9 +112,10 @@ class Margins:
         # A corner of the box is farthest out in x when turned by atan(height / width), and in y by the rest to 90.
         limit = math.radians(self.rotation)
         turn_x, turn_y = min(limit, math.atan2(height, width)), min(limit, math.atan2(width, height))
+        shift = 200.0 * scale * self.shift  # of the box before it is scaled
         return (
-            width * math.cos(turn_x) + height * math.sin(turn_x),
-            height * math.cos(turn_y) + width * math.sin(turn_y),
+            width * math.cos(turn_x) + height * math.sin(turn_x) + shift,
+            height * math.cos(turn_y) + width * math.sin(turn_y) + shift * self.size[0] / self.size[1],
         )
 
     def check(self, root: Path, size: tuple[int, int], augmentation: Augmentation) -> None:
@@ -121,6 +127,8 @@ class Margins:
         sized = f"{made} size {self.size[0]} {self.size[1]}"
         if augmentation.rotation > self.rotation:
             raise OptionError("rotation", f"{made} at most {self.rotation:g} degrees, got {augmentation.rotation:g}")
+        if augmentation.shift > self.shift:
+            raise OptionError("shift", f"{made} at most {self.shift:g} of a box, got {augmentation.shift:g}")
         if scale_max > self.scale_max:
             if augmentation.scale_max <= self.scale_max:
                 raise OptionError("scale_prob", f"{made} at most {self.scale_max:g} times, and {kept}")
@@ -166,7 +174,11 @@ class Plan:
 
     def as_plain(self) -> dict[str, Any]:
         """Values as they come back from JSON."""
-        return json.loads(json.dumps({"format": FORMAT} | asdict(self)))
+        plan = {"format": FORMAT} | asdict(self)
+        for margins in plan["margins"].values():
+            if margins["shift"] == 0.0:
+                del margins["shift"]
+        return json.loads(json.dumps(plan))
 
 
 def with_checksum(contents: dict[str, Any]) -> dict[str, Any]:
@@ -247,13 +259,16 @@ def misfit(value: Any, kind: Any, name: str) -> str:
     Args:
         value: the value.
         kind: what it should be. int, float: a finite number from 0; bool, str; [kind]: a list of those; {name: kind}:
-            an object with just these names, or with any where the name is "*".
+            an object with just these names, or with any where the name is "*"; a name that ends in "?" may be missing.
         name: what to call it.
     """
     if isinstance(kind, dict) and isinstance(value, dict):
         within = f"{name}." if name else ""
         if "*" in kind:
             kind = dict.fromkeys(value, kind["*"])
+        else:
+            there = {one: of for one, of in kind.items() if not one.endswith("?") or one[:-1] in value}
+            kind = {one.removesuffix("?"): of for one, of in there.items()}
         if missing := kind.keys() - value.keys():
             return f"it has no {within}{min(missing)}"
         if more := value.keys() - kind.keys():
@@ -284,6 +299,8 @@ def _impossible(contents: dict[str, Any]) -> str:
             return f"margins.{split}.size: expected two sides in pixels, got {_shown(margins['size'])}"
         if not 0 < margins["scale_min"] <= margins["scale_max"] or margins["rotation"] > 180:
             return f"margins.{split}: expected factors above 0 and at most 180 degrees, got {_shown(margins)}"
+        if margins.get("shift", 0.0) > 1:
+            return f"margins.{split}.shift: expected a share of at most 1, got {_shown(margins['shift'])}"
     for split, files in contents["files"].items():
         if (shards := len(files["shards"])) > SHARDS:
             return f"files.{split}.shards: expected at most {SHARDS}, got {shards}"
