@@ -26,7 +26,7 @@ BREACHES = {
     "layers": ("fastpose/ops/affine_crop.py", "import fastpose.data.persons"),
     "cycles": ("fastpose/data/images.py", "import fastpose.data.boxes"),
     "oracle": ("fastpose/ops/affine_crop.py", "import fastpose.reference"),
-    "oracle_needs": ("fastpose/reference.py", "import torch"),
+    "oracle_needs": ("fastpose/reference/heatmaps.py", "import torch"),
     "import_needs": ("fastpose/ops/color.py", "import cv2"),
     "data_sets": ("fastpose/engine/run.py", "import fastpose.data.coco.ap"),
     "rooms": ("fastpose/data/pack/write.py", "import fastpose.data.mpii.pckh"),
