@@ -23,9 +23,11 @@ from .ops.affine_crop import affine_crop
 from .ops.color import IMAGENET_MEAN, IMAGENET_STD, jitter_color, normalize_color
 from .ops.crop_to_image_matrix import crop_to_image_matrix
 from .ops.decode_heatmaps import decode_heatmaps
+from .ops.decode_simcc import decode_simcc
 from .ops.heatmap_mse_loss import heatmap_mse_loss
 from .ops.image_batch import ImageBatch
 from .ops.render_heatmaps import render_heatmaps
+from .ops.simcc_loss import simcc_loss
 from .ops.soft_argmax import soft_argmax
 from .ops.swap_pairs import swap_pairs
 from .ops.transform_points import transform_points
@@ -40,11 +42,13 @@ __all__ = [
     "build_info",
     "crop_to_image_matrix",
     "decode_heatmaps",
+    "decode_simcc",
     "heatmap_mse_loss",
     "jitter_color",
     "normalize_color",
     "reference",
     "render_heatmaps",
+    "simcc_loss",
     "soft_argmax",
     "swap_pairs",
     "transform_points",

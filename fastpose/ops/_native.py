@@ -117,7 +117,8 @@ def register(
     """Registers what Python adds to fastpose::op, once per op.
 
     Without the native library the annotations of `plain` define the op as well, so fake kernels, gradients and
-    torch.compile work the same with and without it.
+    torch.compile work the same with and without it. An op that the library does not have runs in plain torch on every
+    device, without a warning.
 
     Args:
         op: its name.
@@ -130,13 +131,15 @@ def register(
             if `differentiable` serves for that, too.
     """
     names = list(inspect.signature(plain).parameters)
-    if not hasattr(torch.ops.fastpose, op):
+    has_kernel = hasattr(torch.ops.fastpose, op)
+    if not has_kernel:
         _ops.define(op + torch.library.infer_schema(plain, mutates_args=()))
 
     @functools.wraps(plain)
     def run(*arguments: Any) -> Any:
         expect_dense(op, names, arguments)
-        warn_of_fallback(arguments[0].device)
+        if has_kernel or load_error is not None:  # else plain torch is all there is
+            warn_of_fallback(arguments[0].device)
         try:
             return plain(*arguments)
         except (

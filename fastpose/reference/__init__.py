@@ -21,17 +21,20 @@ from .heatmaps import (
     swap_pairs,
     transform_points,
 )
+from .simcc import decode_simcc, simcc_loss
 
 __all__ = [
     "affine_crop",
     "crop_to_image_matrix",
     "decode_heatmaps",
+    "decode_simcc",
     "gaussian_kernel",
     "heatmap_mse_loss",
     "jitter_color",
     "mirror_order",
     "normalize_color",
     "render_heatmaps",
+    "simcc_loss",
     "soft_argmax",
     "swap_pairs",
     "transform_points",

@@ -39,7 +39,7 @@ class StandIns(MetaPathFinder, Loader):
 
 
 if importlib.util.find_spec("mmpose") is None:
-    collect_ignore = ["test_mmpose.py", "test_mmpose_pck.py", "test_published_networks.py"]
+    collect_ignore = ["test_mmpose.py", "test_mmpose_pck.py", "test_mmpose_simcc.py", "test_published_networks.py"]
 else:
     missing = [name for name in ("torchvision", "mmdet") if importlib.util.find_spec(name) is None]
     # mmcv's compiled ops; mmcv-lite has none.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Derivatives of the loss and of transform_points in every way that torch has, against the formula written out."""
+"""Derivatives of the differentiable ops in every way that torch has, against the formula written out."""
 
 from __future__ import annotations
 
@@ -71,7 +71,28 @@ def soft_argmax_case(device: torch.device) -> Case:
     )
 
 
-every_case = pytest.mark.parametrize("case_of", [loss_case, points_case, inverse_case, soft_argmax_case])
+def simcc_case(device: torch.device) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (torch.rand(2, 3, n, generator=generator, dtype=torch.float64).to(device) for n in (6, 5))
+    points = torch.tensor([[[1.0, 1.0], [2.0, 1.5], [0.0, 2.0]]], device=device).expand(2, 3, 2)
+    visible = torch.tensor([1.0, 0.0, 1.0], device=device).expand(2, 3)
+    bins = torch.arange(6.0, dtype=torch.float64, device=device)
+    labels = (2.0 * torch.exp(-((bins - 2 * points[..., :1]) ** 2) / (2 * 1.5**2))).softmax(2)
+    # What is constant in the rows is taken from the op itself: tests/ops/test_simcc_loss.py is about its value.
+    options = {"sigma": (1.5, 1.5), "beta": 3.0, "label_beta": 2.0}
+    constant = fastpose.simcc_loss(torch.zeros_like(rows), columns, points, visible, **options)
+
+    def of_rows(x: Tensor) -> Tensor:
+        return (visible * (labels * (labels.log() - (3.0 * x).log_softmax(2))).mean(2)).mean()
+
+    return Case(
+        lambda x: fastpose.simcc_loss(x, columns, points, visible, **options),
+        lambda x: of_rows(x) - of_rows(torch.zeros_like(rows)) + constant,
+        rows,
+    )
+
+
+every_case = pytest.mark.parametrize("case_of", [loss_case, points_case, inverse_case, soft_argmax_case, simcc_case])
 MakeCase = Callable[[torch.device], Case]
 
 

@@ -21,8 +21,10 @@ from fastpose.ops import (
     affine_crop,
     crop_to_image_matrix,
     decode_heatmaps,
+    decode_simcc,
     heatmap_mse_loss,
     render_heatmaps,
+    simcc_loss,
     swap_pairs,
     transform_points,
 )
@@ -104,7 +106,7 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def no_float64(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
-    for module in (crop_to_image_matrix, decode_heatmaps, transform_points):
+    for module in (crop_to_image_matrix, decode_heatmaps, decode_simcc, transform_points):
         monkeypatch.setattr(module, "exact_type", lambda device: torch.float32)
     return NoFloat64()
 
@@ -156,6 +158,22 @@ def test_without_float64_the_other_ops_are_what_they_are(no_float64: NoFloat64) 
     options = {"flipped": mirrored, "flip_pairs": MPII.mirror_pairs, "flip_shift": True, "heatmap_to_image": matrix}
     close(decoded, fastpose.decode_heatmaps(pred, **options))
     close(swapped, fastpose.swap_pairs(points, visible, flip, MPII.mirror_pairs))
+
+
+@pytest.mark.parametrize("refine", ["none", "dark"])
+def test_without_float64_simcc_is_what_it_is(no_float64: NoFloat64, refine: str) -> None:
+    points, visible = random_points(3, 5, (24, 18))
+    bins_x, bins_y = torch.arange(36.0), torch.arange(48.0)
+    inside = points.clamp(torch.tensor(6.0), torch.tensor([12.0, 18.0]))
+    pred_x = torch.exp(-((bins_x - 2 * inside[..., :1]) ** 2) / 32)
+    pred_y = torch.exp(-((bins_y - 2 * inside[..., 1:]) ** 2) / 32)
+    sides, how = (25, 25), decode_simcc.REFINEMENTS.index(refine)
+    with no_float64:
+        loss = simcc_loss.plain_simcc_loss(pred_x, pred_y, points, visible, None, 2.0, 4.9, 5.66, 10.0, 10.0, True)
+        decoded = decode_simcc.plain_decode_simcc(pred_x, pred_y, None, None, None, [], 2.0, how, *sides)
+    torch.testing.assert_close(loss, fastpose.simcc_loss(pred_x, pred_y, points, visible))
+    expected = fastpose.decode_simcc(pred_x, pred_y, refine=refine, sigma=(4.3, 4.3))
+    torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("refine", ["dark", "dark_udp"])

@@ -116,6 +116,14 @@ CALLS: dict[str, Call] = {
         flipped=of("flipped", torch.rand(2, 3, 4, 4)),
         flip_pairs=[(0, 1)],
     ),
+    "decode_simcc": lambda of: fastpose.decode_simcc(
+        of("pred_x", torch.rand(2, 3, 8)),
+        of("pred_y", torch.rand(2, 3, 6)),
+        crop_to_image=of("crop_to_image", random_matrices(2)),
+        flipped_x=of("flipped_x", torch.rand(2, 3, 8)),
+        flipped_y=of("flipped_y", torch.rand(2, 3, 6)),
+        flip_pairs=[(0, 1)],
+    ),
     "heatmap_mse_loss": lambda of: fastpose.heatmap_mse_loss(
         of("pred", torch.rand(2, 3, 4, 4)),
         of("keypoints", torch.rand(2, 3, 2)),
@@ -124,6 +132,13 @@ CALLS: dict[str, Call] = {
     ),
     "render_heatmaps": lambda of: fastpose.render_heatmaps(
         of("keypoints", torch.rand(2, 3, 2)), of("visible", torch.ones(2, 3)), (4, 4)
+    ),
+    "simcc_loss": lambda of: fastpose.simcc_loss(
+        of("pred_x", torch.rand(2, 3, 8)),
+        of("pred_y", torch.rand(2, 3, 6)),
+        of("keypoints", torch.rand(2, 3, 2)),
+        of("visible", torch.ones(2, 3)),
+        joint_weights=of("joint_weights", torch.ones(3)),
     ),
     "swap_pairs": lambda of: fastpose.swap_pairs(
         of("points", torch.rand(2, 3, 2)),

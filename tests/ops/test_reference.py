@@ -17,6 +17,7 @@ IMAGES = ImageBatch.from_list([np.full((6, 7, 3), 50, np.uint8), np.full((5, 4, 
 MATRIX = torch.eye(2, 3).repeat(2, 1, 1)
 POINTS, VISIBLE = torch.rand(2, 3, 2) * 8, torch.ones(2, 3)
 MAPS = torch.rand(2, 3, 8, 8)
+ROWS, COLUMNS = torch.rand(2, 3, 16), torch.rand(2, 3, 12)
 
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("affine_crop", (IMAGES, MATRIX, (4, 5)), {"dtype": torch.float32, "memory_format": torch.channels_last}),
@@ -26,6 +27,8 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("heatmap_mse_loss", (MAPS.bfloat16().requires_grad_(), POINTS, VISIBLE), {"joint_weights": torch.ones(3)}),
     ("decode_heatmaps", (MAPS.bfloat16(),), {"flipped": MAPS.flip(3).bfloat16(), "flip_pairs": [(0, 1)]}),
     ("decode_heatmaps", (MAPS,), {"refine": "dark", "blur_kernel": 5, "heatmap_to_image": MATRIX}),
+    ("simcc_loss", (ROWS.bfloat16().requires_grad_(), COLUMNS.bfloat16(), POINTS, VISIBLE), {"sigma": (2, 3)}),
+    ("decode_simcc", (ROWS.half(), COLUMNS.half()), {"crop_to_image": MATRIX}),
     ("transform_points", (POINTS, MATRIX), {"inverse": True}),
     ("swap_pairs", (POINTS, VISIBLE, torch.tensor([True, False]), [(0, 2)]), {}),
     ("crop_to_image_matrix", (POINTS[:, 0], 1.0, 30.0, (8, 8)), {"flip": torch.tensor([True, False])}),
@@ -42,7 +45,7 @@ def test_the_same_call_gives_the_same_result(name: str, arguments: tuple[Any, ..
     for one, other in zip(got, expected, strict=True):
         tolerance = 8e-3 if one.dtype in (torch.bfloat16, torch.float16) else 1e-5
         np.testing.assert_allclose(one.detach().float().numpy(), other, rtol=tolerance, atol=tolerance)
-        if name in ("swap_pairs", "crop_to_image_matrix", "transform_points", "decode_heatmaps"):
+        if name in ("swap_pairs", "crop_to_image_matrix", "transform_points", "decode_heatmaps", "decode_simcc"):
             assert other.dtype == np.float32
 
 
@@ -53,6 +56,13 @@ REFUSED: list[Callable[[Any], Any]] = [
     lambda f: f.decode_heatmaps(MAPS, refine="taylor"),
     lambda f: f.decode_heatmaps(MAPS, flipped=MAPS, flip_pairs=torch.tensor([[0, 1], [1, 2]])),
     lambda f: f.decode_heatmaps(MAPS, flipped=MAPS, flip_pairs=[0, 1]),
+    lambda f: f.decode_simcc(ROWS, COLUMNS, flipped_x=ROWS),
+    lambda f: f.decode_simcc(ROWS, COLUMNS, flipped_x=ROWS, flipped_y=COLUMNS),
+    lambda f: f.decode_simcc(ROWS, COLUMNS, refine="quarter"),
+    lambda f: f.decode_simcc(ROWS, COLUMNS, refine="dark", sigma=(0.4, 2.0)),
+    lambda f: f.decode_simcc(ROWS, COLUMNS, split_ratio=0.0),
+    lambda f: f.simcc_loss(ROWS, COLUMNS, POINTS, VISIBLE, sigma=(1.0, 0.0)),
+    lambda f: f.simcc_loss(ROWS, COLUMNS, POINTS, VISIBLE, beta=-1.0),
     lambda f: f.swap_pairs(POINTS, VISIBLE, torch.tensor([True, True]), [[0, 1, 2]]),
     lambda f: f.swap_pairs(POINTS, VISIBLE, torch.tensor([True, True]), torch.tensor([[0, 1], [1, 2]])),
     lambda f: f.render_heatmaps(POINTS, VISIBLE, (8, 8), sigma=0.0),
