@@ -17,16 +17,18 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmpose.codecs import MSRAHeatmap, UDPHeatmap
-from mmpose.datasets.transforms import RandomHalfBody
+from mmpose.datasets.transforms import RandomBBoxTransform, RandomHalfBody
 from mmpose.evaluation.functional import oks_nms as mmpose_oks_nms
 from mmpose.evaluation.metrics import CocoMetric, MpiiPCKAccuracy
 from mmpose.models import build_pose_estimator
 from mmpose.models.utils.tta import flip_heatmaps
 from mmpose.registry import DATASETS, KEYPOINT_CODECS, MODELS, TRANSFORMS
 from mmpose.structures.bbox import get_udp_warp_matrix, get_warp_matrix
+from scipy import stats
 
 import fastpose
 import fastpose.mmpose
+from fastpose.data.augmentation import Augmentation
 from fastpose.data.boxes import body_boxes
 from fastpose.data.coco import keypoint_ap, keypoint_results, oks_nms, read_coco
 from fastpose.data.coco.ap import NAMES
@@ -126,6 +128,35 @@ def test_half_bodies_are_mmposes_boxes():
             center, (width, height) = RandomHalfBody()._get_half_body_bbox(points, joints)
             np.testing.assert_allclose(boxes[n, row, :2], center, rtol=1e-5)
             np.testing.assert_allclose(boxes[n, row, 2] * 200, max(width, height * 192 / 256), rtol=1e-5)
+
+
+def test_boxes_are_shifted_scaled_and_turned_as_by_mmpose():
+    """With their factors and probabilities: as many, and from the same distributions."""
+    np.random.seed(5)  # noqa: NPY002, the generator that they are drawn from
+    unit_boxes = {"bbox_center": np.zeros((20000, 2)), "bbox_scale": np.ones((20000, 2))}
+    theirs = RandomBBoxTransform(
+        shift_factor=0.16, shift_prob=0.3, scale_factor=(0.5, 1.5), scale_prob=0.8, rotate_factor=80, rotate_prob=0.6
+    ).transform(unit_boxes)
+    setting = Augmentation(
+        rotation=80,
+        scale_min=0.5,
+        scale_max=1.5,
+        rotation_prob=0.6,
+        scale_prob=0.8,
+        augmentation_draw="truncnorm",
+        shift=0.16,
+        shift_prob=0.3,
+    )
+    draws = setting.draw(20000, torch.Generator().manual_seed(5))
+    for found, expected, still in (
+        (draws.shift[:, 0], theirs["bbox_center"][:, 0], 0),
+        (draws.shift[:, 1], theirs["bbox_center"][:, 1], 0),
+        (draws.scale, theirs["bbox_scale"][:, 0], 1),
+        (draws.rotation, theirs["bbox_rotation"], 0),
+    ):
+        moved, moved_there = (values[values != still] for values in (found.numpy(), expected))
+        assert abs(len(moved) - len(moved_there)) < 400
+        assert stats.ks_2samp(moved, moved_there).statistic < 0.04
 
 
 def test_suppression_is_mmposes():
