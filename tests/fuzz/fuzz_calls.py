@@ -244,12 +244,55 @@ def decode_heatmaps(a: Arguments) -> Case:
     return call, same, lambda: True
 
 
+def decode_simcc(a: Arguments) -> Case:
+    batch, joints, height, width = a.maps()
+    dtype = a.of(*FLOATS)
+    call: dict[str, Any] = {
+        name: a.tensor((batch, joints, n), dtype) for name, n in (("pred_x", width), ("pred_y", height))
+    }
+    call |= {"split_ratio": a.number(a.of(1.0, 2.0, 3.0)), "crop_to_image": a.optional((batch, 2, 3))}
+    if a.whole(0, 1):
+        call |= {
+            "flipped_x": a.tensor((batch, joints, width), dtype),
+            "flipped_y": a.tensor((batch, joints, height), dtype),
+        }
+    call["flip_pairs"] = a.spoil([(0, joints - 1)] if joints > 1 else [], [(0, 0)], None, 3)
+    call["refine"] = a.spoil(a.of("none", "dark"), "quarter")
+    call["sigma"] = a.spoil(a.of((4.9, 5.66), (0.5, 38.0)), (0.4, 1.0), (1.0,), 2.0, None)
+
+    def same(got: Any, want: Any) -> None:
+        np.testing.assert_array_equal(got[1].numpy(), want[1])
+        # A step of dark may have any length where the vectors are noise: the scores.
+        if call["refine"] == "none" and moderate(call["crop_to_image"]):
+            close(got[0], want[0], 1e-6, 1e-3)
+
+    return call, same, lambda: True
+
+
+def simcc_loss(a: Arguments) -> Case:
+    batch, joints, height, width = a.maps()
+    dtype = a.of(*FLOATS)
+    call: dict[str, Any] = {
+        name: a.tensor((batch, joints, n), dtype) for name, n in (("pred_x", width), ("pred_y", height))
+    }
+    call |= {"keypoints": a.tensor((batch, joints, 2), scale=20.0), "visible": a.tensor((batch, joints))}
+    call |= {"joint_weights": a.optional(a.of((joints,), (batch, joints))), "label_softmax": bool(a.whole(0, 1))}
+    call |= {"split_ratio": a.number(a.of(1.0, 2.0, 3.0)), "beta": a.number(a.of(1.0, 10.0))}
+    call["sigma"] = a.spoil(a.of((4.9, 5.66), (1.0, 30.0)), (0.0, 1.0), (1.0, -1.0), 2.0, None)
+    call["label_beta"] = a.number(a.of(1.0, 10.0))
+    # Weights of both signs may cancel: a part of what each joint can contribute.
+    largest = 64.0 * 64.0 * 2 * 10.0 * 128.0
+    return call, lambda got, want: close(got, want, 1e-4, 1e-7 * largest), lambda: moderate(*call.values())
+
+
 OPS = [
     affine_crop,
     crop_to_image_matrix,
     decode_heatmaps,
+    decode_simcc,
     heatmap_mse_loss,
     render_heatmaps,
+    simcc_loss,
     swap_pairs,
     transform_points,
 ]
