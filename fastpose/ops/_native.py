@@ -113,12 +113,13 @@ def register(
     differentiable: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
+    *,
+    native: bool = True,
 ) -> None:
     """Registers what Python adds to fastpose::op, once per op.
 
     Without the native library the annotations of `plain` define the op as well, so fake kernels, gradients and
-    torch.compile work the same with and without it. An op that the library does not have runs in plain torch on every
-    device, without a warning.
+    torch.compile work the same with and without it.
 
     Args:
         op: its name.
@@ -129,16 +130,16 @@ def register(
             under the transforms of torch.func.
         backward, setup_context: its gradient in the first argument, as torch.library.register_autograd takes it; None
             if `differentiable` serves for that, too.
+        native: False for an op that the library does not have: plain torch on every device, without a warning.
     """
     names = list(inspect.signature(plain).parameters)
-    has_kernel = hasattr(torch.ops.fastpose, op)
-    if not has_kernel:
+    if not hasattr(torch.ops.fastpose, op):
         _ops.define(op + torch.library.infer_schema(plain, mutates_args=()))
 
     @functools.wraps(plain)
     def run(*arguments: Any) -> Any:
         expect_dense(op, names, arguments)
-        if has_kernel or load_error is not None:  # else plain torch is all there is
+        if native:
             warn_of_fallback(arguments[0].device)
         try:
             return plain(*arguments)

@@ -153,4 +153,4 @@ def _fake(pred_x: Tensor, *_: Any) -> Tensor:
     return pred_x.new_empty((), dtype=accumulate_type(pred_x.dtype))
 
 
-register("simcc_loss", plain_simcc_loss, _fake, plain_simcc_loss)
+register("simcc_loss", plain_simcc_loss, _fake, plain_simcc_loss, native=False)
