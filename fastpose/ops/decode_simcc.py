@@ -62,8 +62,8 @@ def decode_simcc(
       one bin to each side, the second over two. All of it is in float64. The step may have any length; it is left out
       if it is not finite.
 
-    Differences from mmpose 1.x: NaN is its maximum; with "dark" it also moves the points whose score is ≤ 0, by a step
-    that it takes at bin 1.
+    Differences from mmpose 1.x: NaN is its maximum; with "dark" it gives NaN where the step is not finite, as for
+    vectors of zeros alone.
     """
     sigma_x, sigma_y = sigmas_of(sigma)
     chosen = choose("refine", refine, REFINEMENTS)
@@ -132,8 +132,12 @@ def plain_decode_simcc(
         expect(op, "flipped_x", flipped_x, pred_x.shape, "of pred_x", (pred_x.dtype,), beside)
         expect(op, "flipped_y", flipped_y, pred_y.shape, "of pred_y", (pred_x.dtype,), beside)
         expect_mirrored(op, mirrored, joints)
-        order = torch.tensor(mirrored, dtype=torch.int64, device=pred_x.device)
-        back = flipped_x.index_select(1, order).flip(2), flipped_y.index_select(1, order)
+        # Joint by joint: an index tensor would be a copy to the GPU, which waits and cannot be captured in a graph.
+        swapped = [
+            torch.stack([flipped.select(1, joint) for joint in mirrored], 1) if mirrored else flipped
+            for flipped in (flipped_x, flipped_y)
+        ]
+        back = swapped[0].flip(2), swapped[1]
         vectors = [(own + other.to(own.dtype)) * 0.5 for own, other in zip(vectors, back, strict=True)]
 
     exact = exact_type(pred_x.device)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import FLOATING, MAX_EXTENT, accumulate_type, expect, float32, tensor
+from ._arguments import FLOATING, MAX_EXTENT, accumulate_type, exact_type, expect, float32, tensor
 from ._native import call, register
 
 
@@ -77,9 +77,13 @@ def simcc_loss(
 
 def positive(name: str, value: float) -> float:
     """The number as a float, or a ValueError."""
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0.0 < number < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return number
 
 
 def sigmas_of(sigma: tuple[float, float]) -> tuple[float, float]:
@@ -132,7 +136,8 @@ def plain_simcc_loss(
     hidden = visible < 0.5
     near = torch.ones_like(hidden)
     for pred, center, sigma in axes:
-        near = near & (center - 3 * sigma < pred.size(2)) & (center + 3 * sigma + 1 >= 0)  # False for NaN
+        exact = center.to(exact_type(pred.device))  # in float32 three sigma may round to a bin more
+        near = near & (exact - 3 * sigma < pred.size(2)) & (exact + 3 * sigma + 1 >= 0)  # False for NaN
     weights = torch.where(near | hidden, visible, 0.0)
     if joint_weights is not None:
         weights = weights * joint_weights

@@ -106,7 +106,7 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def no_float64(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
-    for module in (crop_to_image_matrix, decode_heatmaps, decode_simcc, transform_points):
+    for module in (crop_to_image_matrix, decode_heatmaps, decode_simcc, simcc_loss, transform_points):
         monkeypatch.setattr(module, "exact_type", lambda device: torch.float32)
     return NoFloat64()
 

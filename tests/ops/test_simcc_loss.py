@@ -213,6 +213,23 @@ def test_compiles_without_a_graph_break_forward_and_backward(device: torch.devic
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("sigma", [17 / 3, 5.66667, 5.6666667])
+def test_a_joint_three_sigma_outside_weighs_what_the_reference_says(sigma: float) -> None:
+    pred = torch.rand(1, 1, 512, generator=torch.Generator().manual_seed(0))
+    points, visible = torch.tensor([[[10.0, 264.5]]]), torch.ones(1, 1)
+    expected = reference.simcc_loss(pred, pred, points, visible, sigma=(4.9, sigma))
+    assert fastpose.simcc_loss(pred, pred, points, visible, sigma=(4.9, sigma)).item() == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("value", [None, "a", 10**400, float("nan")])
+def test_what_is_no_positive_number_is_refused_by_name(value) -> None:
+    pred, points, visible = torch.rand(1, 1, 8), torch.zeros(1, 1, 2), torch.ones(1, 1)
+    with pytest.raises(ValueError, match=r"^beta must be a positive number, got "):
+        fastpose.simcc_loss(pred, pred, points, visible, beta=value)
+
+
 def test_plain_torch_needs_no_warning_where_the_library_has_no_kernel(recwarn: pytest.WarningsRecorder) -> None:
     fastpose.simcc_loss(*batch_of(CPU))
     assert not recwarn.list
