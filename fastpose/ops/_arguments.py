@@ -121,6 +121,13 @@ def described(value: Tensor) -> str:
     return f"{NAMES.get(value.dtype, value.dtype)} {list(value.shape)} on {value.device}"
 
 
+def expect_joint_weights(op: str, joint_weights: Tensor, batch: int, joints: int, beside: tuple[str, Tensor]) -> None:
+    """RuntimeError unless there is a weight for each joint, of all samples or of each."""
+    per_sample = joint_weights.dim() == 2
+    shape, spelled = ((batch, joints), "[B, K]") if per_sample else ((joints,), "[K] or [B, K]")
+    expect(op, "joint_weights", joint_weights, shape, spelled, beside=beside)
+
+
 def expect_map_size(op: str, height: int, width: int) -> None:
     """RuntimeError unless maps have 1 to MAX_EXTENT pixels in either direction."""
     if not (1 <= height <= MAX_EXTENT and 1 <= width <= MAX_EXTENT):

@@ -74,7 +74,7 @@ def jitter_color(
         Nothing here waits for a GPU.
 
     Raises:
-        ValueError: wrong shapes.
+        ValueError: wrong shapes, or what is neither a number nor a tensor.
     """
     if color.shape != (3, 4):
         raise ValueError(f"color must be [3, 4], got {list(color.shape)}")
@@ -86,8 +86,8 @@ def jitter_color(
     device = next((factor.device for factor in tensors.values()), color.device)
     base = color.detach().to(device, torch.float32, non_blocking=True)
     b, c, s, turns = (
-        factor.to(torch.float32)[:, None, None] if isinstance(factor, Tensor) else float(factor)
-        for factor in factors.values()
+        factor.to(torch.float32)[:, None, None] if isinstance(factor, Tensor) else _number(name, factor)
+        for name, factor in factors.items()
     )
     weights, grey = base[:, :3], base[:, :3].sum(dim=1, keepdim=True)
     luma = torch.cat([grey * share for share in _LUMA], dim=1)
@@ -95,6 +95,13 @@ def jitter_color(
     linear = b * c * (s * _turned(weights, turns) + (1.0 - s) * luma)
     constant = base[:, 3:] + (1.0 - c) * _MIDDLE_GREY * grey
     return torch.cat([linear, constant.expand(*linear.shape[:-1], 1)], dim=-1)
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be a number or a tensor [B], got {value!r}") from None
 
 
 def _turned(weights: Tensor, turns: Tensor | float) -> Tensor:

@@ -19,7 +19,7 @@ from ._arguments import (
     values_are_checked,
 )
 from ._native import call, register
-from .swap_pairs import expect_mirrored, mirror_order
+from .swap_pairs import expect_mirrored, in_order, mirror_order
 from .transform_points import transformed
 
 REFINEMENTS = ("none", "quarter", "dark", "dark_udp")  # in the order of csrc/ops/decode_heatmaps.h
@@ -159,8 +159,7 @@ def _without_nan(maps: Tensor) -> Tensor:
 
 
 def _un_mirrored(maps: Tensor, mirrored: Sequence[int], shift: bool) -> Tensor:
-    order = torch.tensor(mirrored, dtype=torch.int64, device=maps.device)
-    maps = maps.index_select(1, order).flip(3)
+    maps = in_order(maps, mirrored).flip(3)
     return torch.cat([maps[..., :1], maps[..., :-1]], 3) if shift else maps
 
 

@@ -10,7 +10,7 @@ from ._arguments import accumulate_type, choose, exact_type, expect, float32, te
 from ._native import call, register
 from .decode_heatmaps import MAX_BLUR_KERNEL, blur_weights
 from .simcc_loss import expect_vectors, positive, sigmas_of
-from .swap_pairs import expect_mirrored, mirror_order
+from .swap_pairs import expect_mirrored, in_order, mirror_order
 from .transform_points import transformed
 
 REFINEMENTS = ("none", "dark")
@@ -94,7 +94,7 @@ def decode_simcc(
 
 def _blur_kernel(sigma: float) -> int:
     """Bins of the blur of "dark", or a ValueError."""
-    side = int((sigma * 20 - 7) // 3)
+    side = int((min(sigma, MAX_BLUR_KERNEL) * 20 - 7) // 3)  # of larger ones, too, the blur is too wide
     side -= side % 2 == 0
     if not 1 <= side <= MAX_BLUR_KERNEL:
         wanted = f"a sigma whose blur, (20 · sigma − 7) / 3, is 1 to {MAX_BLUR_KERNEL} bins"
@@ -132,12 +132,7 @@ def plain_decode_simcc(
         expect(op, "flipped_x", flipped_x, pred_x.shape, "of pred_x", (pred_x.dtype,), beside)
         expect(op, "flipped_y", flipped_y, pred_y.shape, "of pred_y", (pred_x.dtype,), beside)
         expect_mirrored(op, mirrored, joints)
-        # Joint by joint: an index tensor would be a copy to the GPU, which waits and cannot be captured in a graph.
-        swapped = [
-            torch.stack([flipped.select(1, joint) for joint in mirrored], 1) if mirrored else flipped
-            for flipped in (flipped_x, flipped_y)
-        ]
-        back = swapped[0].flip(2), swapped[1]
+        back = in_order(flipped_x, mirrored).flip(2), in_order(flipped_y, mirrored)
         vectors = [(own + other.to(own.dtype)) * 0.5 for own, other in zip(vectors, back, strict=True)]
 
     exact = exact_type(pred_x.device)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import FLOATING, accumulate_type, choose, expect, float32, tensor
+from ._arguments import FLOATING, accumulate_type, choose, expect, expect_joint_weights, float32, tensor
 from ._native import call, register
 from .render_heatmaps import ENCODINGS, expect_target, factors
 
@@ -114,9 +114,7 @@ def _difference_and_weight(
     if not ignore_missing:
         weights = torch.ones_like(weights)
     if joint_weights is not None:
-        per_sample = joint_weights.dim() == 2
-        shape, spelled = ((batch, joints), "[B, K]") if per_sample else ((joints,), "[K] or [B, K]")
-        expect(op, "joint_weights", joint_weights, shape, spelled, beside=beside)
+        expect_joint_weights(op, joint_weights, batch, joints, beside)
         weights = weights * joint_weights
     return pred.to(dtype) - of_y * of_x, weights.to(dtype) / max(1, pred.numel())
 

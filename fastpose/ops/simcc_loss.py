@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import FLOATING, MAX_EXTENT, accumulate_type, exact_type, expect, float32, tensor
+from ._arguments import FLOATING, MAX_EXTENT, accumulate_type, exact_type, expect, expect_joint_weights, float32, tensor
 from ._native import call, register
 
 
@@ -126,9 +126,7 @@ def plain_simcc_loss(
     expect(op, "keypoints", keypoints, (batch, joints, 2), "[B, K, 2]", beside=beside)
     expect(op, "visible", visible, (batch, joints), "[B, K]", beside=beside)
     if joint_weights is not None:
-        per_sample = joint_weights.dim() == 2
-        shape, spelled = ((batch, joints), "[B, K]") if per_sample else ((joints,), "[K] or [B, K]")
-        expect(op, "joint_weights", joint_weights, shape, spelled, beside=beside)
+        expect_joint_weights(op, joint_weights, batch, joints, beside)
     dtype = accumulate_type(pred_x.dtype)
     # In float32, as mmpose multiplies: which bin is nearest is a matter of the last bit.
     centers = (keypoints * split_ratio).round()

@@ -61,11 +61,15 @@ def plain_swap_pairs(points: Tensor, visible: Tensor, flip: Tensor, mirrored: li
     expect(op, "visible", visible, (batch, joints), "[B, K]", beside=beside)
     expect(op, "flip", flip, (batch,), "[B]", (torch.bool,), beside)
     expect_mirrored(op, mirrored, joints)
-    order = torch.tensor(mirrored, dtype=torch.int64, device=points.device)
     return (
-        torch.where(flip[:, None, None], points[:, order], points),
-        torch.where(flip[:, None], visible[:, order], visible),
+        torch.where(flip[:, None, None], in_order(points, mirrored), points),
+        torch.where(flip[:, None], in_order(visible, mirrored), visible),
     )
+
+
+def in_order(values: Tensor, joints: Sequence[int]) -> Tensor:
+    """The values [B, K, ...] of these joints. An index tensor would be a copy to the GPU, which waits for it."""
+    return torch.stack([values[:, joint] for joint in joints], 1) if joints else values
 
 
 def expect_mirrored(op: str, mirrored: Sequence[int], joints: int) -> None:

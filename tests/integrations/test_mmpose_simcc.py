@@ -110,6 +110,20 @@ def test_ties_vectors_without_a_positive_value_and_ends_are_mmposes():
     assert (expected[0][0, :12] == -0.5).all()
 
 
+def test_points_without_a_score_are_not_refined_as_in_mmpose():
+    """Where all is 0 mmpose divides 0 by 0, and its point is NaN."""
+    pred_x, pred_y = vectors(8)
+    pred_x, zeros = -pred_x.abs() - 0.1, torch.zeros_like(pred_x)
+    found = fastpose.decode_simcc(pred_x, pred_y, refine="dark")
+    expected = codec((4.9, 5.66), use_dark=True).decode(pred_x.numpy().copy(), pred_y.numpy().copy())
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
+    assert (found[0] == -0.5).all()
+    with np.errstate(invalid="ignore"):
+        expected = codec((4.9, 5.66), use_dark=True).decode(zeros.numpy(), torch.zeros_like(pred_y).numpy())
+    assert np.isnan(expected[0]).all()
+    assert (fastpose.decode_simcc(zeros, torch.zeros_like(pred_y), refine="dark")[0] == -0.5).all()
+
+
 def test_the_mirror_test_is_mmposes():
     pair, mirrored = vectors(6), vectors(7)
     order = np.arange(17)

@@ -120,6 +120,12 @@ def test_wrong_shapes_are_refused(f) -> None:
         fastpose.jitter_color(NORMALIZE, saturation=torch.ones(2, 1))
 
 
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_what_is_no_number_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be a number or a tensor \[B\], got None"):
+        fastpose.jitter_color(NORMALIZE, **{name: None})
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("color", [NORMALIZE, NORMALIZE.cuda], ids=["cpu", "cuda"])
 def test_a_map_is_computed_without_waiting_for_the_gpu(color) -> None:

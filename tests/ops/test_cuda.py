@@ -90,6 +90,17 @@ def gradient_in_float16(maps: Tensor, joints: Tensor, visible: Tensor) -> tuple[
     return gradient(maps, joints, visible)
 
 
+def decode_simcc(maps: Tensor, flipped: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
+    mirror = {"flipped_x": flipped[..., 0, :], "flipped_y": flipped[..., 0], "flip_pairs": MPII.mirror_pairs}
+    return fastpose.decode_simcc(maps[..., 0, :], maps[..., 0], crop_to_image=matrix, refine="dark", **mirror)
+
+
+def gradient_of_simcc(maps: Tensor, joints: Tensor, visible: Tensor) -> tuple[Tensor, ...]:
+    pred_x, pred_y = (m.detach().requires_grad_() for m in (maps[..., 0, :], maps[..., 0]))
+    value = fastpose.simcc_loss(pred_x, pred_y, joints, visible, split_ratio=1.0)
+    return value.detach(), *torch.autograd.grad(value, (pred_x, pred_y))
+
+
 def inputs_of(call: Call, seed: int = 0) -> list[Tensor]:
     """CPU inputs of one op, drawn on the CPU so that both devices see the same."""
     generator = torch.Generator().manual_seed(seed)
@@ -120,6 +131,8 @@ def inputs_of(call: Call, seed: int = 0) -> list[Tensor]:
         gradient: [maps[0], joints, visible],
         gradient_channels_last: [last[0], joints, visible],
         gradient_in_float16: [last[0].half(), joints, visible],
+        decode_simcc: [maps[0], maps[1], matrix],
+        gradient_of_simcc: [maps[0], joints, visible],
     }[call]
 
 
@@ -139,6 +152,8 @@ FORWARD = [
 ]
 BACKWARD = [gradient, gradient_channels_last, gradient_in_float16]
 each_call = pytest.mark.parametrize("call", FORWARD + BACKWARD, ids=lambda call: call.__name__)
+PLAIN = [decode_simcc, gradient_of_simcc]  # without kernels of their own
+each_call_or_plain = pytest.mark.parametrize("call", FORWARD + BACKWARD + PLAIN, ids=lambda call: call.__name__)
 each_forward = pytest.mark.parametrize("call", FORWARD, ids=lambda call: call.__name__)
 
 
@@ -202,7 +217,7 @@ def test_launches_on_the_current_stream(call: Call) -> None:
     assert_same(got, expected)
 
 
-@each_call
+@each_call_or_plain
 def test_captures_in_a_graph_and_replays_on_new_inputs(call: Call) -> None:
     """Backward too, through autograd; captured on zeros, replayed on two batches that it has not seen."""
     buffers = blank_inputs(call, on_cuda(call))
@@ -225,7 +240,7 @@ def test_captures_in_a_graph_and_replays_on_new_inputs(call: Call) -> None:
         assert_same(got, expected)
 
 
-@each_call
+@each_call_or_plain
 def test_does_not_synchronise(call: Call) -> None:
     arguments = on_cuda(call)
     expected = call(*arguments)

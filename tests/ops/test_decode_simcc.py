@@ -146,6 +146,7 @@ ROWS, COLUMNS = torch.zeros(2, 3, 8), torch.zeros(2, 3, 6)
         ({"refine": "quarter"}, "refine must be one of 'none', 'dark', got 'quarter'"),
         ({"refine": "dark", "sigma": (0.4, 2.0)}, "refine='dark' needs a sigma whose blur, .*, got 0.4"),
         ({"refine": "dark", "sigma": (4.0, 40.0)}, "is 1 to 255 bins, got 40.0"),
+        ({"refine": "dark", "sigma": (1e308, 5.66)}, r"is 1 to 255 bins, got 1e\+308"),
         ({"sigma": (1.0, 2.0, 3.0)}, r"sigma must be \(x, y\)"),
         ({"split_ratio": -2.0}, "split_ratio must be a positive number, got -2.0"),
     ],
