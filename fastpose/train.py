@@ -245,7 +245,7 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
         train_loader,
         valid_loader,
         scorer,
-        Decoder(model, skeleton, settings.decode, compute, udp=network.udp),
+        Decoder(model, skeleton, settings.decode, compute, udp=network.udp, simcc=network.simcc),
         begin=begin,
         resume=completed if resume else None,
     )
@@ -265,7 +265,7 @@ def check_batches(
     sizes |= {-(-size // parts) for size in (batch_size, persons % batch_size)}
     if 1 not in sizes:
         return
-    if not network.model and network.size == (32, 32):
+    if not network.own_code and network.size == (32, 32):
         reason = "too little for batch normalisation"
     else:
         reason = check_trains_on(model, 1, network.size)

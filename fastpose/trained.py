@@ -48,8 +48,10 @@ class Trained:
     skeleton: Skeleton
 
     def decoder(self) -> Decoder:
-        settings = self.settings
-        return Decoder(self.model, self.skeleton, settings.decode, settings.compute, udp=settings.network.udp)
+        network, settings = self.settings.network, self.settings
+        return Decoder(
+            self.model, self.skeleton, settings.decode, settings.compute, udp=network.udp, simcc=network.simcc
+        )
 
 
 def load_trained(

@@ -40,7 +40,8 @@ class Batch:
         images: float32 or bfloat16 [B, 3, H, W], crops as the loader's colour map makes them.
         keypoints: float32 [B, K, 2], (x, y) in heatmap pixels, left and right exchanged where the crop is mirrored.
         visible: float32 [B, K], 1 = annotated.
-        heatmap_to_image: float32 [B, 2, 3], heatmap pixels to image pixels.
+        heatmap_to_image: float32 [B, 2, 3], heatmap pixels to image pixels. (For SimCC's vectors, with `stride` 1, both
+            are in pixels of the crop.)
     """
 
     step: int
@@ -81,7 +82,7 @@ class PoseLoader:
     Args:
         persons: annotations; their arrays are moved to `device` once.
         source: where the pixels come from.
-        size: (h, w) of the crops in pixels, multiples of 4; heatmaps have a quarter of it.
+        size: (h, w) of the crops in pixels, multiples of 4 and of `stride`.
         batch_size: persons in a batch, of all ranks together; the last one of an epoch may be smaller.
         augmentation: None for evaluation: no augmentation and the order of `persons`.
         seed: the run's seed.
@@ -94,6 +95,7 @@ class PoseLoader:
         dtype: of the crops, torch.float32 or torch.bfloat16.
         color: the crops' colour map [3, 4] on the CPU; None: ImageNet's normalisation, in the order R G B.
         udp: whether crops and heatmaps are measured from first to last pixel centre, see crop_to_image_matrix.
+        stride: pixels of the crop per pixel of the heatmap; 1: keypoints are wanted in pixels of the crop.
         ranks: which rank of the run makes batches here.
         by_image: of a training batch a rank makes the persons on every `count`-th image, and not a slice of equal size:
             for a source that has only these images.
@@ -118,6 +120,7 @@ class PoseLoader:
         dtype: torch.dtype = torch.float32,
         color: Tensor | None = None,
         udp: bool = False,
+        stride: int = 4,
         ranks: Ranks = ALONE,
         by_image: bool = False,
     ) -> None:
@@ -136,7 +139,7 @@ class PoseLoader:
         self.persons = persons
         self.source = source
         self.size = size
-        self.heatmap_size = (size[0] // 4, size[1] // 4)
+        self.heatmap_size = (size[0] // stride, size[1] // stride)
         self.batch_size = batch_size
         self.augmentation = augmentation
         self.seed = seed

@@ -134,7 +134,13 @@ def best_seen_person(persons: Persons, evaluation: Evaluation, among: NDArray[np
 
 @torch.inference_mode()
 def heatmaps_of(decoder: Decoder, loader: PoseLoader, row: int) -> np.ndarray:
-    """The heatmaps, float32 [K, h, w], of one person of a loader, without the mirror test."""
+    """The heatmaps, float32 [K, h, w], of one person of a loader, without the mirror test. Of SimCC's vectors their
+    products, a pixel per bin, each vector from 0 to its maximum."""
     decoder.model.eval()
     with decoder.compute.autocast(loader.device):
-        return decoder.model(loader.batch(torch.tensor([row])).images)[0].float().cpu().numpy()
+        outputs = decoder.model(loader.batch(torch.tensor([row])).images)
+    if decoder.simcc is None:
+        return outputs[0].float().cpu().numpy()
+    x, y = (vectors[0].float().clamp(min=0.0) for vectors in outputs)
+    maps = y[:, :, None] * x[:, None, :]
+    return (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-6)).cpu().numpy()

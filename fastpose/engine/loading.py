@@ -46,6 +46,7 @@ def make_loader(
         dtype=compute.crop_dtype(device),
         color=network.color(),
         udp=network.udp,
+        stride=4 if network.simcc is None else 1,
         ranks=ranks,
         by_image=isinstance(source, ResidentImages) and source.kept is not None,
     )

@@ -23,7 +23,7 @@ from fastpose.models.decoding import Decoder
 
 PERSONS = 12  # in predictions.png
 SIDE = 320  # pixels of a person's longer side there
-STRIDE = 8  # picture pixels per heatmap pixel in heatmaps.png: twice the network's input
+MAGNIFIED = 2  # heatmaps.png, as a multiple of the network's input
 
 
 def draw(
@@ -51,10 +51,16 @@ def draw(
     among = np.ones(len(persons), bool) if kept is None else kept[persons.image_index]  # not in other ranks alone
     row = best_seen_person(persons, evaluation, among)
     heatmaps = heatmaps_of(decoder, loader, row)
-    size = (STRIDE * heatmaps.shape[1], STRIDE * heatmaps.shape[2])
+    size = (MAGNIFIED * loader.size[0], MAGNIFIED * loader.size[1])
     crop, points = person_crop(persons, row, size, evaluation.predictions[row])
     pictures.draw_heatmaps(
-        folder / "heatmaps.png", crop, heatmaps, points, evaluation.scores[row], persons.skeleton, udp=loader.udp
+        folder / "heatmaps.png",
+        crop,
+        heatmaps,
+        points,
+        evaluation.scores[row],
+        persons.skeleton,
+        udp=loader.udp and decoder.simcc is None,
     )
 
 

@@ -13,7 +13,10 @@ from fastpose.skeletons import Skeleton
 
 # What a run keeps from its first step on, by the reason.
 KEPT = {
-    "a run keeps its network": ("model", "depth", "head", "channels", "color_order", "size"),
+    "a run keeps its network": (
+        *("model", "depth", "head", "channels", "color_order", "size"),
+        *("targets", "split_ratio"),
+    ),
     "a run keeps its optimiser, whose state is in the checkpoint": ("optimizer",),
 }
 DATA = {

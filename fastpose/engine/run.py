@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastpose.data.dataset import Scorer
 from fastpose.data.images import BadImageError
@@ -41,6 +41,7 @@ from fastpose.files import append_line, read_file, read_lines, write_json, write
 from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import skeleton_of
+from fastpose.models.own import outputs_of, outputs_text
 from fastpose.option import typed
 from fastpose.progress import CountedProgress
 from fastpose.ranks import OtherRankError, RankLostError, lost_if_it_fails
@@ -56,7 +57,7 @@ class Run:
         schedule, targets, compute: options of the training.
         train_loader, valid_loader: batches to train on and to evaluate; both have the joints of the network.
         scorer: of the validation persons.
-        decoder: how the network's heatmaps become joints; it has the network.
+        decoder: how what the network returns becomes joints; it has the network.
         begin: `time.perf_counter` when the run began, for the seconds it takes.
         resume: go on with the run in `folder`: makes today's settings, as plain values, of the config in a checkpoint
             of any version. None: it is a new run.
@@ -108,7 +109,8 @@ class Run:
             self.load(resume)
         weights = self.skeleton.joint_weights if targets.joint_weights else None
         part = train_loader.part_size
-        self.train_step = TrainStep(self.model, self.optimizer, targets, compute, self.device, part, weights, ranks)
+        how = (targets, compute, self.device, part, weights, ranks, decoder.simcc)
+        self.train_step = TrainStep(self.model, self.optimizer, *how)
         self.patience = compute.rank_timeout
         self.seconds_before = self.progress.seconds
 
@@ -204,17 +206,17 @@ class Run:
         print(f"  first step in {seconds:.2f} s: {rate:.2f} samples/s (later ones are quicker), loss {loss:.6f}")
 
         batch = first_batch(self.valid_loader)
-        heatmaps: list[Tensor] = []
+        returned: list[object] = []
         start = time.perf_counter()
         self.model.eval()
-        hook = self.model.register_forward_hook(lambda model, images, maps: heatmaps.append(maps))
+        hook = self.model.register_forward_hook(lambda model, images, outputs: returned.append(outputs))
         with hook, torch.inference_mode():
             points = self.decoder(batch.images, batch.heatmap_to_image)[0].cpu()
         seconds = time.perf_counter() - start
         print(f"evaluation: {len(self.valid_loader.persons)} persons, {len(self.valid_loader)} batches")
         print(
-            f"  first batch in {seconds:.2f} s: {shape_of(batch.images)}, heatmaps {shape_of(heatmaps[0])}, "
-            f"points {shape_of(points)}"
+            f"  first batch in {seconds:.2f} s: {shape_of(batch.images)}, "
+            f"{outputs_text([list(t.shape) for t in outputs_of(returned[0])])}, points {shape_of(points)}"
         )
         print(peak_memory(self.device), flush=True)
         return 0

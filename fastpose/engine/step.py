@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import fastpose
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.device import ComputeOptions, require_cuda
-from fastpose.models import DeconvPoseResNet, FcnPoseResNet
+from fastpose.models import DeconvPoseResNet, FcnPoseResNet, RtmPose, SimccPoseResNet
+from fastpose.models.own import described, output_shapes, outputs_of, outputs_text
+from fastpose.models.simcc import SimccVectors
 from fastpose.option import OptionError, option
 from fastpose.ranks import ALONE, Ranks, lost_if_it_fails
 
@@ -23,12 +25,14 @@ from fastpose.ranks import ALONE, Ranks, lost_if_it_fails
 class TargetOptions:
     """What a network is taught."""
 
-    sigma: float = option(1.0, "standard deviation of the target Gaussians, heatmap pixels")
+    sigma: float = option(1.0, "standard deviation of the Gaussians in target heatmaps, heatmap pixels")
     encoding: Literal["msra", "unbiased", "udp"] = option(
         "msra", "where target Gaussians are centred and cut off: msra (SimpleBaselines), unbiased (DARK) or udp"
     )
     missing: Literal["zeros", "ignore"] = option(
-        "zeros", "supervision of joints without annotation: an all-zero heatmap (the paper), or none (SimpleBaselines)"
+        "zeros",
+        "supervision of joints without annotation: an all-zero heatmap (the paper), or none (SimpleBaselines); SimCC's "
+        "vectors have none",
     )
     joint_weights: bool = option(
         False,
@@ -58,6 +62,7 @@ class TrainStep:
         joint_weights: weight of each joint in the loss, once; None: 1 each. (SimpleBaselines weighs prediction and
             target, so each joint of its training counts by the square.)
         ranks: which rank of the run takes the step; all do together, with the gradient of the loss of all persons.
+        simcc: what the vectors are that the network returns; None: it returns heatmaps.
 
     Raises:
         OptionError: a CUDA graph is asked for, and `device` is not a CUDA device, the optimiser waits for it or there
@@ -76,10 +81,11 @@ class TrainStep:
         batch_size: int,
         joint_weights: Sequence[float] | None = None,
         ranks: Ranks = ALONE,
+        simcc: SimccVectors | None = None,
     ) -> None:
         on_gpu = device.type == "cuda"
         cuda_graph = uses_cuda_graph(compute, model, optimizer, device, ranks)
-        self.ranks = ranks
+        self.ranks, self.simcc = ranks, simcc
         self.model, self.optimizer, self.targets, self.compute, self.device = model, optimizer, targets, compute, device
         self.batch_size = batch_size
         # A wrapper beside the model, whose own parts and names stay as they are: evaluation and checkpoints see those.
@@ -218,27 +224,45 @@ class TrainStep:
         # Of an empty part in bfloat16 torch's SyncBatchNorm would send bfloat16 to ranks that expect float32.
         empty = len(images) == 0
         with self.compute.autocast(self.device) if not empty else nullcontext():
-            heatmaps = forward(images.float() if empty else images)
-        expected = [*keypoints.shape[:2], *(side // 4 for side in images.shape[2:])]
-        if not isinstance(heatmaps, Tensor) or list(heatmaps.shape) != expected or not heatmaps.requires_grad:
-            got = f"{list(heatmaps.shape)}" if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
+            returned = forward(images.float() if empty else images)
+        batch, joints, _ = keypoints.shape
+        height, width = images.shape[2:]
+        expected, outputs = output_shapes(batch, joints, (height, width), self.simcc), outputs_of(returned)
+        differentiable = all(output.requires_grad for output in outputs)
+        if [list(output.shape) for output in outputs] != expected or not differentiable:
             raise OptionError(
                 "model",
-                f"the network, in training, must return heatmaps {expected} that depend on its parameters, got {got}"
-                + (" without a gradient" if got == str(expected) else ""),
+                f"the network, in training, must return {outputs_text(expected)} that depend on its parameters, got "
+                f"{described(returned)}{'' if differentiable else ' without a gradient'}",
             )
-        loss = fastpose.heatmap_mse_loss(
-            heatmaps,
-            keypoints,
-            visible,
-            sigma=self.targets.sigma,
-            encoding=self.targets.encoding,
-            missing=self.targets.missing,
-            joint_weights=self._joint_weights,
-        )
+        loss = self._loss_of(outputs, keypoints, visible)
         self.optimizer.zero_grad(set_to_none=True)
         (loss if share == 1.0 else loss * share).backward()
         return loss.detach()
+
+    def _loss_of(self, outputs: Sequence[Tensor], keypoints: Tensor, visible: Tensor) -> Tensor:
+        targets = self.targets
+        if self.simcc is None:
+            (heatmaps,) = outputs
+            return fastpose.heatmap_mse_loss(
+                heatmaps,
+                keypoints,
+                visible,
+                sigma=targets.sigma,
+                encoding=targets.encoding,
+                missing=targets.missing,
+                joint_weights=self._joint_weights,
+            )
+        pred_x, pred_y = outputs
+        return fastpose.simcc_loss(
+            pred_x,
+            pred_y,
+            keypoints,
+            visible,
+            split_ratio=self.simcc.split_ratio,
+            sigma=self.simcc.sigma,
+            joint_weights=self._joint_weights,
+        )
 
     def _capture(self, side: torch.cuda.Stream, inputs: tuple[Tensor, ...]) -> None:
         """Captures a step that takes its batch from the tensors `inputs`, whose contents do not matter here."""
@@ -281,7 +305,7 @@ def uses_cuda_graph(
     # torch's RMSprop, weight by weight, asks the GPU for the learning rate, which a graph has as a tensor.
     waits = isinstance(optimizer, torch.optim.RMSprop) and compute.foreach == "off"
     if compute.cuda_graph == "auto":
-        ours = type(model) in (FcnPoseResNet, DeconvPoseResNet)
+        ours = type(model) in (FcnPoseResNet, DeconvPoseResNet, SimccPoseResNet, RtmPose)
         return device.type == "cuda" and ours and not compute.compile and not waits and ranks.count == 1
     if compute.cuda_graph == "off":
         return False

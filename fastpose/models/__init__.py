@@ -3,7 +3,8 @@
 
 from fastpose.models.flops import compare_heads, count_flops, count_parameters
 from fastpose.models.own import make_own_model
-from fastpose.models.pose_resnet import DeconvPoseResNet, FcnPoseResNet, PoseResNet, pose_resnet
+from fastpose.models.pose_resnet import DeconvPoseResNet, FcnPoseResNet, PoseResNet, SimccPoseResNet, pose_resnet
+from fastpose.models.rtmpose import RtmPose, rtmpose
 from fastpose.models.weights import (
     Weights,
     export_simple_baselines,
@@ -18,6 +19,8 @@ __all__ = [
     "DeconvPoseResNet",
     "FcnPoseResNet",
     "PoseResNet",
+    "RtmPose",
+    "SimccPoseResNet",
     "Weights",
     "compare_heads",
     "count_flops",
@@ -29,5 +32,6 @@ __all__ = [
     "make_own_model",
     "pose_resnet",
     "read_weights",
+    "rtmpose",
     "to_simple_baselines",
 ]

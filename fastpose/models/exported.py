@@ -24,7 +24,9 @@ import fastpose
 from fastpose.files import WholeFile, written_beside
 from fastpose.models.decoding import DecodeOptions
 from fastpose.models.network import NetworkOptions
+from fastpose.models.own import outputs_of
 from fastpose.ops.decode_heatmaps import REFINEMENTS, plain_decode_heatmaps
+from fastpose.ops.decode_simcc import plain_decode_simcc, refinement
 from fastpose.ops.swap_pairs import mirror_order
 from fastpose.skeletons import Skeleton
 
@@ -41,10 +43,10 @@ class PixelsToPoints(nn.Module):
     """A network with its colour map, its mirror test and the decoding of its heatmaps.
 
     Args:
-        model: colour-mapped images [B, 3, H, W] to heatmaps [B, K, H/4, W/4], float32, on the CPU. It is put into
-            evaluation mode and contiguous layout, and its weights will want no gradients.
+        model: colour-mapped images [B, 3, H, W] to heatmaps [B, K, H/4, W/4] or to SimCC's vectors, float32, on the
+            CPU. It is put into evaluation mode and contiguous layout, and its weights will want no gradients.
         network: what it sees.
-        decode: how its heatmaps become joints.
+        decode: how what it returns becomes joints.
         skeleton: its joints.
         input: what `forward` takes.
     """
@@ -87,13 +89,27 @@ class PixelsToPoints(nn.Module):
         """
         crops = self.cropped(pixels, crop_to_image) if self.input == "image" else pixels.float()
         images = (crops @ self.color[:, :3].mT + self.color[:, 3]).permute(0, 3, 1, 2)
-        maps, flipped = self.heatmaps(images)
-        # As DecodeOptions.decode has it, by the op's version in torch's operators.
+        outputs, flipped = self.outputs(images)
+        mirrored = mirror_order(self.skeleton.mirror_pairs, outputs[0].shape[1]) if self.decode.flip_test else []
+        # As DecodeOptions.decode and decode_vectors have it, by the ops' versions in torch's operators.
+        if self.options.simcc is not None:
+            (pred_x, pred_y), (flipped_x, flipped_y) = outputs, flipped or (None, None)
+            return plain_decode_simcc(
+                pred_x,
+                pred_y,
+                crop_to_image,
+                flipped_x,
+                flipped_y,
+                mirrored,
+                self.options.simcc.split_ratio,
+                *refinement(self.decode.refine, self.options.simcc.sigma),
+            )
+        (maps,), (of_mirror,) = outputs, flipped or (None,)
         return plain_decode_heatmaps(
             maps,
-            self.heatmap_to_image(crop_to_image),
-            flipped,
-            mirror_order(self.skeleton.mirror_pairs, maps.shape[1]) if self.decode.flip_test else [],
+            crop_to_image * self.strides,  # with the step from heatmap to crop in it
+            of_mirror,
+            mirrored,
             self.decode.shifts(self.options.udp),
             REFINEMENTS.index(self.decode.refine),
             self.decode.blur_kernel,
@@ -107,16 +123,27 @@ class PixelsToPoints(nn.Module):
         taken = F.grid_sample(picture.permute(2, 0, 1)[None].float(), places[None, None], align_corners=False)
         return taken[0, :, 0].mT.unflatten(0, (-1, *self.options.size))
 
-    def heatmaps(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The maps of normalised images [B, 3, H, W] and, for the mirror test, of their mirror images."""
+    def outputs(self, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+        """What the network returns of normalised images [B, 3, H, W], the heatmaps or both vectors, and for the mirror
+        test the same of their mirror images."""
+        count = images.shape[0]
+        if self.decode.flip_test:
+            images = torch.cat([images, images.flip(3)])  # once, so that the network is in the file once
+        returned = tuple(outputs_of(self.model(images)))
         if not self.decode.flip_test:
-            return self.model(images), None
-        both = self.model(torch.cat([images, images.flip(3)]))  # once, so that the network is in the file once
-        return both[: images.shape[0]], both[images.shape[0] :]
+            return returned, None
+        return tuple(both[:count] for both in returned), tuple(both[count:] for both in returned)
 
-    def heatmap_to_image(self, crop_to_image: Tensor) -> Tensor:
-        """[B, 2, 3], with the step from heatmap to crop in it."""
-        return crop_to_image * self.strides
+    def decoded(
+        self, outputs: Sequence[Tensor], flipped: Sequence[Tensor] | None, crop_to_image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Joints of outputs, by fastpose's ops."""
+        simcc = self.options.simcc
+        if simcc is not None:
+            return self.decode.decode_vectors(outputs, flipped, crop_to_image, self.skeleton, simcc)
+        (maps,), (of_mirror,) = outputs, flipped or (None,)
+        heatmap_to_image = crop_to_image * self.strides
+        return self.decode.decode(maps, of_mirror, heatmap_to_image, self.skeleton, udp=self.options.udp)
 
 
 def write(network: PixelsToPoints, path: Path, pictures: Sequence[np.ndarray]) -> str:
@@ -210,7 +237,7 @@ def metadata(network: PixelsToPoints) -> dict[str, Any]:
     joints (names, in the order of the keypoints), limbs and mirror_pairs (index pairs), skeleton (its name), size
     ([H, W] of the crops), color_order (of the pixels that go in), udp (whether the crops are measured from first to
     last pixel centre), refine, blur_kernel (of dark and dark_udp), flip_test, flip_shift (whether the mirror image's
-    heatmaps are shifted by a pixel) and fastpose (the version).
+    heatmaps are shifted by a pixel), targets (heatmap, or simcc and its split_ratio) and fastpose (the version).
     """
     skeleton, options = network.skeleton, network.options
     return {
@@ -224,6 +251,8 @@ def metadata(network: PixelsToPoints) -> dict[str, Any]:
         "udp": options.udp,
         **dataclasses.asdict(network.decode),
         "flip_shift": network.decode.shifts(options.udp),
+        "targets": "heatmap" if options.simcc is None else "simcc",
+        **({} if options.simcc is None else {"split_ratio": options.split_ratio}),
     }
 
 
@@ -261,10 +290,10 @@ def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarra
     """Runs `exported` and fastpose's own ops on four crops of each picture; returns a line about the differences.
 
     A keypoint that rounding decides, one of two equal maxima for example, is not compared: one that moves when
-    fastpose's heatmaps are changed at random by 1e-4 of their highest value.
+    what the network returns is changed at random by 1e-4 of its highest value.
 
     Raises:
-        ExportError: scores differ by more than 1e-4 of the highest heatmap value, keypoints by more than 0.01 pixels
+        ExportError: scores differ by more than 1e-4 of the highest value, keypoints by more than 0.01 pixels
             of the crop, or no keypoint can be compared.
     """
     each = [differences(network, exported, torch.from_numpy(picture)) for picture in pictures]
@@ -273,7 +302,7 @@ def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarra
     difference = (
         f"compared with fastpose on {len(steady)} crops: {int(steady.sum())} of {steady.numel()} keypoints, those that "
         f"do not depend on rounding, differ by up to {float(points.max()):.2g} pixels of the crop, scores by up to "
-        f"{float(scores.max()):.2g} of the highest heatmap value"
+        f"{float(scores.max()):.2g} of the highest {'heatmap ' * (network.options.simcc is None)}value"
     )
     if not (steady.any() and (points <= 0.01).all() and (scores <= 1e-4).all()):
         raise ExportError(f"the exported file does not compute what fastpose does: {difference}")
@@ -282,7 +311,7 @@ def compare(network: PixelsToPoints, exported: Run, pictures: Sequence[np.ndarra
 
 def differences(network: PixelsToPoints, exported: Run, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of four crops and K joints, [4, K] each: how far keypoints lie from fastpose's, in pixels of the crop, how far
-    scores are from its, as a share of the highest heatmap value, and which keypoints do not depend on rounding."""
+    scores are from its, as a share of the highest value, and which keypoints do not depend on rounding."""
     crop_to_image = views(network, picture)
     if network.input == "image":
         pixels, through = picture, crop_to_image
@@ -293,19 +322,15 @@ def differences(network: PixelsToPoints, exported: Run, picture: Tensor) -> tupl
         parts = [exported(pixels[:1], crop_to_image[:1]), exported(pixels[1:], crop_to_image[1:])]
     got_points, got_scores = (torch.cat(both) for both in zip(*parts, strict=True))
 
-    maps, flipped = network.heatmaps(fastpose.affine_crop(pixels, through, network.options.size, color=network.color))
-    heatmap_to_image = network.heatmap_to_image(crop_to_image)
-
-    def decode(maps: Tensor) -> tuple[Tensor, Tensor]:
-        return network.decode.decode(maps, flipped, heatmap_to_image, network.skeleton, udp=network.options.udp)
-
-    points, scores = decode(maps)
-    highest = maps.abs().max().clamp(min=1e-30)
+    images = fastpose.affine_crop(pixels, through, network.options.size, color=network.color)
+    outputs, flipped = network.outputs(images)
+    points, scores = network.decoded(outputs, flipped, crop_to_image)
+    highest = max(float(values.abs().max()) for values in outputs) + 1e-30
     generator = torch.Generator().manual_seed(0)
     moved = torch.zeros_like(scores)
     for _ in range(8):
-        noise = torch.rand(maps.shape, generator=generator) * 2 - 1
-        moved = torch.maximum(moved, (decode(maps + 1e-4 * highest * noise)[0] - points).norm(dim=2))
+        noisy = [v + 1e-4 * highest * (torch.rand(v.shape, generator=generator) * 2 - 1) for v in outputs]
+        moved = torch.maximum(moved, (network.decoded(noisy, flipped, crop_to_image)[0] - points).norm(dim=2))
     pixel = crop_to_image[:, :, 0].norm(dim=1)[:, None]  # of the crop, in pixels of the picture
     return (got_points - points).norm(dim=2) / pixel, (got_scores - scores).abs() / highest, moved / pixel < 0.005
 

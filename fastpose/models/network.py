@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 
 from fastpose.files import check_is_file
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
-from fastpose.models.own import check_heatmaps, make_own_model, names_of
+from fastpose.models.own import check_outputs, make_own_model, names_of
 from fastpose.models.pose_resnet import pose_resnet
+from fastpose.models.rtmpose import NAMES as RTMPOSE
+from fastpose.models.rtmpose import rtmpose
+from fastpose.models.simcc import SimccVectors, bins_of
 from fastpose.models.weights import Weights, load_backbone, load_weights, mismatches, read_weights
 from fastpose.ops.color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
 from fastpose.option import OptionError, check_at_least, option
@@ -31,16 +35,19 @@ class NetworkOptions:
 
     model: str = option(
         "",
-        "a network of one's own, PACKAGE.MODULE:FACTORY, called with the number of joints; it maps images [B, 3, H, W] "
-        "to heatmaps [B, K, H/4, W/4]; empty: the ResNet that depth, head and channels describe",
+        "another network than the ResNet that depth and head describe: rtmpose-t, -s, -m or -l; or one's own, "
+        "PACKAGE.MODULE:FACTORY, called with the number of joints; it maps images [B, 3, H, W] to heatmaps [B, K, H/4, "
+        "W/4] or, with targets simcc, to vectors [B, K, W * split_ratio] and [B, K, H * split_ratio]",
     )
     depth: Literal[18, 34, 50, 101, 152] = option(50, "depth of the ResNet, layers")
-    head: Literal["fcn", "deconv"] = option("fcn", "head: fcn (the paper's) or deconv (SimpleBaselines')")
+    head: Literal["fcn", "deconv", "simcc"] = option(
+        "fcn", "head: fcn (the paper's), deconv (SimpleBaselines') or simcc (RTMPose's)"
+    )
     channels: int = option(256, "width of the head, channels")
     backbone_weights: str = option(
         "",
         "file with weights for the backbone alone: ImageNet's in torchvision's format, or any other ResNet that "
-        "--weights takes; empty: random weights",
+        "--weights takes; of RTMPose mmpose's; empty: random weights",
     )
     weights: str = option(
         "",
@@ -59,16 +66,56 @@ class NetworkOptions:
     udp: bool = option(
         False, "unbiased data processing: crops and heatmaps are measured from first to last pixel centre"
     )
+    targets: Literal["auto", "heatmap", "simcc"] = option(
+        "auto",
+        "what the network returns and is taught: a heatmap per joint, or simcc, a vector per joint and axis; auto: "
+        "simcc with head simcc and with rtmpose, else heatmap",
+    )
+    split_ratio: float = option(2.0, "bins per pixel of the network's input in SimCC's vectors")
+    simcc_sigma: tuple[float, ...] = option(
+        (),
+        "standard deviations in x and y of the Gaussians that SimCC's vectors are taught, bins; empty: the square root "
+        "of an eighth of the input's width and height, RTMPose's (4.9 and 5.66 for 256 192)",
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "channels")
-        if self.model:
+        if self.own_code:
             names_of(self.model)
-        step = 4 if self.model else 32
+        step = 4 if self.own_code else 32
         if len(self.size) != 2 or any(side < step or side % step for side in self.size):
             raise OptionError(
                 "size", f"expected height and width, positive multiples of {step} pixels, got {list(self.size)}"
             )
+        if not self.own_code and self.targets not in ("auto", "simcc" if self.returns_vectors else "heatmap"):
+            returned = "SimCC's vectors" if self.returns_vectors else "heatmaps"
+            raise OptionError("targets", f"{self} returns {returned}, got {self.targets}")
+        if len(self.simcc_sigma) not in (0, 2) or not all(0.0 < sigma < math.inf for sigma in self.simcc_sigma):
+            raise OptionError("simcc_sigma", f"expected two positive numbers of bins, got {list(self.simcc_sigma)}")
+        if self.simcc is not None:
+            try:
+                bins_of(self.size, self.split_ratio)
+            except ValueError as error:
+                raise OptionError("split_ratio", str(error).removeprefix("split_ratio ")) from None
+
+    @property
+    def own_code(self) -> bool:
+        """Whether the network is made by code that is not fastpose's."""
+        return self.model not in ("", *RTMPOSE)
+
+    @property
+    def returns_vectors(self) -> bool:
+        """Whether the network returns SimCC's vectors instead of heatmaps."""
+        return self.targets == "simcc" if self.own_code else bool(self.model) or self.head == "simcc"
+
+    @property
+    def simcc(self) -> SimccVectors | None:
+        """What the vectors are that the network returns; None if it returns heatmaps."""
+        if not self.returns_vectors:
+            return None
+        height, width = self.size
+        x, y = self.simcc_sigma or (math.sqrt(width / 8), math.sqrt(height / 8))
+        return SimccVectors(self.split_ratio, (x, y))
 
     def __str__(self) -> str:
         """The network, for messages."""
@@ -120,20 +167,18 @@ def make_network(
 
     Raises:
         FileNotFoundError: a file does not exist; names the option.
-        ValueError: the network or a file of weights is not what it should be; see make_own_model, check_heatmaps,
+        ValueError: the network or a file of weights is not what it should be; see make_own_model, check_outputs,
             read_weights, load_weights and load_backbone; or the weights are of another network.
     """
     torch.manual_seed(seed)
-    if options.backbone_weights and (options.model or options.weights):
-        other = f"--model {options.model}" if options.model else "--weights, which has a backbone too"
-        raise OptionError("backbone_weights", f"they go into a new ResNet of fastpose, and not together with {other}")
-    model: nn.Module
-    if options.model:
-        model = make_own_model(options.model, skeleton.num_joints)
-    else:
-        model = resnet = pose_resnet(options.depth, options.head, skeleton.num_joints, channels=options.channels)
-        if options.backbone_weights:
-            print(load_backbone(resnet, read_weights_of(options, "backbone_weights")), flush=True)
+    if options.backbone_weights and (options.own_code or options.weights):
+        other = f"--model {options.model}" if options.own_code else "--weights, which has a backbone too"
+        raise OptionError(
+            "backbone_weights", f"they go into a new ResNet or RTMPose of fastpose, and not together with {other}"
+        )
+    model = new_network(options, skeleton.num_joints)
+    if options.backbone_weights:
+        print(load_backbone(model, read_weights_of(options, "backbone_weights")), flush=True)
     if options.weights:
         weights = read_weights_of(options, "weights")
         check_weights(weights, options)
@@ -146,26 +191,38 @@ def make_network(
                 *(weights.path, trained, options.color_order, trained),
             )
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]  # not in its stub
-    if options.model:
-        check_heatmaps(model, options.model, skeleton.num_joints, options.size)
+    if options.own_code:
+        check_outputs(model, options.model, skeleton.num_joints, options.size, options.simcc)
     return model
+
+
+def new_network(options: NetworkOptions, num_joints: int) -> nn.Module:
+    """The network that the options describe, on the CPU, with random weights."""
+    if options.own_code:
+        return make_own_model(options.model, num_joints)
+    in_bins = {"channels": options.channels, "split_ratio": options.split_ratio}
+    if options.model:
+        return rtmpose(options.model, num_joints, options.size, **in_bins)  # type: ignore[arg-type]
+    return pose_resnet(options.depth, options.head, num_joints, size=options.size, **in_bins)  # type: ignore[arg-type]
 
 
 def check_weights(weights: Weights, options: NetworkOptions) -> None:
     """Raises OptionError, saying what to do, if weights are of another network than the options describe."""
-    if options.model:
+    if options.own_code:
         return  # the names decide
     check_pose_network("weights", weights)
-    has = {"depth": weights.depth, "head": weights.head, "channels": weights.channels}
+    has = {"model": weights.model, "depth": weights.depth, "head": weights.head, "channels": weights.channels}
+    if options.model:
+        has = {"model": weights.model, "channels": weights.channels}
     other = [f"--{name} {value}" for name, value in has.items() if value not in (None, getattr(options, name))]
     if other:
         raise OptionError("weights", f"{weights.path} holds a {weights}: to begin with them, add {' '.join(other)}")
 
 
 def check_pose_network(name: str, weights: Weights) -> None:
-    """Raises OptionError, naming the option and saying what to do, if weights are not of a whole `pose_resnet`."""
+    """Raises OptionError, naming the option and saying what to do, if weights are not of a whole network of ours."""
     begin = f"{weights.path} holds a {weights}"
-    if weights.depth is None:
+    if weights.depth is None and not weights.model:
         raise OptionError(name, f"{begin}: name its network with --model PACKAGE.MODULE:FACTORY")
     if weights.head is None:
         raise OptionError(name, f"{begin}: it has a backbone alone, which --backbone_weights takes in fastpose train")
@@ -218,7 +275,7 @@ def load_network(
         order, (height, width) = options.color_order.upper(), options.size
         print(f"taken for {order} crops of {height}x{width} px and the joints of {skeleton.name}", flush=True)
         return model, skeleton
-    if options.model:
+    if options.own_code:
         print(f"{path}: {weights}, made by {options.model}", flush=True)
     elif problems := _misfits(contents["model"], options, skeleton):
         raise CheckpointError(f"{path}: does not fit this version of fastpose: {problems}; the file has a {weights}")
@@ -237,7 +294,7 @@ def _misfits(state: Mapping[str, Any], options: NetworkOptions, skeleton: Skelet
     kilobyte may describe one of terabytes."""
     try:
         with torch.device("meta"):
-            model = pose_resnet(options.depth, options.head, skeleton.num_joints, channels=options.channels)
+            model = new_network(options, skeleton.num_joints)
     except RuntimeError as error:  # a tensor of more bytes than there are numbers for
         return " ".join(str(error).split())
     return mismatches(model.state_dict(), state)

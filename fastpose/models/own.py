@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastpose.models.simcc import SimccVectors
 from fastpose.option import OptionError
 
 
@@ -34,7 +35,7 @@ def make_own_model(name: str, num_joints: int) -> nn.Module:
         name: ``"package.module:factory"``. The module is imported as Python imports, from the working directory first;
             its code is run.
         num_joints: what the factory is called with, K. Its network is to map images [B, 3, H, W] to heatmaps
-            [B, K, H/4, W/4]; see `check_heatmaps`.
+            [B, K, H/4, W/4]; see `check_outputs`.
 
     Raises:
         ValueError: the name has another form, module or factory do not exist, it cannot be called, fails, or returns
@@ -68,7 +69,45 @@ def make_own_model(name: str, num_joints: int) -> nn.Module:
     return model
 
 
-def check_heatmaps(model: nn.Module, name: str, num_joints: int, size: tuple[int, int]) -> None:
+def output_shapes(
+    batch: int, num_joints: int, size: tuple[int, int], simcc: SimccVectors | None = None
+) -> list[list[int]]:
+    """Of the tensors that a network returns for images of ``size`` (h, w): of heatmaps [B, K, h/4, w/4], or of SimCC's
+    vectors [B, K, w · split_ratio] and [B, K, h · split_ratio]."""
+    height, width = size
+    if simcc is None:
+        return [[batch, num_joints, height // 4, width // 4]]
+    return [[batch, num_joints, int(side * simcc.split_ratio)] for side in (width, height)]
+
+
+def outputs_of(returned: object) -> list[Tensor]:
+    """The tensors that a network returned, one or a pair; empty if it returned something else."""
+    if isinstance(returned, Tensor):
+        return [returned]
+    pair = list(returned) if isinstance(returned, (tuple, list)) and len(returned) == 2 else []
+    return pair if all(isinstance(tensor, Tensor) for tensor in pair) else []
+
+
+def described(returned: object, *, types: bool = False) -> str:
+    """What a network returned, for messages: the shapes of its tensors, with or without their types."""
+    outputs = outputs_of(returned)
+    texts = [f"{tensor.dtype} {list(tensor.shape)}" if types else f"{list(tensor.shape)}" for tensor in outputs]
+    kind = "" if isinstance(returned, Tensor) else type(returned).__name__
+    return f"{kind}{' of ' * bool(kind and texts)}{' and '.join(texts)}"
+
+
+def outputs_text(shapes: list[list[int]]) -> str:
+    """What outputs of these shapes are called, for messages."""
+    return f"heatmaps {shapes[0]}" if len(shapes) == 1 else "SimCC's vectors {} and {}".format(*shapes)
+
+
+def check_outputs(
+    model: nn.Module,
+    name: str,
+    num_joints: int,
+    size: tuple[int, int],
+    simcc: SimccVectors | None = None,
+) -> None:
     """Passes one black image of ``size`` (h, w) through a network in evaluation mode and looks at what comes out.
 
     Args:
@@ -76,25 +115,26 @@ def check_heatmaps(model: nn.Module, name: str, num_joints: int, size: tuple[int
         name: for messages.
         num_joints: K.
         size: of the image, multiples of 4.
+        simcc: what the network is to return; None: heatmaps.
 
     Raises:
-        ValueError: the network fails, or does not return one tensor of floating-point heatmaps [1, K, h/4, w/4].
+        ValueError: the network fails, or does not return floating-point tensors of `output_shapes`.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     image, training = torch.zeros(1, 3, *size, device=device), model.training
     model.eval()
     try:
         with torch.no_grad():
-            heatmaps = model(image)
+            returned = model(image)
     except Exception as error:
         raise _failed(f"{name}, called with images {list(image.shape)},", error) from error
     finally:
         model.train(training)
-    expected = [1, num_joints, size[0] // 4, size[1] // 4]
-    if not isinstance(heatmaps, Tensor) or list(heatmaps.shape) != expected or not heatmaps.is_floating_point():
-        tensor = isinstance(heatmaps, Tensor)
-        got = f"{heatmaps.dtype} {list(heatmaps.shape)}" if tensor else type(heatmaps).__name__
-        raise ValueError(f"model: {name} must map images {list(image.shape)} to heatmaps {expected}, got {got}")
+    expected, outputs = output_shapes(1, num_joints, size, simcc), outputs_of(returned)
+    if [list(tensor.shape) for tensor in outputs] != expected or not all(t.is_floating_point() for t in outputs):
+        raise ValueError(
+            f"model: {name} must map images {list(image.shape)} to {outputs_text(expected)}, got {described(returned, types=True)}"
+        )
 
 
 def check_trains_on(model: nn.Module, batch: int, size: tuple[int, int]) -> str:

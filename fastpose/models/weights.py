@@ -17,20 +17,21 @@ from fastpose.models.checkpoint import FORMAT, check_checkpoint, read_contents, 
 from fastpose.models.pickles import Unknown
 from fastpose.models.pose_resnet import Head, PoseResNet
 from fastpose.models.resnet import resnet_depth
+from fastpose.models.rtmpose import name_of
 
 log = logging.getLogger(__name__)
 
 ColorOrder = Literal["rgb", "bgr"]
 
 _BACKBONE = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
-_HEADS = ("fc.", "deconv_layers.", "fcn_layers.", "final_layer.")
+_HEADS = ("fc.", "deconv_layers.", "fcn_layers.", "final_layer.", "mlp.", "gau.", "cls_x.", "cls_y.", "head.")
 # What DataParallel, torch.compile and Lightning put before all names.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
-# mmpose's names of its parts, and the versions that have them. Ours have no such parts: their names are flat.
+# mmpose's names of its parts, and the versions that have them. Our ResNets have none of them but "head.", of SimCC.
 _MMPOSE = {"keypoint_head.": "mmpose 0.x", "head.": "mmpose 1.x", "backbone.": "mmpose"}
 # Where programs keep the state dict, the weights that were trained before their moving averages.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "state_dict_ema", "model_ema")
-_ARCHITECTURES = {"stage2.": "HRNet", "patch_embed.": "ViT"}
+_ARCHITECTURES = {"stem.2.conv.": "CSPNeXt", "stage2.": "HRNet", "patch_embed.": "ViT"}
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,15 @@ class Weights:
         state: the tensors, by their names in the file.
         origin: whose layout it is: "fastpose", "SimpleBaselines", "mmpose 0.x", "mmpose 1.x", "mmpose" (a backbone),
             "torchvision", or "" if it is another.
-        architecture: "ResNet", "HRNet", "ViT", or "" for another.
+        architecture: "ResNet", "CSPNeXt", "HRNet", "ViT", or "" for another.
         depth: layers of the ResNet; None if it is not a ResNet of ours.
-        head: "deconv", "fcn", or None where there is neither.
-        channels, num_joints: of ``final_layer``, from its shape; None if it is missing.
+        head: "deconv", "fcn", "simcc", or None where there is none of them.
+        channels, num_joints: of the head, from shapes; None if it is missing.
         color_order: of the images that the network was trained on, as far as the layout says: BGR for
             SimpleBaselines, which takes images as OpenCV reads them; None if it does not say.
         checkpoint: all that is in the file if it is a checkpoint of ours, else None.
+        model: "rtmpose-t", "rtmpose-s", "rtmpose-m" or "rtmpose-l" if it has such a backbone, else "".
+        bins: of SimCC's vectors (in y, in x); None if the head returns none.
     """
 
     path: Path
@@ -61,14 +64,17 @@ class Weights:
     num_joints: int | None
     color_order: ColorOrder | None
     checkpoint: dict[str, Any] | None = None
+    model: str = ""
+    bins: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         """What was recognised, in one line, without the file's name."""
         if own := (self.checkpoint or {}).get("config", {}).get("model"):
             return f"network {own} of fastpose"
         name = f"ResNet-{self.depth}" if self.depth else self.architecture or "network of unknown architecture"
+        name = f"{name} of {self.model}" if self.model else name
         parts = [f"{name} in the layout of {self.origin}" if self.origin else name]
-        if self.depth:
+        if self.depth or self.model:
             parts.append(f"{self.head} head with {self.channels} channels" if self.head else "no head")
         if self.num_joints:
             parts.append(f"{self.num_joints} joints")
@@ -86,7 +92,7 @@ def read_weights(path: str | PathLike[str]) -> Weights:
 
     - fastpose's: its checkpoints, and state dicts of `pose_resnet`;
     - SimpleBaselines': ``pose_resnet_*.pth.tar``, ``checkpoint.pth.tar``, what `export_simple_baselines` writes;
-    - mmpose's: ResNet with TopdownHeatmapSimpleHead (0.x) or HeatmapHead (1.x);
+    - mmpose's: ResNet with TopdownHeatmapSimpleHead (0.x), HeatmapHead or RTMCCHead (1.x), and RTMPose;
     - torchvision's: ResNet, with or without its classifier;
     - any other state dict: `load_weights` loads it into a network that has its names.
 
@@ -108,17 +114,24 @@ def read_weights(path: str | PathLike[str]) -> Weights:
     # A network of the user's own may have an extra state that is not a tensor.
     state = {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
     *_, flat = _layouts(state)
-    depth = resnet_depth(flat)
-    heads: tuple[Head, ...] = ("deconv", "fcn")
-    head = next((head for head in heads if _any_begins(flat, f"{head}_layers.")), None)
-    origin = next((version for part, version in _MMPOSE.items() if _any_begins(_unwrapped(state), part)), "")
-    if checkpoint is not None or (depth and head == "fcn"):
+    depth, model = resnet_depth(flat), name_of(flat)
+    of_head = {name.removeprefix("head."): value for name, value in flat.items()}
+    heads: dict[Head, str] = {"deconv": "deconv_layers.", "fcn": "fcn_layers.", "simcc": "cls_x."}
+    head = next((head for head, begins in heads.items() if _any_begins(of_head, begins)), None)
+    bare = _unwrapped(state)
+    origin = next((version for part, version in _MMPOSE.items() if _any_begins(bare, part)), "")
+    if checkpoint is not None or (depth and head in ("fcn", "simcc") and not _any_begins(bare, "backbone.")):
         origin = "fastpose"
     elif depth and not origin:
         origin = "SimpleBaselines" if head else "torchvision"
     names = (name for part, name in _ARCHITECTURES.items() if _any_begins(flat, part))
-    final = flat.get("final_layer.weight")
+    final = of_head.get("final_layer.weight")
     num_joints, channels = final.shape[:2] if final is not None and final.ndim == 4 else (None, None)
+    bins = None
+    if head == "simcc":
+        of_x, of_y, hidden = (of_head.get(f"{layer}.weight") for layer in ("cls_x", "cls_y", "mlp.1"))
+        bins = (len(of_y), len(of_x)) if of_x is not None and of_y is not None else None
+        channels = None if hidden is None else len(hidden)
     if checkpoint is not None:
         noted = checkpoint["config"].get("color_order")
     else:  # `to_simple_baselines` makes such a note
@@ -127,7 +140,8 @@ def read_weights(path: str | PathLike[str]) -> Weights:
     if noted in ("rgb", "bgr"):
         color_order = noted
     architecture = "ResNet" if depth else next(names, "")
-    return Weights(path, state, origin, architecture, depth, head, channels, num_joints, color_order, checkpoint)
+    head_of = (head, channels, num_joints)
+    return Weights(path, state, origin, architecture, depth, *head_of, color_order, checkpoint, model, bins)
 
 
 def _state_dict_in(path: Path, contents: Any) -> Mapping[Any, Any]:
@@ -206,12 +220,12 @@ def load_weights(model: nn.Module, weights: Weights, *, new_joints: int | None =
     return f"{weights.path}: {weights}: loaded {_count(model, found)}{kept}"
 
 
-def load_backbone(model: PoseResNet, weights: Weights) -> str:
-    """Loads a ResNet's weights into the backbone; a classifier or head in the file is left out, the model's stays.
+def load_backbone(model: nn.Module, weights: Weights) -> str:
+    """Loads weights into the backbone alone; a classifier or head in the file is left out, the model's stays.
 
     Args:
-        model: of the depth the weights are for.
-        weights: any ResNet that `read_weights` recognises. Mind their colour order.
+        model: a `PoseResNet` of the depth the weights are for, or an `RtmPose` of their size.
+        weights: any ResNet, or any RTMPose, that `read_weights` recognises. Mind their colour order.
 
     Returns:
         One line that says what was loaded.
@@ -221,8 +235,10 @@ def load_backbone(model: PoseResNet, weights: Weights) -> str:
             then unchanged.
     """
     *_, flat = _layouts(weights.state)
-    found = {name: value for name, value in flat.items() if not name.startswith(_HEADS)}
-    wanted = {name: value for name, value in model.state_dict().items() if name.startswith(_BACKBONE)}
+    prefix = "" if isinstance(model, PoseResNet) else "backbone."
+    found = {prefix + name: value for name, value in flat.items() if not name.startswith(_HEADS)}
+    begins = prefix or _BACKBONE
+    wanted = {name: value for name, value in model.state_dict().items() if name.startswith(begins)}
     if problems := mismatches(wanted, found):
         raise ValueError(f"{weights.path}: does not fit the backbone: {problems}; the file has a {weights}")
     model.load_state_dict(found, strict=False)
@@ -284,16 +300,17 @@ def export_simple_baselines(model: nn.Module, path: str | PathLike[str], color_o
 
 
 def _layouts(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state dict as it is, then without what wrappers and mmpose put before its names."""
+    """The state dict as it is, then without what wrappers, and what mmpose put before its names."""
     yield dict(state)
-    bare = _unwrapped(state)
+    # mmpose's mean and deviation of colours, the same everywhere.
+    bare = {name: value for name, value in _unwrapped(state).items() if not name.startswith("data_preprocessor.")}
     yield bare
     if _any_begins(bare, "backbone."):
+        yield {name.removeprefix("backbone."): value for name, value in bare.items()}
         flat = {}
         for name, value in bare.items():
             part = next((part for part in _MMPOSE if name.startswith(part)), "")
-            if not name.startswith("data_preprocessor."):  # mean and deviation of colours, the same everywhere
-                flat[name.removeprefix(part)] = value
+            flat[name.removeprefix(part)] = value
         yield flat
 
 

@@ -65,9 +65,7 @@ def decode_simcc(
     Differences from mmpose 1.x: NaN is its maximum; with "dark" it gives NaN where the step is not finite, as for
     vectors of zeros alone.
     """
-    sigma_x, sigma_y = sigmas_of(sigma)
-    chosen = choose("refine", refine, REFINEMENTS)
-    blur_x, blur_y = (_blur_kernel(sigma_x), _blur_kernel(sigma_y)) if chosen else (1, 1)
+    chosen, blur_x, blur_y = refinement(refine, sigma)
     mirrored: list[int] = []
     if (flipped_x is None) != (flipped_y is None):
         missing = "flipped_x" if flipped_x is None else "flipped_y"
@@ -90,6 +88,17 @@ def decode_simcc(
         blur_x,
         blur_y,
     )
+
+
+def refinement(refine: str, sigma: tuple[float, float]) -> tuple[int, int, int]:
+    """The number of a refinement, and the sides of its blurs in x and y in bins, from the labels' standard deviations.
+
+    Raises:
+        ValueError: see `decode_simcc`.
+    """
+    sigma_x, sigma_y = sigmas_of(sigma)
+    chosen = choose("refine", refine, REFINEMENTS)
+    return (chosen, _blur_kernel(sigma_x), _blur_kernel(sigma_y)) if chosen else (chosen, 1, 1)
 
 
 def _blur_kernel(sigma: float) -> int:

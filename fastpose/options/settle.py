@@ -15,6 +15,7 @@ from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.network import check_pose_network, color_order_of_weights
 from fastpose.models.weights import Weights
+from fastpose.ops.decode_simcc import REFINEMENTS as SIMCC_REFINEMENTS
 from fastpose.option import OptionError
 from fastpose.options.settings import DEFAULTS, FIELDS, Settings
 
@@ -46,9 +47,10 @@ def settle(
     5. the defaults, which are the paper's settings.
 
     Then the data root becomes absolute; files that nobody named get the names of the data set's layout; the colour
-    order is that of the weights to begin with. A pack brings the names of its data, which is printed: asking for others
-    is an error, and so are others in a recipe or in what is inherited, except the usual names: runs have these that
-    named none.
+    order is that of the weights to begin with; head and targets follow from each other where only one is named, and
+    SimCC's vectors are not refined unless that is asked for. A pack brings the names of its data, which is printed:
+    asking for others is an error, and so are others in a recipe or in what is inherited, except the usual names: runs
+    have these that named none.
 
     A network of the user's own is code that will run, and whoever wrote a file must not choose it: a `model` that only
     a file names is refused.
@@ -74,7 +76,14 @@ def settle(
     elif weights is not None:
         wanted = {name: value for name, value in wanted.items() if value or name not in AS_THE_FILE_SAYS}
         inherited = _trained_with(weights, wanted)
-    values = {**DEFAULTS, **inherited, **(instead or {}), **wanted}
+    named = {**inherited, **(instead or {}), **wanted}
+    values = {**DEFAULTS, **named}
+    for level in (asked, recipe or {}):
+        if "head" in level or "targets" in level:
+            values["targets"] = level.get("targets", "auto")
+            if values["targets"] == "simcc" and not values["model"]:
+                values["head"] = level.get("head", "simcc")
+            break
     try:
         settings = Settings.of(values)
     except (TypeError, OptionError) as error:
@@ -83,12 +92,17 @@ def settle(
         raise
 
     model = settings.network.model
-    if model not in ("", asked.get("model")) and not trust_model:
+    if settings.network.own_code and model != asked.get("model") and not trust_model:
         file = weights.path if weights else "the file"
         reason = f"{file} names the network {model}, whose code would run: if you trust it, "
         raise OptionError("model", f"{reason}add --model {model} or --trust_model")
 
     # Only now that each value by itself is good: how they go together.
+    if settings.network.returns_vectors and values["refine"] not in SIMCC_REFINEMENTS:
+        if "refine" in named:
+            known = " or ".join(SIMCC_REFINEMENTS)
+            raise OptionError("refine", f"SimCC's vectors are refined by {known}, got {values['refine']}")
+        values["refine"] = "none"
     root = settings.data.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{settings.data.dataset}"
     values["data_root"] = str(Path(root).expanduser().resolve())
     kind = dataset_named(settings.data.dataset)
@@ -136,7 +150,10 @@ def _trained_with(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, Any]
         "reduced_decode": False,
         "size": dataset_named(dataset).input_size,
     }
-    found |= {name: value for name in ("depth", "head", "channels") if (value := getattr(weights, name))}
+    found |= {name: value for name in ("model", "depth", "head", "channels") if (value := getattr(weights, name))}
+    if weights.bins is not None:
+        ratio = wanted.get("split_ratio", DEFAULTS["split_ratio"])
+        return found | {"size": tuple(round(count / ratio) for count in weights.bins)}
     # Only the name says the size; SimpleBaselines and mmpose name files so, height first. The sides of all their
     # networks are multiples of 16.
     named = re.search(r"(?<!\d)(\d{2,4})x(\d{2,4})(?!\d)", weights.path.name)

@@ -296,7 +296,8 @@ def test_a_step_takes_the_rate_it_is_given_and_returns_its_loss(persons):
 @pytest.mark.parametrize(
     ("forward", "got"),
     [
-        (lambda maps: (maps, maps), "got tuple"),
+        (lambda maps: (maps, maps), r"got tuple of \[4, 16, 16, 16\] and \[4, 16, 16, 16\]"),
+        (lambda maps: {"maps": maps}, "got dict"),
         (lambda maps: maps[:2], r"got \[2, 16, 16, 16\]"),
         (lambda maps: maps[..., 1:], r"got \[4, 16, 16, 15\]"),
         (lambda maps: maps.detach(), r"got \[4, 16, 16, 16\] without a gradient"),

@@ -23,7 +23,7 @@ from fastpose.models import (
 )
 from fastpose.models.__main__ import main
 from fastpose.models.network import NetworkOptions, make_network
-from fastpose.models.own import check_heatmaps, check_trains_on
+from fastpose.models.own import check_outputs, check_trains_on
 from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
 from fastpose.trained import load_trained
@@ -185,7 +185,7 @@ def test_the_graph_is_captured_whole(head):
     ("arguments", "message"),
     [
         ({"depth": 20}, "depth must be one of 18, 34, 50, 101, 152, got 20"),
-        ({"depth": 18, "head": "unet"}, "head must be one of fcn, deconv, got 'unet'"),
+        ({"depth": 18, "head": "unet"}, "head must be one of fcn, deconv, simcc, got 'unet'"),
         ({"depth": 18, "num_joints": 0}, "num_joints must be a positive whole number, got 0"),
         ({"depth": 18, "num_joints": 1.5}, "num_joints must be"),
         ({"depth": 18, "num_joints": True}, "num_joints must be"),
@@ -405,7 +405,7 @@ class Wrong(Own):
         ("needs:Own", r"importing needs fails: ModuleNotFoundError: No .* 'missing_part' \(needs.py, line 1\)"),
         ("broken:Own", r"importing broken fails: SyntaxError"),
         ("mine:Full", r"mine:Full must map .* to heatmaps \[1, 16, 8, 12\], got torch.float32 \[1, 16, 4, 12\]"),
-        ("mine:Two", "got tuple"),
+        ("mine:Two", r"got tuple of torch.float32 \[1, 16, 8, 12\] and torch.float32 \[1, 3, 32, 48\]"),
         ("mine:Whole", r"got torch.int64 \[1, 16, 8, 12\]"),
         ("mine:Wrong", r"called with images \[1, 3, 32, 48\], fails: RuntimeError: .*\(\w+\.py, line \d+\)"),
     ],
@@ -421,10 +421,10 @@ def test_what_is_wrong_with_a_network_of_one_s_own_is_said_before_the_training(h
 def test_the_look_at_a_network_leaves_it_as_it_was():
     model = nn.Sequential(nn.Conv2d(3, 5, 4, stride=4), nn.BatchNorm2d(5), nn.Dropout(0.5))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    check_heatmaps(model, "m:f", 5, (16, 20))
+    check_outputs(model, "m:f", 5, (16, 20))
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    check_heatmaps(model.eval(), "m:f", 5, (16, 20))
+    check_outputs(model.eval(), "m:f", 5, (16, 20))
     assert not model.training
 
 
