@@ -200,10 +200,12 @@ def new_network(options: NetworkOptions, num_joints: int) -> nn.Module:
     """The network that the options describe, on the CPU, with random weights."""
     if options.own_code:
         return make_own_model(options.model, num_joints)
-    in_bins = {"channels": options.channels, "split_ratio": options.split_ratio}
+    channels, size, split_ratio = options.channels, options.size, options.split_ratio
     if options.model:
-        return rtmpose(options.model, num_joints, options.size, **in_bins)  # type: ignore[arg-type]
-    return pose_resnet(options.depth, options.head, num_joints, size=options.size, **in_bins)  # type: ignore[arg-type]
+        name: Any = options.model
+        return rtmpose(name, num_joints, size, channels=channels, split_ratio=split_ratio)
+    for_size: Any = {"size": size, "split_ratio": split_ratio} if options.head == "simcc" else {}
+    return pose_resnet(options.depth, options.head, num_joints, channels=channels, **for_size)
 
 
 def check_weights(weights: Weights, options: NetworkOptions) -> None:

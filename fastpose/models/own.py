@@ -133,7 +133,8 @@ def check_outputs(
     expected, outputs = output_shapes(1, num_joints, size, simcc), outputs_of(returned)
     if [list(tensor.shape) for tensor in outputs] != expected or not all(t.is_floating_point() for t in outputs):
         raise ValueError(
-            f"model: {name} must map images {list(image.shape)} to {outputs_text(expected)}, got {described(returned, types=True)}"
+            f"model: {name} must map images {list(image.shape)} to {outputs_text(expected)}, got "
+            f"{described(returned, types=True)}"
         )
 
 

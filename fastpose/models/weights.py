@@ -198,7 +198,7 @@ def load_weights(model: nn.Module, weights: Weights, *, new_joints: int | None =
         ValueError: parameters are missing, unexpected or of another shape; lists them. The model is then unchanged.
     """
     wanted = model.state_dict()
-    found = max(_layouts(weights.state), key=lambda state: len(state.keys() & wanted.keys()))
+    found = max(_layouts(weights.state), key=lambda state: (len(state.keys() & wanted.keys()), -len(state)))
     of_joints = [
         name
         for name in wanted.keys() & found.keys()
