@@ -33,6 +33,10 @@ class ScheduleOptions:
     lr_drop_epochs: tuple[int, ...] = option(
         (), "numbers of finished epochs after which the learning rate drops, instead of on a plateau; counts"
     )
+    cosine_epochs: int = option(
+        0, "epochs at the end of the training in which the learning rate falls along a cosine, instead of drops; count"
+    )
+    cosine_floor: float = option(0.05, "where the cosine ends, share of the learning rate, 0 to 1")
     checkpoint_minutes: float = option(
         10.0,
         "minutes of training after which last.pt is written within an epoch, too: bounds what a crash costs; 0: at the "
@@ -54,14 +58,23 @@ class ScheduleOptions:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "epochs", "batch_size", "eval_batch_size", "lr_drop_patience", "eval_every")
         check_at_least(self, 1, "log_every", "lr_drop_factor")
-        check_at_least(self, 0, "seed", "warmup_steps", "weight_decay", "checkpoint_minutes")
+        check_at_least(self, 0, "seed", "warmup_steps", "weight_decay", "checkpoint_minutes", "cosine_epochs")
         if not 0.0 < self.lr < float("inf"):
             raise OptionError("lr", f"expected a positive number, got {self.lr}")
+        if self.cosine_epochs and self.lr_drop_epochs:
+            raise OptionError("cosine_epochs", f"expected 0 with lr_drop_epochs, got {self.cosine_epochs}")
+        if self.cosine_epochs > self.epochs:
+            raise OptionError("cosine_epochs", f"expected at most {self.epochs} epochs, got {self.cosine_epochs}")
+        if not 0.0 <= self.cosine_floor <= 1.0:
+            raise OptionError("cosine_floor", f"expected a share from 0 to 1, got {self.cosine_floor}")
 
 
 @dataclass
 class LearningRate:
     """The base rate, divided by `factor` after the epochs named or, if none are, once when the score stops rising.
+
+    With `cosine_epochs` it falls instead, epoch by epoch over the last so many of `epochs`, along half of a cosine that
+    would reach `cosine_floor` times the base after the last.
 
     Over the first `warmup_steps` of the run it rises in a straight line. Without that the first steps of RMSprop are
     ten times too long: its mean of squared gradients begins at zero and holds a hundredth of the first.
@@ -72,6 +85,9 @@ class LearningRate:
     drop_epochs: tuple[int, ...]
     patience: int
     warmup_steps: int = 0
+    epochs: int = 0
+    cosine_epochs: int = 0
+    cosine_floor: float = 0.0
     best: float = -math.inf
     stale: int = 0
     dropped: bool = False
@@ -84,12 +100,20 @@ class LearningRate:
             schedule.lr_drop_epochs,
             schedule.lr_drop_patience,
             schedule.warmup_steps,
+            schedule.epochs,
+            schedule.cosine_epochs,
+            schedule.cosine_floor,
         )
 
     def at(self, epoch: int, step: int) -> float:
         """The rate in an epoch and in a step counted from the run's beginning, both from 0."""
+        rising = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.cosine_epochs:
+            done = max(0.0, 1.0 - (self.epochs - epoch) / self.cosine_epochs)
+            falling = self.cosine_floor + (1.0 - self.cosine_floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+            return self.base * falling * rising
         drops = sum(epoch >= drop for drop in self.drop_epochs) if self.drop_epochs else int(self.dropped)
-        return self.base / self.factor**drops * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return self.base / self.factor**drops * rising
 
     def observe(self, score: float) -> None:
         """Takes note of an evaluation's score; `patience` of them in a row without a new best are a plateau."""

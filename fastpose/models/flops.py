@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastpose.models.pose_resnet import pose_resnet
+from fastpose.models.pose_resnet import Head, pose_resnet
 from fastpose.models.resnet import DEPTHS
 
 
@@ -33,17 +35,19 @@ def count_flops(model: nn.Module, size: tuple[int, int]) -> int:
 def compare_heads(
     depths: tuple[int, ...] = DEPTHS, size: tuple[int, int] = (256, 256), num_joints: int = 16, channels: int = 256
 ) -> str:
-    """A table of both heads side by side: parameters in millions and GFLOPs of one image of ``size`` (h, w)."""
+    """A table of the heads side by side: parameters in millions and GFLOPs of one image of ``size`` (h, w)."""
+    heads = get_args(Head)
+    width = 12 * len(heads)
     lines = [
         f"input {size[0]} x {size[1]}, {num_joints} joints, {channels} channels; GFLOPs per image, multiply-add = 2",
-        f"{'':12}{'parameters (M)':>24}{'GFLOPs':>24}",
-        f"{'':12}" + f"{'fcn':>12}{'deconv':>12}" * 2,
+        f"{'':12}{'parameters (M)':>{width}}{'GFLOPs':>{width}}",
+        f"{'':12}" + "".join(f"{head:>12}" for head in heads) * 2,
     ]
     for depth in depths:
         parameters, flops = [], []
-        for head in ("fcn", "deconv"):
+        for head in heads:
             with torch.device("meta"):
-                model = pose_resnet(depth, head, num_joints, channels=channels)
+                model = pose_resnet(depth, head, num_joints, channels=channels, size=size)
             parameters.append(f"{count_parameters(model) / 1e6:12.2f}")
             flops.append(f"{count_flops(model, size) / 1e9:12.2f}")
         lines.append(f"{f'ResNet-{depth}':12}{''.join(parameters)}{''.join(flops)}")

@@ -14,7 +14,8 @@ import yaml
 
 from fastpose import train
 from fastpose.data.datasets import open_dataset
-from fastpose.models import network, pose_resnet
+from fastpose.models import network
+from fastpose.models.own import output_shapes, outputs_of, outputs_text
 from fastpose.options.asked import find_recipe, read_recipe, recipes
 from fastpose.options.settings import DEFAULTS
 from fastpose.options.settle import settle
@@ -52,7 +53,7 @@ def stepped() -> list[Any]:
     for name in sorted(recipes(), key=cost_of, reverse=True):
         options = options_of(name)
         data = f"synthetic {options.dataset}" if options.synthetic_persons else options.dataset
-        chosen[data, options.head] = name
+        chosen[data, options.model.partition("-")[0] or options.head] = name
     return [*chosen.values(), pytest.param(max(recipes(), key=cost_of), marks=pytest.mark.slow)]
 
 
@@ -88,13 +89,12 @@ def test_the_two_coco_recipes_of_resnet_50_differ_in_their_head_only() -> None:
 @pytest.mark.parametrize("name", [*recipes(), "studies/lspet/lspet.yaml"])
 def test_each_recipe_has_options_and_a_network_for_its_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # where a study's recipe begins to look for its skeleton
-    options = options_of(name)
     settings = settle({}, recipe=read_recipe(find_recipe(name)))  # each value can be used, and they go together
-    joints = open_dataset(settings.data, settings.network.size).skeleton.num_joints
+    options = settings.network
+    joints = open_dataset(settings.data, options.size).skeleton.num_joints
     with torch.device("meta"):
-        model = pose_resnet(options.depth, options.head, joints, channels=options.channels)
-        heatmaps = model(torch.empty(1, 3, *options.size))
-    assert heatmaps.shape == (1, joints, options.size[0] // 4, options.size[1] // 4)
+        outputs = outputs_of(network.new_network(options, joints)(torch.empty(1, 3, *options.size)))
+    assert [list(output.shape) for output in outputs] == output_shapes(1, joints, options.size, options.simcc)
 
 
 @pytest.mark.parametrize("name", stepped())
@@ -110,10 +110,12 @@ def test_a_dry_run_builds_steps_and_decodes(name, data, tmp_path, monkeypatch, c
     arguments += ["--synthetic_persons", "10"] if options.synthetic_persons else []
     assert train.main(arguments) == 0
     out, (height, width) = capsys.readouterr().out, options.size
-    assert f"ResNet-{options.depth} with {options.head} head" in out
+    network = settle({}, recipe=read_recipe(find_recipe(name))).network
+    assert str(network) in out
     assert f"optimiser: {options.optimizer}" in out
     assert f"[1, 3, {height}, {width}] float32, joints [1, {joints}, 2]" in out
-    assert f"heatmaps [1, {joints}, {height // 4}, {width // 4}] float32, points [1, {joints}, 2]" in out
+    returned = outputs_text(output_shapes(1, joints, options.size, network.simcc))
+    assert f"{returned}, points [1, {joints}, 2]" in out
     assert re.search(r"first step in [\d.]+ s: [\d.]+ samples/s", out)
     assert int(re.search(r"at most (\d+) MiB", out)[1]) > 50
     if name == "mpii_resnet50_deconv_256":
