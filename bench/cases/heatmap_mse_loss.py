@@ -56,10 +56,15 @@ class Work:
     sigma: float = 1.0
     encoding: str = "msra"
     half: str = "both"  # or "forward" or "backward" alone
+    hard_joints: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         return {"sigma": self.sigma, "encoding": self.encoding}
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        return {} if self.hard_joints is None else {"hard_joints": self.hard_joints}
 
     def arrays(self) -> tuple[Array, Array, Array]:
         one = self.joints[0]
@@ -73,14 +78,19 @@ def make(work: Work, **about: Any) -> Case:
     def check(outputs: tuple[Any, ...]) -> None:
         value, gradient = outputs
         if value is not None:
-            expected = reference.heatmap_mse_loss(first, one.keypoints, one.visible, **work.options)
+            expected = reference.heatmap_mse_loss(first, one.keypoints, one.visible, **work.options, **work.counted)
             cases.compare("loss", value, np.array(expected), 0.0, 1e-5)
         if gradient is not None:
             rows = cases.some(batch)
             target, _ = reference.render_heatmaps(
                 one.keypoints[rows], one.visible[rows], size, dtype=np.float64, **work.options
             )
-            expected = (first[rows].double().cpu().numpy() - target) * work.scale.item() / first.numel()
+            difference = first[rows].double().cpu().numpy() - target
+            expected = difference * work.scale.item() / first.numel()
+            if work.hard_joints is not None:
+                losses = np.square(difference).mean((2, 3))
+                least_hard = np.sort(losses)[:, -work.hard_joints, None]
+                expected *= ((losses >= least_hard) * (first.shape[1] / work.hard_joints))[..., None, None]
             least = 6e-8 if dtype == torch.float16 else 1e-6 * float(np.abs(expected).max())
             cases.compare("gradient", gradient[rows], expected, least, 4 * cases.ROUNDING[dtype])
 
@@ -94,7 +104,9 @@ def make(work: Work, **about: Any) -> Case:
         pred = work.pred[n].detach()
         return None, op(work.scale, pred, one.keypoints, one.visible, None, work.sigma, encoding, False)
 
-    own = {"both": with_gradient(fastpose_s, work), "forward": forward, "backward": backward}[work.half]
+    own = {"both": with_gradient(partial(fastpose_s, **work.counted), work), "forward": forward, "backward": backward}[
+        work.half
+    ]
     # The prediction is read forwards and again backwards, which writes the gradient.
     moved = {"both": 3, "forward": 1, "backward": 2}[work.half] * first.nbytes
     return Case("heatmap_mse_loss", work, own, check, moved, dtype, batch, len(work.pred), **about)
@@ -110,6 +122,7 @@ def case(
     sigma: float = 1.0,
     encoding: str = "msra",
     half: str = "both",
+    hard_joints: int | None = None,
     layout: str = "contiguous",
     joints: int = JOINTS,
     detail: str = "",
@@ -119,7 +132,7 @@ def case(
     points = [Joints.random(device, batch, size, n, joints) for n in range(sets)]
     pred = [one.predicted(size, dtype, n, sigma=sigma, layout=layout).requires_grad_() for n, one in enumerate(points)]
     scale = torch.tensor(65536.0 if dtype == torch.float16 else 1.0, device=device)
-    return make(Work(points, pred, scale, sigma, encoding, half), layout=layout, detail=detail)
+    return make(Work(points, pred, scale, sigma, encoding, half, hard_joints), layout=layout, detail=detail)
 
 
 def large_case(device: torch.device, batch: int, cache_bytes: int, *, dtype: torch.dtype, joints: int) -> Case:
@@ -257,7 +270,7 @@ HeatmapMseLossParams = struct(
     "HeatmapMseLossParams",
     pred=P, pred_strides=MapStrides, kind=I32, keypoints=P, visible=P,
     joint_weights=P, weight_stride_b=I64, weight_stride_k=I64, batch=I64, joints=I64, spec=TargetSpec,
-    ignore_missing=BOOL, partial_sums=P, loss=P, grad_output=P,
+    ignore_missing=BOOL, of_maps=BOOL, partial_sums=P, loss=P, grad_output=P,
     grad=P, grad_strides=MapStrides,
 )
 # fmt: on
@@ -333,6 +346,7 @@ OP = Op(
     extra=[
         {"dtype": torch.float32, "encoding": "unbiased", "detail": "unbiased: drawn over the whole map"},
         {"dtype": torch.float32, "sigma": 2.0, "detail": "sigma 2"},
+        {"dtype": torch.float32, "hard_joints": 8, "detail": "the 8 hardest of 16 joints"},
         {"dtype": torch.float32, "size": (96, 72), "sigma": 3.0, "detail": "96 x 72 maps, sigma 3"},
     ],
     kernels={**KERNELS, "heatmap_mse_loss total": total},

@@ -118,11 +118,17 @@ struct RowCursor {
   }
 };
 
+// Sum over a warp, in an order that depends on nothing but the thread's place. Valid in its first thread.
+__device__ __forceinline__ double warp_sum(double value) {
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(kFullWarp, value, offset);
+  return value;
+}
+
 // Sum over a block of at most 1024 threads, whole warps, in an order that depends on nothing but the thread's place.
 // Valid in thread 0.
 __device__ __forceinline__ double block_sum(double value) {
   __shared__ double of_warp[32];
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(kFullWarp, value, offset);
+  value = warp_sum(value);
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
   __syncthreads();
   if (threadIdx.x == 0) {

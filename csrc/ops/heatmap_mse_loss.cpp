@@ -38,7 +38,8 @@ struct MapsOfLoss {
         weights(joints),
         window(std::max(params.spec.width, params.spec.height)) {}
 
-  void load(int64_t group, const TargetFactors<A>& factors, double scale) {
+  void load(int64_t group, const TargetFactors<A>& factors) {
+    const double scale = loss_scale(p);
     const int64_t b = group * joints / p.joints, k = group * joints - b * p.joints;
     pred = static_cast<const T*>(p.pred) + b * p.pred_strides.b + k * p.pred_strides.k;
     grad = static_cast<T*>(p.grad) + b * p.grad_strides.b + k * p.grad_strides.k;
@@ -47,7 +48,8 @@ struct MapsOfLoss {
     for (int64_t j = 0; j < joints; ++j) {
       const LossOfMap loss = loss_of_map(p, b, k + j);
       const JointTarget& t = loss.target;
-      weights[j] = static_cast<A>(scale * loss.weight);
+      weights[j] = p.grad == nullptr ? static_cast<A>(loss.weight)
+                                     : weight_of_gradient<A>(p, scale, b * p.joints + k + j, loss.weight);
       factors.fill(t.center_x, t.x_begin, t.x_end, window.data());
       for (int x = t.x_begin; x < t.x_end; ++x) factors_x[x * joints + j] = window[x];
       factors.fill(t.center_y, t.y_begin, t.y_end, window.data());
@@ -127,6 +129,26 @@ double squared_error(const MapsOfLoss<T>& maps) {
   return maps.joints == 1 ? sum * maps.weights[0] : sum;
 }
 
+// The squared error of each of the maps by itself. Every element of a part of a row has a sum of its own.
+template <typename T>
+std::vector<double> squared_errors(const MapsOfLoss<T>& maps) {
+  using A = accumulate_t<T>;
+  if (maps.joints == 1) return {squared_error(maps)};
+  std::vector<double> sums(kLanes * maps.joints);
+  for_each_row(maps, true, [&](auto, int y, int64_t first, int64_t count, const A* factors_x, auto factors_y, auto) {
+    const T* row = maps.pred + y * maps.p.pred_strides.y + first;
+    prefetch_ahead(row, count);
+    for (int64_t i = 0; i < count; ++i) {
+      const A difference = static_cast<A>(row[i]) - factors_x[i] * factors_y[i];
+      sums[i] += static_cast<double>(difference * difference);
+    }
+  });
+  std::vector<double> errors(maps.joints);
+  for (size_t i = 0; i < sums.size(); ++i) errors[i % maps.joints] += sums[i];
+  for (int64_t j = 0; j < maps.joints; ++j) errors[j] *= maps.weights[j];
+  return errors;
+}
+
 template <typename T>
 void write_gradient(const MapsOfLoss<T>& maps) {
   using A = accumulate_t<T>;
@@ -146,7 +168,7 @@ void write_gradient(const MapsOfLoss<T>& maps) {
 
 // Calls body(i, maps) for all maps, channels-last ones a sample at a time. Returns the number of groups.
 template <typename T, typename Body>
-int64_t for_each_group(const HeatmapMseLossParams& p, double scale, const Body& body) {
+int64_t for_each_group(const HeatmapMseLossParams& p, const Body& body) {
   using A = accumulate_t<T>;
   const SimdLevel level = simd_level();
   const TargetFactors<A> factors(p.spec);
@@ -154,7 +176,7 @@ int64_t for_each_group(const HeatmapMseLossParams& p, double scale, const Body& 
   parallel_for("heatmap_mse_loss", 0, groups, std::max<int64_t>(1, 16 / joints), [&](int64_t begin, int64_t end) {
     MapsOfLoss<T> maps(p, joints);
     for (int64_t i = begin; i < end; ++i) {
-      maps.load(i, factors, scale);
+      maps.load(i, factors);
       with_simd(level, [&] { body(i, maps); });
     }
   });
@@ -163,20 +185,27 @@ int64_t for_each_group(const HeatmapMseLossParams& p, double scale, const Body& 
 
 template <typename T>
 void forward_typed(const HeatmapMseLossParams& p) {
+  using A = accumulate_t<T>;
+  A* loss = static_cast<A*>(p.loss);
+  const double scale = loss_scale(p);
+  if (p.of_maps) {
+    for_each_group<T>(p, [&](int64_t i, const MapsOfLoss<T>& maps) {
+      const std::vector<double> errors = squared_errors(maps);
+      for (int64_t j = 0; j < maps.joints; ++j) loss[i * maps.joints + j] = static_cast<A>(errors[j] * scale);
+    });
+    return;
+  }
   const int64_t groups =
-      for_each_group<T>(p, 1.0, [&](int64_t i, const MapsOfLoss<T>& maps) { p.partial_sums[i] = squared_error(maps); });
+      for_each_group<T>(p, [&](int64_t i, const MapsOfLoss<T>& maps) { p.partial_sums[i] = squared_error(maps); });
   // In order, whatever the number of threads: the same bits on every run.
   double total = 0.0;
   for (int64_t i = 0; i < groups; ++i) total += p.partial_sums[i];
-  *static_cast<accumulate_t<T>*>(p.loss) = static_cast<accumulate_t<T>>(total * loss_scale(p));
+  *loss = static_cast<A>(total * scale);
 }
 
 template <typename T>
 void backward_typed(const HeatmapMseLossParams& p) {
-  // grad_output (a loss scaler's 65536, say) goes in before rounding to T: in half precision it could not after.
-  const double grad_output = *static_cast<const accumulate_t<T>*>(p.grad_output);
-  for_each_group<T>(p, 2.0 * loss_scale(p) * grad_output,
-                    [](int64_t, const MapsOfLoss<T>& maps) { write_gradient(maps); });
+  for_each_group<T>(p, [](int64_t, const MapsOfLoss<T>& maps) { write_gradient(maps); });
 }
 
 void forward_cpu(const HeatmapMseLossParams& p) {
@@ -234,18 +263,30 @@ ScalarType loss_type(const Tensor& pred) {
   return pred.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-Tensor heatmap_mse_loss(const Tensor& pred, const Tensor& keypoints, const Tensor& visible,
-                        const std::optional<Tensor>& joint_weights, double sigma, int64_t encoding,
-                        bool ignore_missing) {
-  constexpr const char* op = "heatmap_mse_loss";
-  LossArguments arguments(op, pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing);
-  HeatmapMseLossParams& params = arguments.params;
+Tensor forward(const char* op, const LossArguments& arguments, const Tensor& pred, bool of_maps) {
+  HeatmapMseLossParams params = arguments.params;
+  params.of_maps = of_maps;
   const Tensor partial_sums = empty_on(op, "partial sums", pred, {partial_sum_count(params)}, ScalarType::Double);
-  Tensor loss = empty_on(op, "loss", pred, {}, loss_type(pred));
+  Tensor loss = of_maps ? empty_on(op, "losses", pred, {params.batch, params.joints}, loss_type(pred))
+                        : empty_on(op, "loss", pred, {}, loss_type(pred));
   params.partial_sums = mutable_data<double>(partial_sums);
   params.loss = loss.mutable_data_ptr();
   FASTPOSE_RUN(heatmap_mse_loss, pred, params, forward_cpu);
   return loss;
+}
+
+Tensor heatmap_mse_loss(const Tensor& pred, const Tensor& keypoints, const Tensor& visible,
+                        const std::optional<Tensor>& joint_weights, double sigma, int64_t encoding,
+                        bool ignore_missing) {
+  constexpr const char* op = "heatmap_mse_loss";
+  return forward(op, {op, pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing}, pred, false);
+}
+
+Tensor heatmap_mse_losses(const Tensor& pred, const Tensor& keypoints, const Tensor& visible,
+                          const std::optional<Tensor>& joint_weights, double sigma, int64_t encoding,
+                          bool ignore_missing) {
+  constexpr const char* op = "heatmap_mse_losses";
+  return forward(op, {op, pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing}, pred, true);
 }
 
 Tensor heatmap_mse_loss_backward(const Tensor& grad_output, const Tensor& pred, const Tensor& keypoints,
@@ -254,10 +295,14 @@ Tensor heatmap_mse_loss_backward(const Tensor& grad_output, const Tensor& pred, 
   constexpr const char* op = "heatmap_mse_loss_backward";
   LossArguments arguments(op, pred, keypoints, visible, joint_weights, sigma, encoding, ignore_missing);
   HeatmapMseLossParams& params = arguments.params;
-  Argument(op, "grad_output", grad_output).shape({}, "[]").type({loss_type(pred)}).on_device_of(pred, "pred");
+  const Argument argument(op, "grad_output", grad_output);
+  params.of_maps = grad_output.dim() > 0;
+  params.of_maps ? argument.shape({params.batch, params.joints}, "[] or [B, K]") : argument.shape({}, "[] or [B, K]");
+  argument.type({loss_type(pred)}).on_device_of(pred, "pred");
+  const Tensor incoming = contiguous(op, "grad_output", grad_output);
   Tensor grad = empty_like(op, "gradient", pred);
   if (pred.numel() == 0) return grad;
-  params.grad_output = grad_output.const_data_ptr();
+  params.grad_output = incoming.const_data_ptr();
   params.grad = grad.mutable_data_ptr();
   params.grad_strides = map_strides(grad);
   FASTPOSE_RUN(heatmap_mse_loss_backward, pred, params, backward_cpu);
@@ -267,6 +312,9 @@ Tensor heatmap_mse_loss_backward(const Tensor& grad_output, const Tensor& pred, 
 }  // namespace
 
 FASTPOSE_REGISTER(heatmap_mse_loss,
+                  "(Tensor pred, Tensor keypoints, Tensor visible, Tensor? joint_weights, float sigma, int encoding,"
+                  " bool ignore_missing) -> Tensor");
+FASTPOSE_REGISTER(heatmap_mse_losses,
                   "(Tensor pred, Tensor keypoints, Tensor visible, Tensor? joint_weights, float sigma, int encoding,"
                   " bool ignore_missing) -> Tensor");
 FASTPOSE_REGISTER(heatmap_mse_loss_backward,

@@ -11,6 +11,9 @@ constexpr int kLossThreads = 32 * kTilesPerBlock;
 constexpr int kMaxSampleThreads = 512;
 constexpr int kTotalThreads = 256;
 
+// What a pass over the maps gives: the sum of all squared errors, the sum of each map, or the gradient.
+enum class Pass { kTotal, kOfMaps, kBackward };
+
 struct TiledLoss {
   HeatmapMseLossParams op;
   LossTiling tiling;
@@ -37,19 +40,13 @@ __device__ __forceinline__ void add_squares(accumulate_t<T> (&sums)[kCount], con
   for (int i = 0; i < kCount; ++i) sums[i] += values[i] * values[i];
 }
 
-// grad_output goes in before rounding to T: a gradient in half precision would be 0 before loss scaling.
-template <typename A>
-__device__ __forceinline__ A weight_of_gradient(const TiledLoss& t, float weight) {
-  const double common = 2.0 * t.scale * static_cast<double>(*static_cast<const A*>(t.op.grad_output));
-  return static_cast<A>(common * static_cast<double>(weight));
-}
-
 // A warp per tile of one map, no barrier but that of the sum at the end. Where the target is 0 it is not looked at: the
 // difference is the prediction. Floor: the bytes of the prediction forward, twice that backward.
-template <typename T, bool kBackward>
+template <typename T, Pass kPass>
 __global__ void __launch_bounds__(kLossThreads, 8) loss_planar_kernel(const __grid_constant__ TiledLoss t) {
   using A = accumulate_t<T>;
   constexpr int V = Vector<T>::kSize, kUnroll = 4;
+  constexpr bool kBackward = kPass == Pass::kBackward;
   const HeatmapMseLossParams& p = t.op;
   if constexpr (!kBackward) let_next_kernel_get_ready();
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -72,7 +69,7 @@ __global__ void __launch_bounds__(kLossThreads, 8) loss_planar_kernel(const __gr
 
     const LossOfMap map = loss_of_map(p, b, k);
     A weight = static_cast<A>(map.weight);
-    if constexpr (kBackward) weight = weight_of_gradient<A>(t, map.weight);
+    if constexpr (kBackward) weight = weight_of_gradient<A>(p, t.scale, tile.map, map.weight);
     const TargetInTile<A, V> window(p.spec, map.target, tile, dynamic_shared<A>() + warp * t.factors);
     const unsigned begin = window.row * row_vectors, count = window.rows * row_vectors;  // of the rows it touches
 
@@ -114,9 +111,13 @@ __global__ void __launch_bounds__(kLossThreads, 8) loss_planar_kernel(const __gr
       total = static_cast<double>(sum) * static_cast<double>(weight);
     }
   }
-  if constexpr (!kBackward) {
+  if constexpr (kPass == Pass::kTotal) {
     total = block_sum(total);
     if (threadIdx.x == 0) p.partial_sums[blockIdx.x] = total;
+  }
+  if constexpr (kPass == Pass::kOfMaps) {  // tiles of a map follow each other
+    total = warp_sum(total);
+    if (lane == 0 && index < static_cast<unsigned>(t.tiling.count)) p.partial_sums[index] = total;
   }
 }
 
@@ -143,10 +144,11 @@ struct SampleLayout {
 // same joints: it adds up the squares of each by itself, and weighs the sums. Most vectors lie in no window, which two
 // words show: the bits of the joints whose windows have its columns, and of those whose windows have its row.
 // Floor: the bytes of the prediction forward, twice that backward.
-template <typename T, bool kBackward>
+template <typename T, Pass kPass>
 __global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_channels_last_kernel(const __grid_constant__ TiledLoss t) {
   using A = accumulate_t<T>;
   constexpr int V = Vector<T>::kSize, kUnroll = 4;
+  constexpr bool kBackward = kPass == Pass::kBackward;
   const HeatmapMseLossParams& p = t.op;
   const MapTiles& tiles = t.tiling.tiles;
   if constexpr (!kBackward) let_next_kernel_get_ready();
@@ -186,7 +188,7 @@ __global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_channels_last_kerne
     const LossOfMap map = loss_of_map(p, b, j);
     targets[j] = map.target;
     A weight = static_cast<A>(map.weight);
-    if constexpr (kBackward) weight = weight_of_gradient<A>(t, map.weight);
+    if constexpr (kBackward) weight = weight_of_gradient<A>(p, t.scale, b * p.joints + j, map.weight);
     for (int copy = j; copy < layout.pitch; copy += joints) weights[copy] = weight;
   }
   __syncthreads();
@@ -246,7 +248,7 @@ __global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_channels_last_kerne
     first_row += kUnroll * rows_at_once;
     load_ahead(loaded, pred, first_row * row_step + column, rows_at_once * row_step, rows * row_step);
   }
-  if constexpr (!kBackward) {
+  if constexpr (kPass == Pass::kTotal) {
     A total = A(0);
     if (has_vectors) {  // no elements, no part in a weight that is no number
 #pragma unroll
@@ -255,22 +257,38 @@ __global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_channels_last_kerne
     const double sum = block_sum(static_cast<double>(total));
     if (thread == 0) p.partial_sums[blockIdx.x] = sum;
   }
+  // The threads' sums, side by side as the elements of their vectors are: every `joints`-th belongs to one joint.
+  if constexpr (kPass == Pass::kOfMaps) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) sums[i] *= weights[joint + i];
+    __syncthreads();  // nobody reads the tables any more
+    auto* of_elements = reinterpret_cast<A*>(shared);
+    if (has_vectors) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) of_elements[(row_of_thread * columns + column) * V + i] = sums[i];
+    }
+    __syncthreads();
+    const int elements = static_cast<int>(min(rows_at_once, rows) * columns) * V;
+    for (int j = thread; j < joints; j += block) {
+      double sum = 0.0;
+      for (int i = j; i < elements; i += joints) sum += static_cast<double>(of_elements[i]);
+      p.partial_sums[static_cast<int64_t>(blockIdx.x) * joints + j] = sum;
+    }
+  }
 }
 
 // Any strides, widths and alignments: one block per map, one element at a time.
-template <typename T, bool kBackward>
+template <typename T, Pass kPass>
 __global__ void __launch_bounds__(kLossThreads) loss_strided_kernel(const __grid_constant__ TiledLoss t) {
   using A = accumulate_t<T>;
+  constexpr bool kBackward = kPass == Pass::kBackward;
   const HeatmapMseLossParams& p = t.op;
   for (int64_t map = blockIdx.x; map < p.batch * p.joints; map += gridDim.x) {
     const int64_t b = map / p.joints, k = map - b * p.joints;
     const LossOfMap l = loss_of_map(p, b, k);
     const T* pred = static_cast<const T*>(p.pred) + b * p.pred_strides.b + k * p.pred_strides.k;
     A sum = A(0), factor = static_cast<A>(l.weight);
-    if constexpr (kBackward) {
-      const double grad_output = static_cast<double>(*static_cast<const A*>(p.grad_output));
-      factor = static_cast<A>(2.0 * t.scale * grad_output * l.weight);
-    }
+    if constexpr (kBackward) factor = weight_of_gradient<A>(p, t.scale, map, l.weight);
     for (RowCursor at(threadIdx.x, kLossThreads, p.spec.width); at.row < p.spec.height; at.advance()) {
       const A difference =
           static_cast<A>(pred[at.row * p.pred_strides.y + at.column * p.pred_strides.x]) -
@@ -295,7 +313,7 @@ __global__ void __launch_bounds__(kLossThreads) loss_strided_kernel(const __grid
 template <typename T>
 __global__ void __launch_bounds__(kTotalThreads) total_loss_kernel(const __grid_constant__ TiledLoss t) {
   wait_for_kernel_before();
-  const int64_t count = partial_sums_of(t.tiling);
+  const int64_t count = blocks_of(t.tiling);
   double sum = 0.0;
 #pragma unroll 4
   for (int64_t i = threadIdx.x; i < count; i += kTotalThreads) sum += t.op.partial_sums[i];
@@ -305,24 +323,45 @@ __global__ void __launch_bounds__(kTotalThreads) total_loss_kernel(const __grid_
   }
 }
 
+// A warp adds up what the tiles of a map have left, always in the same order.
+template <typename T>
+__global__ void map_losses_kernel(const __grid_constant__ TiledLoss t) {
+  wait_for_kernel_before();
+  const HeatmapMseLossParams& p = t.op;
+  const bool planar = t.tiling.layout == MapLayout::kPlanar, strided = t.tiling.layout == MapLayout::kStrided;
+  const int64_t tiles = strided ? 1 : t.tiling.tiles.count(), step = planar ? 1 : p.joints;
+  for (int64_t map = first_item() / 32; map < p.batch * p.joints; map += item_stride() / 32) {
+    const int64_t b = map / p.joints, k = map - b * p.joints;
+    const double* sums = p.partial_sums + b * p.joints * tiles + k * (planar ? tiles : 1);
+    double sum = 0.0;
+    for (int64_t i = threadIdx.x % 32; i < tiles; i += 32) sum += sums[i * step];
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) {
+      static_cast<accumulate_t<T>*>(p.loss)[map] = static_cast<accumulate_t<T>>(sum * t.scale);
+    }
+  }
+}
+
 // One pass over the maps in either direction; which kernel depends on how they lie in memory.
-template <typename T, bool kBackward>
+template <typename T, Pass kPass>
 cudaError_t launch_pass(const TiledLoss& t, cudaStream_t stream) {
   using A = accumulate_t<T>;
   const LossTiling& tiling = t.tiling;
   if (tiling.count == 0) return cudaSuccess;
-  const unsigned blocks = grid_for(partial_sums_of(tiling), 1);
+  const unsigned blocks = grid_for(blocks_of(tiling), 1);
   switch (tiling.layout) {
     case MapLayout::kPlanar:
-      return launch(loss_planar_kernel<T, kBackward>, blocks, kLossThreads, stream, t,
+      return launch(loss_planar_kernel<T, kPass>, blocks, kLossThreads, stream, t,
                     sizeof(A) * kTilesPerBlock * t.factors);
     case MapLayout::kChannelsLast: {
-      const int joints = static_cast<int>(t.op.joints), row_vectors = tiling.tiles.width * joints / Vector<T>::kSize;
-      return launch(loss_channels_last_kernel<T, kBackward>, blocks, divided_up(row_vectors * t.rows_at_once, 32) * 32,
-                    stream, t, SampleLayout<T>(tiling.tiles, joints).end);
+      constexpr int V = Vector<T>::kSize;
+      const int joints = static_cast<int>(t.op.joints), vectors = tiling.tiles.width * joints / V * t.rows_at_once;
+      size_t shared_bytes = SampleLayout<T>(tiling.tiles, joints).end;
+      if (kPass == Pass::kOfMaps) shared_bytes = std::max(shared_bytes, vectors * V * sizeof(A));
+      return launch(loss_channels_last_kernel<T, kPass>, blocks, divided_up(vectors, 32) * 32, stream, t, shared_bytes);
     }
     default:
-      return launch(loss_strided_kernel<T, kBackward>, blocks, kLossThreads, stream, t);
+      return launch(loss_strided_kernel<T, kPass>, blocks, kLossThreads, stream, t);
   }
 }
 
@@ -333,7 +372,7 @@ TiledLoss tiled_loss(const HeatmapMseLossParams& params) {
   constexpr int V = Vector<T>::kSize;
   TiledLoss t{params, loss_tiling(params), loss_scale(params), SmallDivisor(1), 0, 0};
   const MapTiles& tiles = t.tiling.tiles;
-  bool fits = partial_sums_of(t.tiling) <= 1 << 28;
+  bool fits = blocks_of(t.tiling) <= 1 << 28;
   if (t.tiling.layout == MapLayout::kPlanar) {
     t.row = SmallDivisor(tiles.width / V);
     t.factors = factors_of_tile<accumulate_t<T>, V>(params.spec, tiles);
@@ -357,9 +396,15 @@ cudaError_t launch_heatmap_mse_loss(const HeatmapMseLossParams& params, cudaStre
   return dispatch_device_floating(params.kind, [&](auto zero) {
     using T = decltype(zero);
     const TiledLoss tiled = tiled_loss<T>(params);
+    if (params.of_maps) {
+      if (tiled.tiling.count == 0) return cudaSuccess;
+      const cudaError_t error = launch_pass<T, Pass::kOfMaps>(tiled, stream);
+      const unsigned blocks = grid_for(params.batch * params.joints, kThreads / 32);
+      return error != cudaSuccess ? error : launch_dependent(map_losses_kernel<T>, blocks, kThreads, stream, tiled);
+    }
     // Of an empty batch the total is the first kernel.
     if (tiled.tiling.count == 0) return launch(total_loss_kernel<T>, 1, kTotalThreads, stream, tiled);
-    const cudaError_t error = launch_pass<T, false>(tiled, stream);
+    const cudaError_t error = launch_pass<T, Pass::kTotal>(tiled, stream);
     return error != cudaSuccess ? error : launch_dependent(total_loss_kernel<T>, 1, kTotalThreads, stream, tiled);
   });
 }
@@ -367,7 +412,7 @@ cudaError_t launch_heatmap_mse_loss(const HeatmapMseLossParams& params, cudaStre
 cudaError_t launch_heatmap_mse_loss_backward(const HeatmapMseLossParams& params, cudaStream_t stream) {
   return dispatch_device_floating(params.kind, [&](auto zero) {
     using T = decltype(zero);
-    return launch_pass<T, true>(tiled_loss<T>(params), stream);
+    return launch_pass<T, Pass::kBackward>(tiled_loss<T>(params), stream);
   });
 }
 

@@ -18,11 +18,12 @@ struct HeatmapMseLossParams {
   int64_t batch, joints;
   TargetSpec spec;
   bool ignore_missing;  // a joint that render gives no weight does not count
+  bool of_maps;         // the losses of single maps, not their mean
 
   double* partial_sums;  // forward: scratch for partial_sum_count(params) numbers
-  void* loss;            // forward: one number, float32 (float64 for float64)
+  void* loss;            // forward: one number, or [B, K] with of_maps; float32 (float64 for float64)
 
-  const void* grad_output;  // backward: one number on the device, of loss's type
+  const void* grad_output;  // backward: as many numbers on the device, of loss's type
   void* grad;               // backward: [B, K, h, w] with the strides below, else null
   MapStrides grad_strides;
 };
@@ -41,10 +42,20 @@ FASTPOSE_HOST_DEVICE LossOfMap loss_of_map(const HeatmapMseLossParams& p, int64_
   return l;
 }
 
-// 0.5 / (B K h w): the 0.5 is SimpleBaselines' JointsMSELoss. An empty batch adds nothing to a training step: loss 0.
+// 0.5 / (B K h w), or of a map's loss 0.5 / (h w): the 0.5 is SimpleBaselines' JointsMSELoss. An empty batch adds
+// nothing to a training step: loss 0.
 FASTPOSE_HOST_DEVICE double loss_scale(const HeatmapMseLossParams& p) {
   if (p.batch == 0 || p.joints == 0) return 0.0;
-  return 0.5 / (static_cast<double>(p.batch) * static_cast<double>(p.joints) * p.spec.height * p.spec.width);
+  const double maps = p.of_maps ? 1.0 : static_cast<double>(p.batch) * static_cast<double>(p.joints);
+  return 0.5 / (maps * p.spec.height * p.spec.width);
+}
+
+// What backward multiplies the difference from the target by, `scale` being loss_scale(p). grad_output (a loss scaler's
+// 65536, say) goes in before rounding to the gradient's type: in half precision it could not after.
+template <typename A>
+FASTPOSE_HOST_DEVICE A weight_of_gradient(const HeatmapMseLossParams& p, double scale, int64_t map, float weight) {
+  const A grad_output = static_cast<const A*>(p.grad_output)[p.of_maps ? map : 0];
+  return static_cast<A>(2.0 * scale * static_cast<double>(grad_output) * static_cast<double>(weight));
 }
 
 // How a GPU's blocks share the maps. Planar: a warp per tile of one map. Channels last: a block per tile of all maps of
@@ -55,8 +66,7 @@ struct LossTiling {
   int64_t count;  // of all tiles
 };
 
-// One for each block.
-FASTPOSE_HOST_DEVICE int64_t partial_sums_of(const LossTiling& tiling) {
+FASTPOSE_HOST_DEVICE int64_t blocks_of(const LossTiling& tiling) {
   return tiling.layout == MapLayout::kPlanar ? (tiling.count + kTilesPerBlock - 1) / kTilesPerBlock : tiling.count;
 }
 
@@ -95,10 +105,16 @@ FASTPOSE_HOST_DEVICE LossTiling loss_tiling(const HeatmapMseLossParams& p) {
   return strided_loss(p);
 }
 
-// Enough for every way through the maps: one sum per map, or per block.
+// One for each block, or with of_maps for each map in each tile.
+FASTPOSE_HOST_DEVICE int64_t partial_sums_of(const HeatmapMseLossParams& p, const LossTiling& tiling) {
+  if (!p.of_maps) return blocks_of(tiling);
+  return tiling.layout == MapLayout::kChannelsLast ? tiling.count * p.joints : tiling.count;
+}
+
+// Enough for every way through the maps.
 FASTPOSE_HOST_DEVICE int64_t partial_sum_count(const HeatmapMseLossParams& p) {
-  const int64_t maps = p.batch * p.joints, blocks = partial_sums_of(loss_tiling(p));
-  return maps > blocks ? maps : blocks;
+  const int64_t maps = p.batch * p.joints, sums = partial_sums_of(p, loss_tiling(p));
+  return maps > sums ? maps : sums;
 }
 
 #ifdef FASTPOSE_WITH_CUDA

@@ -160,9 +160,15 @@ def heatmap_mse_loss(
     encoding: str = "msra",
     missing: str = "zeros",
     joint_weights: ArrayLike | None = None,
+    hard_joints: int | None = None,
 ) -> float:
-    """See `fastpose.heatmap_mse_loss`. 0.5 · mean over B·K·h·w of weight · (pred − target)²."""
+    """See `fastpose.heatmap_mse_loss`. 0.5 · mean over B·K·h·w of weight · (pred − target)², K being each sample's
+    `hard_joints` joints of the largest loss."""
     maps = _array(pred).astype(np.float64)
+    joints = maps.shape[1]
+    count = joints if hard_joints is None else operator.index(hard_joints)
+    if hard_joints is not None:
+        _check(1 <= count <= joints, f"hard_joints must be from 1 to the {joints} joints of pred, got {count}")
     if maps.size == 0:
         return 0.0
     size = (maps.shape[2], maps.shape[3])
@@ -172,7 +178,10 @@ def heatmap_mse_loss(
     weight = weights.astype(np.float64) if missing == "ignore" else np.ones(weights.shape)
     if joint_weights is not None:
         weight = weight * _array(joint_weights).astype(np.float64)
-    return float(0.5 * np.mean(weight[:, :, None, None] * (maps - target) ** 2))
+    losses = 0.5 * np.mean(weight[:, :, None, None] * (maps - target) ** 2, axis=(2, 3))
+    # NaN before all numbers, then from the largest on; of equal ones the first.
+    order = np.lexsort((-losses, ~np.isnan(losses)))[:, :count]
+    return float(np.take_along_axis(losses, order, axis=1).mean())
 
 
 def _un_mirror(maps: Array, flip_pairs: Sequence[Sequence[int]], shift: bool) -> Array:

@@ -314,7 +314,7 @@ void tiles_cover_the_maps_and_fit_their_sums() {
     const LossTiling tiling = loss_tiling(p);
     const MapTiles& tiles = tiling.tiles;
     const bool samples = tiling.layout == MapLayout::kChannelsLast;
-    EXPECT(partial_sum_count(p) >= p.batch * p.joints && partial_sum_count(p) >= partial_sums_of(tiling));
+    EXPECT(partial_sum_count(p) >= p.batch * p.joints && partial_sum_count(p) >= partial_sums_of(p, tiling));
     EXPECT(tiling.count == (samples ? p.batch : p.batch * p.joints) * tiles.count());
     EXPECT(tiles.width >= 1 && tiles.height >= 1);
     EXPECT(tiles.across * tiles.width >= width && (tiles.across - 1) * tiles.width < width);

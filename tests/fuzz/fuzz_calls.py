@@ -216,6 +216,8 @@ def heatmap_mse_loss(a: Arguments) -> Case:
     call |= {"visible": a.tensor((batch, joints)), "joint_weights": a.optional(a.of((joints,), (batch, joints)))}
     call |= {"sigma": a.number(a.of(0.1, 1.0, 3.7, 1e6)), "encoding": a.of("msra", "unbiased", "udp")}
     call["missing"] = a.spoil(a.of("zeros", "ignore"), "drop")
+    if joints and a.whole(0, 1):
+        call["hard_joints"] = a.spoil(a.whole(1, joints), 0, -1, joints + 1, 1.5, "1")
     # Weights of both signs may cancel: a part of what each pixel can contribute.
     largest = 64.0 * 64.0 * 70.0**2
     return call, lambda got, want: close(got, want, 1e-4, 1e-7 * largest), lambda: moderate(*call.values())

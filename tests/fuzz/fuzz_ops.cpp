@@ -58,11 +58,12 @@ class Choices {
 struct Counts {
   uint64_t calls = 0, errors = 0, compared = 0, numbers = 0, differences = 0;
 };
-Counts counts[8];
-const char* const kOps[] = {"affine_crop",      "crop_to_image_matrix",      "decode_heatmaps",
-                            "heatmap_mse_loss", "heatmap_mse_loss_backward", "render_heatmaps",
-                            "swap_pairs",       "transform_points"};
-enum Op { kCrop, kMatrix, kDecode, kLoss, kLossBackward, kRender, kSwap, kTransform };
+constexpr int kOpCount = 9;
+Counts counts[kOpCount];
+const char* const kOps[] = {
+    "affine_crop",        "crop_to_image_matrix", "decode_heatmaps", "heatmap_mse_loss", "heatmap_mse_loss_backward",
+    "heatmap_mse_losses", "render_heatmaps",      "swap_pairs",      "transform_points"};
+enum Op { kCrop, kMatrix, kDecode, kLoss, kLossBackward, kLosses, kRender, kSwap, kTransform };
 
 // One call: what it draws, and whether its arguments are all as they should be.
 struct Call {
@@ -500,7 +501,7 @@ void fuzz_render(Call& c) {
 }
 
 void fuzz_loss(Call& c) {
-  const bool backward = c.op == kLossBackward;
+  const bool backward = c.op == kLossBackward, of_maps = c.op == kLosses || (backward && c.choose.coin());
   const Shape shape = map_shape(c);
   const int64_t batch = shape[0], joints = shape[1], height = shape[2], width = shape[3];
   const ScalarType type = floating(c), wide = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -509,7 +510,7 @@ void fuzz_loss(Call& c) {
   const auto weights = maybe(c, c.choose.coin() ? Shape{joints} : Shape{batch, joints}, ScalarType::Float);
   const Targets t = targets(c);
   const bool ignore = c.choose.coin();
-  const Tensor upstream = tensor(c, {}, wide);
+  const Tensor upstream = tensor(c, of_maps ? Shape{batch, joints} : Shape{}, wide);
   maybe_fail_to_allocate(c);
   using Forward =
       Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double, int64_t, bool);
@@ -518,7 +519,7 @@ void fuzz_loss(Call& c) {
   const auto out = run(c, [&] {
     return backward
                ? entry<Backward>(kLossBackward)(upstream, pred, points, visible, weights, t.sigma, t.encoding, ignore)
-               : entry<Forward>(kLoss)(pred, points, visible, weights, t.sigma, t.encoding, ignore);
+               : entry<Forward>(c.op)(pred, points, visible, weights, t.sigma, t.encoding, ignore);
   });
   expect_error(c, !out, false);
   if (!out || c.spoilt || !is_moderate(pred) || !is_moderate(visible) || !is_moderate(weights) ||
@@ -530,7 +531,12 @@ void fuzz_loss(Call& c) {
   // may be so small that it has few bits left: a step of such numbers is lost, however large what it multiplies.
   const Real lost = type != ScalarType::Double ? 4e-6 : ignore && weights ? 1e-7 : 1e-12;
   const Real step = std::numeric_limits<float>::denorm_min();
-  const Real maps = static_cast<Real>(batch * joints) * height * width, scale = maps > 0 ? 0.5 / maps : 0;
+  const Real pixels = static_cast<Real>(of_maps ? 1 : batch * joints) * height * width;
+  const Real scale = pixels > 0 ? 0.5 / pixels : 0;
+  const auto compare_loss = [&](int64_t at) {
+    c.compare("loss", at, get(*out, at), scale * sum,
+              scale * magnitude * (type == ScalarType::Double ? lost : 1e-5) + step * squares + 1e-37);
+  };
   for (int64_t map = 0; map < batch * joints; ++map) {
     const Target joint = target(t, height, width, get(points, 2 * map), get(points, 2 * map + 1), get(visible, map));
     Real weight = ignore ? joint.weight : 1;
@@ -542,15 +548,17 @@ void fuzz_loss(Call& c) {
       squares += difference * difference;
       magnitude += (std::fabs(weight) + 1e-39) * (difference * difference + 4e-6 * (std::fabs(value) + 1));
       if (!backward) continue;
-      const Real factor = 2 * scale * weight * get(upstream, 0), gradient = factor * difference;
+      const Real factor = 2 * scale * weight * get(upstream, of_maps ? map : 0), gradient = factor * difference;
       if (type == ScalarType::Half && std::fabs(gradient) > 60000) continue;
       c.compare("gradient", at, get(*out, at), gradient,
                 rounding(type, gradient) + (std::fabs(factor) * lost + step) * (std::fabs(value) + 1) + 1e-42);
     }
+    if (c.op == kLosses) {
+      compare_loss(map);
+      sum = magnitude = squares = 0;
+    }
   }
-  if (!backward)
-    c.compare("loss", 0, get(*out, 0), scale * sum,
-              scale * magnitude * (type == ScalarType::Double ? lost : 1e-5) + step * squares + 1e-37);
+  if (c.op == kLoss) compare_loss(0);
 }
 
 // ---- decoding -------------------------------------------------------------------------------------------------------
@@ -861,9 +869,9 @@ void fuzz_crop(Call& c) {
 
 void fuzz_one(uint64_t seed, const uint8_t* bytes, size_t size) {
   Call call{Choices(seed, bytes, size), seed, kCrop};
-  call.op = static_cast<Op>(call.choose.below(8));
+  call.op = static_cast<Op>(call.choose.below(kOpCount));
   call.hostility = call.choose.of({0, 0, 1, 1, 2});
-  void (*const fuzz[])(Call&) = {fuzz_crop, fuzz_matrix, fuzz_decode, fuzz_loss,
+  void (*const fuzz[])(Call&) = {fuzz_crop, fuzz_matrix, fuzz_decode, fuzz_loss,     fuzz_loss,
                                  fuzz_loss, fuzz_render, fuzz_swap,   fuzz_transform};
   fuzz[call.op](call);
 }
@@ -895,7 +903,7 @@ int main(int arguments, char** values) {
   for (; done < calls && (done % 256 != 0 || elapsed() < seconds); ++done) fuzz_one(seed + done, nullptr, 0);
   uint64_t differences = 0, numbers = 0;
   std::printf("%-26s %12s %12s %12s %16s %12s\n", "op", "calls", "errors", "compared", "numbers", "differences");
-  for (int op = 0; op < 8; ++op) {
+  for (int op = 0; op < kOpCount; ++op) {
     const Counts& n = counts[op];
     std::printf("%-26s %12lu %12lu %12lu %16lu %12lu\n", kOps[op], static_cast<unsigned long>(n.calls),
                 static_cast<unsigned long>(n.errors), static_cast<unsigned long>(n.compared),

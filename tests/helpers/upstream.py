@@ -147,6 +147,13 @@ def joints_mse(pred: Array, target_maps: Array, weights: Array) -> float:
     return total / joints
 
 
+def joints_ohkm_mse(pred: Array, target_maps: Array, weights: Array, topk: int) -> float:
+    """The mean over samples of the mean of each one's `topk` largest joint losses; both sides carry the weight."""
+    weights = weights[:, :, None, None]
+    losses = 0.5 * np.mean((pred * weights - target_maps * weights) ** 2, axis=(2, 3))
+    return float(np.mean([np.mean(sorted(row)[-topk:]) for row in losses]))
+
+
 def half_body(
     joints: Array, visible: Array, upper_ids: tuple[int, ...], aspect: float, want_upper: bool
 ) -> tuple[Array, Array] | None:

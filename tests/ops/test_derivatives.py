@@ -37,6 +37,19 @@ def loss_case(device: torch.device) -> Case:
     )
 
 
+def hard_joints_case(device: torch.device) -> Case:
+    every_joint = loss_case(device)
+    points, visible = torch.full((2, 3, 2), 1.0, device=device), torch.ones(2, 3, device=device)
+    weights = torch.tensor([1.0, 0.5, 3.0], device=device)
+    target, _ = fastpose.render_heatmaps(points, visible, (4, 5), sigma=1.5, dtype=torch.float64)
+    options = {"sigma": 1.5, "joint_weights": weights, "hard_joints": 2}
+    return Case(
+        lambda maps: fastpose.heatmap_mse_loss(maps, points, visible, **options),
+        lambda maps: (0.5 * weights * ((maps - target) ** 2).mean((2, 3))).topk(2).values.mean(),
+        every_joint.at,
+    )
+
+
 def points_case(device: torch.device) -> Case:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(2, 2, 3, generator=generator).to(device)
@@ -92,7 +105,9 @@ def simcc_case(device: torch.device) -> Case:
     )
 
 
-every_case = pytest.mark.parametrize("case_of", [loss_case, points_case, inverse_case, soft_argmax_case, simcc_case])
+every_case = pytest.mark.parametrize(
+    "case_of", [loss_case, hard_joints_case, points_case, inverse_case, soft_argmax_case, simcc_case]
+)
 MakeCase = Callable[[torch.device], Case]
 
 

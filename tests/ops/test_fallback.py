@@ -37,6 +37,7 @@ PLAIN = {
     "crop_to_image_matrix": crop_to_image_matrix.plain_crop_to_image_matrix,
     "decode_heatmaps": decode_heatmaps.plain_decode_heatmaps,
     "heatmap_mse_loss": heatmap_mse_loss.plain_heatmap_mse_loss,
+    "heatmap_mse_losses": heatmap_mse_loss.plain_heatmap_mse_losses,
     "heatmap_mse_loss_backward": heatmap_mse_loss.plain_heatmap_mse_loss_backward,
     "render_heatmaps": render_heatmaps.plain_render_heatmaps,
     "swap_pairs": swap_pairs.plain_swap_pairs,
@@ -246,3 +247,13 @@ def test_called_directly_the_loss_is_differentiable() -> None:
     heatmap_mse_loss.plain_heatmap_mse_loss(pred, *arguments).backward()
     expected = heatmap_mse_loss.plain_heatmap_mse_loss_backward(torch.ones(()), pred.detach(), *arguments)
     torch.testing.assert_close(pred.grad, expected)
+
+
+def test_the_losses_of_single_joints_are_those_of_the_library() -> None:
+    points, visible = random_points(3, 5, (13, 18))
+    pred = torch.randn(3, 5, 13, 18)
+    arguments, upstream = (points, visible, torch.rand(3, 5), 1.5, 1, True), torch.rand(3, 5)
+    losses = heatmap_mse_loss.plain_heatmap_mse_losses(pred, *arguments)
+    gradient = heatmap_mse_loss.plain_heatmap_mse_loss_backward(upstream, pred, *arguments)
+    torch.testing.assert_close(losses, torch.ops.fastpose.heatmap_mse_losses(pred, *arguments))
+    torch.testing.assert_close(gradient, torch.ops.fastpose.heatmap_mse_loss_backward(upstream, pred, *arguments))

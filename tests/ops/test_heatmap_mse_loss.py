@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""heatmap_mse_loss: the reference, gradcheck, SimpleBaselines' loss, scaled half precision, strides."""
+"""heatmap_mse_loss: the reference, gradcheck, SimpleBaselines' loss, scaled half precision, strides, hard joints."""
 
 from __future__ import annotations
 
@@ -240,9 +240,169 @@ def test_nan_in_the_prediction_is_nan_in_the_loss(device: torch.device) -> None:
     assert torch.isnan(fastpose.heatmap_mse_loss(pred, points, visible))
 
 
+# ---- the joints with the largest losses ------------------------------------------------------------------------------
+
+
+def losses_of_joints(pred: Tensor, points: Tensor, visible: Tensor) -> Tensor:
+    target, _ = fastpose.render_heatmaps(points, visible, (pred.size(2), pred.size(3)))
+    return 0.5 * ((pred - target) ** 2).mean((2, 3))
+
+
+@pytest.mark.parametrize("missing", ["zeros", "ignore"])
+@pytest.mark.parametrize("weights", [None, (5,), (3, 5)])
+@pytest.mark.parametrize("hard_joints", [1, 3, 5])
+def test_hard_joints_match_reference(
+    device: torch.device, missing: str, weights: tuple[int, ...] | None, hard_joints: int
+) -> None:
+    pred, points, visible = batch_of(device)
+    joint_weights = None if weights is None else torch.rand(*weights, generator=torch.Generator().manual_seed(3))
+    options = {"sigma": 1.3, "missing": missing, "hard_joints": hard_joints}
+    for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-6), (torch.float16, 1e-6)):
+        rounded = pred.to(dtype)
+        expected = reference.heatmap_mse_loss(
+            rounded.cpu(), points.cpu(), visible.cpu(), joint_weights=joint_weights, **options
+        )
+        for layout in (torch.contiguous_format, torch.channels_last):
+            loss = fastpose.heatmap_mse_loss(
+                rounded.contiguous(memory_format=layout),
+                points,
+                visible,
+                joint_weights=None if weights is None else joint_weights.to(device),
+                **options,
+            )
+            assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert loss.item() == pytest.approx(expected, rel=tolerance)
+
+
+def test_joints_that_do_not_count_have_no_gradient_and_the_others_all_of_it(device: torch.device) -> None:
+    pred, points, visible = batch_of(device)
+    fused, plain = pred.clone().requires_grad_(), pred.clone().requires_grad_()
+    fastpose.heatmap_mse_loss(fused, points, visible, hard_joints=2).backward()
+    losses_of_joints(plain, points, visible).topk(2).values.mean().backward()
+    torch.testing.assert_close(fused.grad, plain.grad)
+    assert ((fused.grad != 0).flatten(2).any(2).sum(1) == 2).all()
+
+
+def test_all_joints_as_hard_ones_give_the_loss_itself(device: torch.device) -> None:
+    pred, points, visible = batch_of(device)
+    results = []
+    for hard_joints in (None, 5):
+        leaf = pred.clone().requires_grad_()
+        loss = fastpose.heatmap_mse_loss(leaf, points, visible, missing="ignore", hard_joints=hard_joints)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_of_joints_with_equal_losses_the_first_count(device: torch.device) -> None:
+    pred = torch.full((2, 40, 4, 8), 0.5)
+    pred[0, [7, 30]] = 2.0
+    nowhere, visible = torch.full((2, 40, 2), -100.0, device=device), torch.ones(2, 40, device=device)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaf = pred.to(device, copy=True, memory_format=layout).requires_grad_()
+        fastpose.heatmap_mse_loss(leaf, nowhere, visible, hard_joints=4).backward()
+        counted = (leaf.grad != 0).flatten(2).any(2).cpu()
+        assert counted[0].nonzero().flatten().tolist() == [0, 1, 7, 30]
+        assert counted[1].nonzero().flatten().tolist() == [0, 1, 2, 3]
+
+
+def test_hard_joints_give_the_loss_of_hrnet(device: torch.device) -> None:
+    pred, points, visible = batch_of(device, (16, 12), 4)
+    visible = (visible > 0.5).float()
+    joint_weights = torch.tensor([1.0, 1.2, 1.5, 1.0])
+    targets, weights = zip(
+        *(
+            upstream.target(p.double().numpy(), v.numpy(), 12, 16, 2)
+            for p, v in zip(points.cpu(), visible.cpu(), strict=True)
+        ),
+        strict=True,
+    )
+    for hard_joints in (1, 2, 4):
+        expected = upstream.joints_ohkm_mse(
+            pred.cpu().numpy(), np.stack(targets), np.stack(weights) * joint_weights.numpy(), hard_joints
+        )
+        loss = fastpose.heatmap_mse_loss(
+            pred,
+            points,
+            visible,
+            sigma=2,
+            missing="ignore",
+            joint_weights=(joint_weights**2).to(device),
+            hard_joints=hard_joints,
+        )
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("hard_joints", [1, 3])
+def test_nan_in_any_joint_is_nan_in_the_loss_of_the_hard_ones(device: torch.device, hard_joints: int) -> None:
+    pred, points, visible = batch_of(device)
+    pred[1, 0] = float("inf")
+    assert fastpose.heatmap_mse_loss(pred, points, visible, hard_joints=hard_joints).item() == float("inf")
+    pred[1, 4, 3, 4] = float("nan")
+    leaf = pred.requires_grad_()
+    loss = fastpose.heatmap_mse_loss(leaf, points, visible, hard_joints=hard_joints)
+    loss.backward()
+    assert loss.isnan()
+    assert leaf.grad[1, 4, 3, 4].isnan()
+    assert np.isnan(
+        reference.heatmap_mse_loss(leaf, points.cpu(), visible.cpu(), hard_joints=hard_joints)  # not the infinity
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_hard_joints_keep_gradients_that_half_precision_would_lose(device: torch.device, dtype: torch.dtype) -> None:
+    size = (64, 64)
+    points, visible = random_points(8, 16, size)
+    pred = (torch.rand(8, 16, *size, generator=torch.Generator().manual_seed(0)) * 0.02 + 0.01).to(device, dtype)
+    points, visible = points.to(device), visible.to(device)
+    fused, exact = pred.clone().requires_grad_(), pred.double().requires_grad_()
+    for leaf in (fused, exact):
+        (fastpose.heatmap_mse_loss(leaf, points, visible, hard_joints=8) * 65536.0).backward()
+    assert ((fused.grad != 0).flatten(2).all(2).sum(1) == 8).all()
+    tolerance = 2.0**-10 if dtype == torch.float16 else 2.0**-7
+    torch.testing.assert_close(fused.grad.double(), exact.grad, rtol=tolerance, atol=6e-8)
+
+
+def test_hard_joints_of_an_empty_batch_add_nothing(device: torch.device) -> None:
+    pred = torch.zeros(0, 3, 8, 8, device=device, requires_grad=True)
+    points, visible = torch.zeros(0, 3, 2, device=device), torch.zeros(0, 3, device=device)
+    loss = fastpose.heatmap_mse_loss(pred, points, visible, hard_joints=2)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert pred.grad.shape == pred.shape
+    assert reference.heatmap_mse_loss(pred, points, visible, hard_joints=2) == 0.0
+
+
+@pytest.mark.cuda
+def test_hard_joints_in_a_cuda_graph() -> None:
+    pred, points, visible = batch_of(torch.device("cuda"), (64, 64), 16)
+    static = pred.clone().requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor]:
+        loss = fastpose.heatmap_mse_loss(static, points, visible, hard_joints=5)
+        return loss.detach(), *torch.autograd.grad(loss, static)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        static.mul_(-1)
+    graph.replay()
+    torch.testing.assert_close(captured, step())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"hard_joints": 0}, "hard_joints must be a whole number from 1 to the 3 joints of pred, got 0"),
+        ({"hard_joints": 4}, "hard_joints must be a whole number from 1 to the 3 joints of pred, got 4"),
+        ({"hard_joints": 1.5}, "hard_joints must be a whole number from 1 to the 3 joints of pred, got 1.5"),
+        ({"hard_joints": "8"}, "hard_joints must be a whole number .* got '8'"),
+        ({"pred": torch.zeros(2, 3, 4), "hard_joints": 1}, r"heatmap_mse_losses: pred must have shape \[B, K, h, w\]"),
         ({"pred": torch.zeros(2, 3, 4)}, r"pred must have shape \[B, K, h, w\]"),
         ({"pred": torch.zeros(2, 3, 8, 8, dtype=torch.int32)}, "pred must be Float"),
         ({"pred": torch.zeros(2, 3, 0, 8)}, "at least 1 x 1 pixels"),
@@ -270,19 +430,24 @@ def test_opcheck(device: torch.device, requires_grad: bool) -> None:
     pred, points, visible = batch_of(device, (5, 6), 3)
     arguments = (pred.requires_grad_(requires_grad), points, visible, torch.ones(3, device=device), 1.0, 0, True)
     torch.library.opcheck(torch.ops.fastpose.heatmap_mse_loss.default, arguments)
-    backward = (torch.ones((), device=device), pred.detach(), points, visible, None, 1.0, 1, False)
+    torch.library.opcheck(torch.ops.fastpose.heatmap_mse_losses.default, arguments)
+    upstream = torch.ones((3, 3) if requires_grad else (), device=device)
+    backward = (upstream, pred.detach(), points, visible, None, 1.0, 1, False)
     torch.library.opcheck(torch.ops.fastpose.heatmap_mse_loss_backward.default, backward)
 
 
-def test_compiles_without_a_graph_break_forward_and_backward(device: torch.device) -> None:
+@pytest.mark.parametrize("hard_joints", [None, 2])
+def test_compiles_without_a_graph_break_forward_and_backward(device: torch.device, hard_joints: int | None) -> None:
+    options = {"missing": "ignore", "hard_joints": hard_joints}
+
     @torch.compile(fullgraph=True, backend="aot_eager")
     def step(pred: Tensor, points: Tensor, visible: Tensor) -> Tensor:
-        return fastpose.heatmap_mse_loss(pred * 2, points, visible, missing="ignore")
+        return fastpose.heatmap_mse_loss(pred * 2, points, visible, **options)
 
     pred, points, visible = batch_of(device)
     compiled, eager = pred.clone().requires_grad_(), pred.clone().requires_grad_()
     step(compiled, points, visible).backward()
-    fastpose.heatmap_mse_loss(eager * 2, points, visible, missing="ignore").backward()
+    fastpose.heatmap_mse_loss(eager * 2, points, visible, **options).backward()
     torch.testing.assert_close(compiled.grad, eager.grad)
 
 

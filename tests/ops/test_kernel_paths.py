@@ -578,7 +578,8 @@ def assert_loss(
     sigma: float = 2.0,
     encoding: str = "msra",
 ) -> None:
-    """Value and gradient against the definition, of joints `at` (points, visible), or at random places.
+    """Value and gradient against the definition, of joints `at` (points, visible), or at random places: of all joints,
+    and of the half of them that is hard.
 
     The prediction is what its type has made of it, so only float32 arithmetic is between the two: a target is right to
     1e-6 (as the tests of render_heatmaps say), a loss to some 1e-6 of itself. The gradient is taken of B·K·h·w times
@@ -590,26 +591,29 @@ def assert_loss(
     options: dict[str, Any] = {"missing": missing, **drawing}
     pred = layout(plain.to(device)).requires_grad_()
     weights = None if joint_weights is None else joint_weights.to(device)
-    loss = fastpose.heatmap_mse_loss(pred, points.to(device), visible.to(device), joint_weights=weights, **options)
-    (loss * plain.numel()).backward()
-
     exact = plain.double().numpy()
-    expected = reference.heatmap_mse_loss(exact, points, visible, joint_weights=joint_weights, **options)
     target, drawn = reference.render_heatmaps(points, visible, (size[0], size[1]), dtype=np.float64, **drawing)
     weight = drawn.astype(np.float64) if missing == "ignore" else np.ones(drawn.shape)
     if joint_weights is not None:
         weight = weight * joint_weights.double().numpy()
     gradient = weight[:, :, None, None] * (exact - target)
-    np.testing.assert_allclose(loss.item(), expected, rtol=1e-9 if plain.dtype == torch.float64 else 5e-6)
-    assert pred.grad is not None
-    assert pred.grad.dtype == plain.dtype
+    losses = 0.5 * (gradient * (exact - target)).mean((2, 3))
     step = {torch.float64: 1e-12, torch.float32: 1e-6} | HALF_STEP
-    np.testing.assert_allclose(
-        pred.grad.cpu().double().numpy(),
-        gradient,
-        rtol=step[plain.dtype],
-        atol=1e-10 if plain.dtype == torch.float64 else 3e-6,
-    )
+    for hard_joints in (None, (joints + 1) // 2):
+        options["hard_joints"] = hard_joints
+        loss = fastpose.heatmap_mse_loss(pred, points.to(device), visible.to(device), joint_weights=weights, **options)
+        count = joints if hard_joints is None else hard_joints
+        (got,) = torch.autograd.grad(loss * batch * count * size[0] * size[1], pred)
+        expected = reference.heatmap_mse_loss(exact, points, visible, joint_weights=joint_weights, **options)
+        np.testing.assert_allclose(loss.item(), expected, rtol=1e-9 if plain.dtype == torch.float64 else 5e-6)
+        counts = losses >= np.sort(losses, axis=1)[:, -count, None]
+        assert got.dtype == plain.dtype
+        np.testing.assert_allclose(
+            got.cpu().double().numpy(),
+            gradient * counts[:, :, None, None],
+            rtol=step[plain.dtype],
+            atol=1e-10 if plain.dtype == torch.float64 else 3e-6,
+        )
 
 
 def prediction(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
