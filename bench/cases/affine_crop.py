@@ -48,6 +48,7 @@ class Work:
     color: Tensor | None = COLOR
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
+    resample: str = "bilinear"
 
     def arrays(self) -> list[Array]:
         return [image.numpy() for image in self.images]
@@ -56,8 +57,8 @@ class Work:
         """One crop by the op's definition, in float64."""
         image = self.images[int(self.index[n][row])].cpu().numpy()
         color = None if self.color is None else self.color.numpy()
-        matrix = self.matrix[n][row : row + 1].cpu()
-        return reference.affine_crop([image], matrix, self.size, color=color, dtype=np.float64)[0]
+        matrix, options = self.matrix[n][row : row + 1].cpu(), {"color": color, "resample": self.resample}
+        return reference.affine_crop([image], matrix, self.size, dtype=np.float64, **options)[0]
 
 
 def make(work: Work, moved: int, **about: Any) -> Case:
@@ -65,7 +66,7 @@ def make(work: Work, moved: int, **about: Any) -> Case:
 
     def own(n: int) -> Tensor:
         options: dict[str, Any] = {"image_index": work.index[n], "color": work.color}
-        options |= {"dtype": work.dtype, "memory_format": layout}
+        options |= {"dtype": work.dtype, "memory_format": layout, "resample": work.resample}
         return fastpose.affine_crop(work.images, work.matrix[n], work.size, **options)
 
     def check(crops: Tensor) -> None:
@@ -91,6 +92,7 @@ def case(
     size: tuple[int, int] = CROP,
     detail: str = "",
     images: ImageBatch | None = None,
+    resample: str = "bilinear",
 ) -> Case:
     """Crops of `batch` neighbouring images; every input set has boxes of its own.
 
@@ -100,25 +102,25 @@ def case(
         ValueError: the images are too few for that.
     """
     if images is None:
-        images, matrix, index, touched = random_crops(device, batch, cache_bytes, size)
+        images, matrix, index, touched = random_crops(device, batch, cache_bytes, size, resample)
     else:
-        matrix, index, touched = crops_of(images, batch, cache_bytes, size)
+        matrix, index, touched = crops_of(images, batch, cache_bytes, size, resample)
     color = None if dtype == torch.uint8 else COLOR
     moved = crop_bytes(batch, size, dtype) + touched
-    return make(Work(images, matrix, index, size, color, dtype, layout), moved, detail=detail)
+    return make(Work(images, matrix, index, size, color, dtype, layout, resample), moved, detail=detail)
 
 
 @lru_cache(maxsize=1)
 def random_crops(
-    device: torch.device, batch: int, cache_bytes: int, size: tuple[int, int]
+    device: torch.device, batch: int, cache_bytes: int, size: tuple[int, int], resample: str = "bilinear"
 ) -> tuple[ImageBatch, list[Tensor], list[Tensor], int]:
     """`crops_of` random images, kept: rows of other types and layouts take the same, and to make them takes seconds."""
     images = random_images(max(batch, images_beyond(cache_bytes)), device)
-    return images, *crops_of(images, batch, cache_bytes, size)
+    return images, *crops_of(images, batch, cache_bytes, size, resample)
 
 
 def crops_of(
-    images: ImageBatch, batch: int, cache_bytes: int, size: tuple[int, int]
+    images: ImageBatch, batch: int, cache_bytes: int, size: tuple[int, int], resample: str = "bilinear"
 ) -> tuple[list[Tensor], list[Tensor], int]:
     """Sets of crop_to_image and image_index, and the bytes of the sectors that a set touches, on average.
 
@@ -142,7 +144,7 @@ def crops_of(
             raise ValueError(f"{too_few}, of which {PASSES} crops of each image do not touch enough")
         chosen = (torch.arange(batch) + len(matrix) * batch) % len(images)
         boxes = cases.random_boxes(image_sizes[chosen], size, len(matrix))
-        sectors = touched_sectors(images, boxes.to(device), chosen, size)
+        sectors = touched_sectors(images, boxes.to(device), chosen, size, resample)
         union, touched_bytes = union | sectors, touched_bytes + SECTOR * int(sectors.sum())
         matrix.append(boxes.to(device))
         index.append(chosen.to(device))
@@ -183,8 +185,11 @@ def random_images(count: int, device: torch.device) -> ImageBatch:
     return ImageBatch(data, offsets.to(device), torch.stack([height, width], 1).to(torch.int32).to(device))
 
 
-def touched_sectors(images: ImageBatch, crop_to_image: Tensor, image_index: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which 32-byte sectors of the buffer the bilinear taps that lie inside the images touch: bool [sectors]."""
+def touched_sectors(
+    images: ImageBatch, crop_to_image: Tensor, image_index: Tensor, size: tuple[int, int], resample: str = "bilinear"
+) -> Tensor:
+    """Which 32-byte sectors of the buffer the taps that lie inside the images touch: bool [sectors]."""
+    taps = range(2) if resample == "bilinear" else range(-1, 3)
     device, shift = images.device, images.data.data_ptr() % SECTOR
     touched = torch.zeros((shift + images.data.numel()) // SECTOR + 1, dtype=torch.bool, device=device)
     x_crop = torch.arange(size[1], device=device, dtype=torch.float32)
@@ -194,9 +199,9 @@ def touched_sectors(images: ImageBatch, crop_to_image: Tensor, image_index: Tens
         height, width = sizes[n]
         x = m[0, 0] * x_crop + (m[0, 1] * y_crop + m[0, 2])
         y = m[1, 0] * x_crop + (m[1, 1] * y_crop + m[1, 2])
-        touches = (x > -1) & (y > -1) & (x < width) & (y < height)
+        touches = (x > -taps[-1]) & (y > -taps[-1]) & (x < width - taps[0]) & (y < height - taps[0])
         x0, y0 = x[touches].floor().to(torch.int64), y[touches].floor().to(torch.int64)
-        for tx, ty in ((x0, y0), (x0 + 1, y0), (x0, y0 + 1), (x0 + 1, y0 + 1)):
+        for tx, ty in ((x0 + dx, y0 + dy) for dy in taps for dx in taps):
             inside = (tx >= 0) & (ty >= 0) & (tx < width) & (ty < height)
             first = shift + starts[n] + 3 * (ty * width + tx)[inside]
             touched[first // SECTOR] = True
@@ -417,7 +422,7 @@ AffineCropParams = struct(
     data=P, data_bytes=I64, offsets=P, sizes=P, images=I64, image_stride=I64, row_stride=I64,
     image_height=I32, image_width=I32, image_index=P, crop_to_image=P,
     color=P, color_stride=I64, color_of_all=F32 * 12, fill=F32,
-    out=P, kind=I32, out_strides=MapStrides, batch=I64, height=I32, width=I32,
+    out=P, kind=I32, out_strides=MapStrides, batch=I64, height=I32, width=I32, resample=I32,
 )
 # fmt: on
 
@@ -468,6 +473,7 @@ OP = Op(
     extra=[
         {"dtype": torch.uint8, "detail": "uint8 out, no colour map"},
         {"dtype": torch.float32, "size": (384, 288), "detail": "384 x 288 crops"},
+        {"dtype": torch.float32, "resample": "bicubic", "detail": "bicubic"},
     ],
     kernels={
         "affine_crop, float32": partial(kernel, torch.float32, "contiguous"),

@@ -184,7 +184,7 @@ void crop_rows(const AffineCropParams& p, int64_t b, int row_begin, int row_end)
     };
     const auto border = [&](int begin, int end) {
       for (int x = begin; x < end; ++x)
-        crop_one_pixel<T>(p, row.image, row.m, row.color, x, row.y, out + x * p.out_strides.x);
+        crop_one_pixel<T, Resample::kBilinear>(p, row.image, row.m, row.color, x, row.y, out + x * p.out_strides.x);
     };
     blank(0, touching.begin);
     if (inner.begin < inner.end) {
@@ -195,6 +195,17 @@ void crop_rows(const AffineCropParams& p, int64_t b, int row_begin, int row_end)
       border(touching.begin, touching.end);
     }
     blank(touching.end, p.width);
+  }
+}
+
+template <typename T>
+void bicubic_rows(const AffineCropParams& p, int64_t b, int row_begin, int row_end) {
+  const ImageView image = image_of_crop(p, b);
+  const float *m = p.crop_to_image + 6 * b, *color = color_of_crop(p, b);
+  for (int y = row_begin; y < row_end; ++y) {
+    T* out = static_cast<T*>(p.out) + b * p.out_strides.b + y * p.out_strides.y;
+    for (int x = 0; x < p.width; ++x)
+      crop_one_pixel<T, Resample::kBicubic>(p, image, m, color, x, y, out + x * p.out_strides.x);
   }
 }
 
@@ -214,7 +225,12 @@ void affine_crop_cpu(const AffineCropParams& p) {
     parallel_for("affine_crop", 0, p.batch * bands, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int row = static_cast<int>(i % bands) * band;
-        with_simd(level, [&] { crop_rows<T>(p, i / bands, row, std::min(row + band, p.height)); });
+        const int row_end = std::min(row + band, p.height);
+        if (p.resample == Resample::kBicubic) {
+          with_simd(level, [&] { bicubic_rows<T>(p, i / bands, row, row_end); });
+        } else {
+          with_simd(level, [&] { crop_rows<T>(p, i / bands, row, row_end); });
+        }
       }
     });
   };
@@ -288,7 +304,7 @@ std::optional<Tensor> set_color(const char* op, AffineCropParams& params, const 
 Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, const std::optional<Tensor>& sizes,
                    const Tensor& crop_to_image, const std::optional<Tensor>& image_index,
                    const std::optional<Tensor>& color, int64_t height, int64_t width, double fill, ScalarType dtype,
-                   bool channels_last) {
+                   bool channels_last, int64_t resample) {
   constexpr const char* op = "affine_crop";
   AffineCropParams params{};
   set_images(op, params, images, offsets, sizes);
@@ -301,6 +317,7 @@ Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, c
     fail(op, ": size must be (h, w) of 1 to ", kMaxExtent, ", got (", height, ", ", width, ")");
   if (!is_finite(static_cast<float>(fill))) fail(op, ": fill must be a finite pixel value, got ", fill);
   check_dtype(op, dtype, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Byte});
+  if (resample < 0 || resample > static_cast<int64_t>(Resample::kBicubic)) fail(op, ": unknown resample ", resample);
 
   const Tensor matrices = contiguous(op, "crop_to_image", crop_to_image);
   std::optional<Tensor> index;
@@ -326,6 +343,7 @@ Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, c
   params.out_strides = map_strides(out);
   params.height = static_cast<int>(height);
   params.width = static_cast<int>(width);
+  params.resample = static_cast<Resample>(resample);
   FASTPOSE_RUN(affine_crop, images, params, affine_crop_cpu);
   return out;
 }
@@ -334,7 +352,7 @@ Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, c
 
 FASTPOSE_REGISTER(affine_crop,
                   "(Tensor images, Tensor? offsets, Tensor? sizes, Tensor crop_to_image, Tensor? image_index,"
-                  " Tensor? color, SymInt height, SymInt width, float fill, ScalarType dtype, bool channels_last)"
-                  " -> Tensor");
+                  " Tensor? color, SymInt height, SymInt width, float fill, ScalarType dtype, bool channels_last,"
+                  " int resample=0) -> Tensor");
 
 }  // namespace fastpose

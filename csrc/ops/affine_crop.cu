@@ -199,6 +199,45 @@ __global__ void __launch_bounds__(kThreads, 4) affine_crop_kernel(const __grid_c
   }
 }
 
+// Bicubic crops, in tiles of 32 x 8 pixels, a thread per pixel. It is for boxes that are enlarged, whose taps lie close
+// together, and does without what makes the kernel above fast.
+constexpr int kBicubicWidth = 32, kBicubicHeight = kThreads / kBicubicWidth;
+
+struct BicubicCrop {
+  AffineCropParams op;
+  int tiles_x, tiles_y;  // of a crop
+  int64_t tiles;         // of all
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) bicubic_crop_kernel(const __grid_constant__ BicubicCrop t) {
+  const AffineCropParams& p = t.op;
+  for (int64_t tile = blockIdx.x; tile < t.tiles; tile += gridDim.x) {
+    const int64_t tile_row = tile / t.tiles_x, b = tile_row / t.tiles_y;
+    const int x = static_cast<int>(tile - tile_row * t.tiles_x) * kBicubicWidth + threadIdx.x % kBicubicWidth;
+    const int y = static_cast<int>(tile_row - b * t.tiles_y) * kBicubicHeight + threadIdx.x / kBicubicWidth;
+    if (x >= p.width || y >= p.height) continue;
+    T* out = static_cast<T*>(p.out) + b * p.out_strides.b + y * p.out_strides.y + x * p.out_strides.x;
+    const ImageView image = image_of_crop(p, b);
+    if (image.pixels == nullptr) {
+      for (int c = 0; c < 3; ++c) out[c * p.out_strides.k] = to_output<T>(no_image_value<T>(p.fill));
+      continue;
+    }
+    float color[12];
+#pragma unroll
+    for (int i = 0; i < 12; ++i) color[i] = p.color != nullptr ? p.color[b * p.color_stride + i] : p.color_of_all[i];
+    crop_one_pixel<T, Resample::kBicubic>(p, image, p.crop_to_image + 6 * b, color, x, y, out);
+  }
+}
+
+template <typename T>
+cudaError_t launch_bicubic(const AffineCropParams& params, cudaStream_t stream) {
+  const int tiles_x = (params.width - 1) / kBicubicWidth + 1, tiles_y = (params.height - 1) / kBicubicHeight + 1;
+  const int64_t tiles = params.batch * tiles_y * tiles_x;
+  return launch(bicubic_crop_kernel<T>, grid_for(tiles, 1), kThreads, stream,
+                BicubicCrop{params, tiles_x, tiles_y, tiles});
+}
+
 // Whether one colour map serves all crops and its output channels each take one input channel alone. An infinite fill
 // times a 0 that is left out would be NaN.
 bool is_diagonal(const AffineCropParams& p) {
@@ -231,6 +270,7 @@ cudaError_t launch_layout(const AffineCropParams& params, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t launch_type(const AffineCropParams& params, cudaStream_t stream) {
+  if (params.resample == Resample::kBicubic) return launch_bicubic<T>(params, stream);
   return has_layout(params.out_strides, MapLayout::kChannelsLast, 3) ? launch_layout<T, true>(params, stream)
                                                                      : launch_layout<T, false>(params, stream);
 }

@@ -8,6 +8,9 @@
 
 namespace fastpose {
 
+// How a crop's pixels are made of the image's. The numbers are those of RESAMPLING in fastpose/ops/affine_crop.py.
+enum class Resample : int { kBilinear, kBicubic };
+
 struct AffineCropParams {
   // Pixels: uint8 RGB. Ragged batches carry tables, dense ones strides.
   const uint8_t* data;
@@ -31,6 +34,7 @@ struct AffineCropParams {
   MapStrides out_strides;
   int64_t batch;
   int height, width;
+  Resample resample;
 };
 
 struct ImageView {
@@ -93,6 +97,52 @@ FASTPOSE_HOST_DEVICE void sample_bilinear(const ImageView& image, float x, float
   for (int c = 0; c < 3; ++c) {
     rgb[c] = bilinear(tap(image, y0, x0, c, fill), tap(image, y0, x0 + 1, c, fill), tap(image, y0 + 1, x0, c, fill),
                       tap(image, y0 + 1, x0 + 1, c, fill), wx, wy);
+  }
+}
+
+// Cubic convolution with a = -0.75, as in OpenCV's INTER_CUBIC and torch's grid_sample, between four neighbours, the
+// point lying `t` behind the second. The weights are those of the others: the second's is what is missing from 1, so
+// that equal neighbours give their own value to the bit.
+struct CubicWeights {
+  float before, after, beyond;
+
+  FASTPOSE_HOST_DEVICE explicit CubicWeights(float t) {
+    const float a = -0.75f, s = 1.0f - t;
+    before = a * t * s * s;
+    after = ((a + 2.0f) * s - (a + 3.0f)) * s * s + 1.0f;
+    beyond = a * t * t * s;
+  }
+  FASTPOSE_HOST_DEVICE float mix(float first, float second, float third, float fourth) const {
+    return second + before * (first - second) + after * (third - second) + beyond * (fourth - second);
+  }
+};
+
+// Bicubic sample of three channels at (x, y), each of the sixteen taps outside the image being `fill`; else as
+// sample_bilinear.
+FASTPOSE_HOST_DEVICE void sample_bicubic(const ImageView& image, float x, float y, float fill, float rgb[3]) {
+  const bool touches = x > -2.0f && y > -2.0f && x < static_cast<float>(image.width) + 1.0f &&
+                       y < static_cast<float>(image.height) + 1.0f;
+  if (!touches) {
+    rgb[0] = rgb[1] = rgb[2] = fill;
+    return;
+  }
+  const int x0 = floor_to_int(x), y0 = floor_to_int(y);
+  const CubicWeights along(x - static_cast<float>(x0)), down(y - static_cast<float>(y0));
+  if (x0 >= 1 && y0 >= 1 && x0 < image.width - 2 && y0 < image.height - 2) {
+    const uint8_t* first = image.pixels + (y0 - 1) * image.row_stride + 3 * static_cast<int64_t>(x0 - 1);
+    const uint8_t *second = first + image.row_stride, *third = second + image.row_stride;
+    const uint8_t* fourth = third + image.row_stride;
+    float columns[12];  // of four pixels, r g b each
+    for (int i = 0; i < 12; ++i) columns[i] = down.mix(first[i], second[i], third[i], fourth[i]);
+    for (int c = 0; c < 3; ++c) rgb[c] = along.mix(columns[c], columns[c + 3], columns[c + 6], columns[c + 9]);
+    return;
+  }
+  for (int c = 0; c < 3; ++c) {
+    const auto column = [&](int x_tap) {
+      return down.mix(tap(image, y0 - 1, x_tap, c, fill), tap(image, y0, x_tap, c, fill),
+                      tap(image, y0 + 1, x_tap, c, fill), tap(image, y0 + 2, x_tap, c, fill));
+    };
+    rgb[c] = along.mix(column(x0 - 1), column(x0), column(x0 + 1), column(x0 + 2));
   }
 }
 
@@ -280,12 +330,16 @@ FASTPOSE_HOST_DEVICE float no_image_value(float fill) {
   return sizeof(T) == 1 ? fill : NAN;
 }
 
-template <typename T>
+template <typename T, Resample resample>
 FASTPOSE_HOST_DEVICE void crop_one_pixel(const AffineCropParams& p, const ImageView& image, const float* m,
                                          const float* color, int x, int y, T* out) {
   float rgb[3], source_x, source_y;
   source_of_pixel(m, static_cast<float>(x), static_cast<float>(y), source_x, source_y);
-  sample_bilinear(image, source_x, source_y, p.fill, rgb);
+  if constexpr (resample == Resample::kBicubic) {
+    sample_bicubic(image, source_x, source_y, p.fill, rgb);
+  } else {
+    sample_bilinear(image, source_x, source_y, p.fill, rgb);
+  }
   for (int c = 0; c < 3; ++c) out[c * p.out_strides.k] = to_output<T>(apply_color(color, c, rgb));
 }
 

@@ -132,12 +132,14 @@ def register(
             if `differentiable` serves for that, too.
         native: False for an op that the library does not have: plain torch on every device, without a warning.
     """
-    names = list(inspect.signature(plain).parameters)
+    parameters = inspect.signature(plain).parameters
+    names, defaults = list(parameters), tuple(parameter.default for parameter in parameters.values())
     if not hasattr(torch.ops.fastpose, op):
         _ops.define(op + torch.library.infer_schema(plain, mutates_args=()))
 
     @functools.wraps(plain)
     def run(*arguments: Any) -> Any:
+        arguments += defaults[len(arguments) :]  # torch leaves out those at the end that have their default
         expect_dense(op, names, arguments)
         if native:
             warn_of_fallback(arguments[0].device)
@@ -157,6 +159,7 @@ def register(
 
     @functools.wraps(fake)
     def run_fake(*arguments: Any) -> Any:
+        arguments += defaults[len(arguments) :]
         expect_all_on_meta_or_none(op, names, arguments)
         return fake(*arguments)
 

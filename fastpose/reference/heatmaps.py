@@ -64,6 +64,31 @@ def _sample_bilinear(image: Array, x: Array, y: Array, fill: float) -> Array:
     return np.where(touches[..., None], upper * (1 - wy) + lower * wy, fill)
 
 
+def _sample_bicubic(image: Array, x: Array, y: Array, fill: float) -> Array:
+    """Values [..., 3] at source points; each of the sixteen taps that lies outside the image is `fill`."""
+    height, width = image.shape[:2]
+    touches = (x > -2) & (x < width + 1) & (y > -2) & (y < height + 1)  # False for NaN and infinities
+    x, y = np.where(touches, x, -2.0), np.where(touches, y, -2.0)
+    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    out = np.zeros((*x.shape, 3))
+    for ty in range(-1, 3):
+        for tx in range(-1, 3):
+            row, column = y0 + ty, x0 + tx
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            values = image[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)].astype(np.float64)
+            weight = _cubic_convolution(y - row) * _cubic_convolution(x - column)
+            out += weight[..., None] * np.where(inside[..., None], values, fill)
+    return out
+
+
+def _cubic_convolution(distance: Array) -> Array:
+    """The weight of a tap at a distance in pixels (Keys 1981), with a = -0.75 as in OpenCV and in torch."""
+    d, a = np.abs(distance), -0.75
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
 def affine_crop(
     images: Any,
     crop_to_image: ArrayLike,
@@ -74,8 +99,11 @@ def affine_crop(
     fill: float = 0.0,
     dtype: Any = np.float32,
     memory_format: Any = None,
+    resample: str = "bilinear",
 ) -> Array:
     """See `fastpose.affine_crop`. Returns [B, 3, h, w]; `memory_format` says nothing about an array's values."""
+    _check(resample in ("bilinear", "bicubic"), f"resample must be 'bilinear' or 'bicubic', got {resample!r}")
+    sample = _sample_bilinear if resample == "bilinear" else _sample_bicubic
     sources = _image_list(images)
     matrices = _array(crop_to_image).astype(np.float64)
     batch, (height, width) = len(matrices), size
@@ -97,7 +125,7 @@ def affine_crop(
         with np.errstate(invalid="ignore", over="ignore"):
             x_src = m[0, 0] * x + m[0, 1] * y + m[0, 2]
             y_src = m[1, 0] * x + m[1, 1] * y + m[1, 2]
-        rgb = _sample_bilinear(sources[index[b]], x_src, y_src, fill)
+        rgb = sample(sources[index[b]], x_src, y_src, fill)
         out[b] = np.moveaxis(rgb @ colors[b, :, :3].T + colors[b, :, 3], -1, 0)
     if np.issubdtype(_dtype(dtype), np.integer):
         out = np.clip(np.rint(out), 0, 255)

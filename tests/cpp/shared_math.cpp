@@ -118,6 +118,21 @@ void taps_never_leave_the_image() {
   EXPECT(rgb[0] == 120.0f);  // half 40, half the fill 200
   sample_bilinear(image, -0.75f, 1.75f, 0.0f, rgb);
   EXPECT(rgb[0] == 70.0f * 0.25f * 0.25f);
+  // Half a pixel from each of the nine pixels between 4 x 4 and around them: of equal ones and an equal fill their
+  // value.
+  const std::vector<uint8_t> flat(48, 90);
+  for (const float x : {-1.5f, -0.5f, 0.5f, 1.5f, 2.5f, 3.5f, 4.5f}) {
+    for (const float y : {-1.5f, 0.5f, 1.5f, 2.5f, 4.5f}) {
+      sample_bicubic({flat.data(), 12, 4, 4}, x, y, 90.0f, rgb);
+      EXPECT(rgb[0] == 90.0f && rgb[1] == 90.0f && rgb[2] == 90.0f);
+    }
+  }
+  for (const float x : {-2.0f, 3.0f, -1e30f, 1e30f, kInfinity, -kInfinity, kNaN, 2147483648.0f}) {
+    sample_bicubic(image, x, 0.0f, 7.0f, rgb);
+    EXPECT(rgb[0] == 7.0f && rgb[1] == 7.0f && rgb[2] == 7.0f);
+    sample_bicubic(image, 0.0f, x, 7.0f, rgb);
+    EXPECT(rgb[0] == 7.0f);
+  }
   for (const float x : {-1.0f, 2.0f, -1e30f, 1e30f, kInfinity, -kInfinity, kNaN, 2147483648.0f}) {
     sample_bilinear(image, x, 0.0f, 7.0f, rgb);
     EXPECT(rgb[0] == 7.0f && rgb[1] == 7.0f && rgb[2] == 7.0f);

@@ -153,8 +153,10 @@ def affine_crop(a: Arguments) -> Case:
         "fill": a.number(float(a.of(0.0, 114.0, 255.0))),
         "dtype": dtype,
         "memory_format": a.of(torch.contiguous_format, torch.channels_last),
+        "resample": a.spoil(a.of("bilinear", "bicubic"), "nearest", 1, None),
     }
-    largest = 260.0 * (1.0 if color is None else 40.0)
+    # Bicubic crops are up to twice as steep.
+    largest = (2 if call["resample"] == "bicubic" else 1) * 260.0 * (1.0 if color is None else 40.0)
     rtol, atol = {torch.uint8: (0, 1.01), torch.float16: (2e-3, 0.5), torch.bfloat16: (1e-2, 0.5)}.get(dtype, (0, 0.0))
     # Source points are float32, the reference's float64: up to 1e-4 px, over steps of up to 255 per pixel.
     return call, lambda got, want: close(got, want, rtol, atol + 3e-4 * largest), lambda: moderate(matrix * 64, color)

@@ -730,6 +730,28 @@ Real sample(const Image& image, float x, float y, int channel, Real fill) {
   return sum;
 }
 
+// Cubic convolution with a = -0.75, at a distance in pixels.
+Real cubic(Real distance) {
+  const Real d = std::fabs(distance), a = -0.75;
+  if (d <= 1) return (a + 2) * d * d * d - (a + 3) * d * d + 1;
+  return d < 2 ? a * (d * d * d - 5 * d * d + 8 * d - 4) : 0;
+}
+
+Real sample_cubic(const Image& image, float x, float y, int channel, Real fill) {
+  if (!(x > -2 && y > -2 && x < static_cast<float>(image.width) + 1 && y < static_cast<float>(image.height) + 1))
+    return fill;
+  const auto left = static_cast<int64_t>(std::floor(x)), top = static_cast<int64_t>(std::floor(y));
+  Real sum = 0;
+  for (int64_t at_y = top - 1; at_y < top + 3; ++at_y) {
+    for (int64_t at_x = left - 1; at_x < left + 3; ++at_x) {
+      const bool inside = at_x >= 0 && at_y >= 0 && at_x < image.width && at_y < image.height;
+      sum += cubic(x - static_cast<Real>(at_x)) * cubic(y - static_cast<Real>(at_y)) *
+             (inside ? image.first[at_y * image.row + 3 * at_x + channel] : fill);
+    }
+  }
+  return sum;
+}
+
 void fuzz_crop(Call& c) {
   const int64_t side = c.choose.one_in(32) ? 45 : 7;
   const int64_t batch = c.choose.between(0, 3), images = c.choose.one_in(16) ? 0 : c.choose.between(1, 3);
@@ -796,13 +818,14 @@ void fuzz_crop(Call& c) {
     type = c.choose.of({ScalarType::Double, ScalarType::Int, ScalarType::Long, ScalarType::Bool});
   }
   const bool channels_last = c.choose.coin();
+  const int64_t resample = whole(c, c.choose.between(0, 1), {kLeast, -1, 2, kMost});
   maybe_fail_to_allocate(c);
   using Function = Tensor (*)(const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&, const Tensor&,
                               const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t, int64_t, double,
-                              ScalarType, bool);
+                              ScalarType, bool, int64_t);
   const auto out = run(c, [&] {
     return entry<Function>(kCrop)(pixels, offsets, sizes, matrix, index, color, height, width, fill, type,
-                                  channels_last);
+                                  channels_last, resample);
   });
   if (c.spoilt) return;
 
@@ -840,7 +863,8 @@ void fuzz_crop(Call& c) {
       const float source_x = m[0] * x + (m[1] * y + m[2]), source_y = m[3] * x + (m[4] * y + m[5]);
       Real rgb[3];
       for (int channel = 0; channel < 3; ++channel)
-        rgb[channel] = sample(of_crop[static_cast<size_t>(b)], source_x, source_y, channel, static_cast<float>(fill));
+        rgb[channel] = (resample == 1 ? sample_cubic : sample)(of_crop[static_cast<size_t>(b)], source_x, source_y,
+                                                               channel, static_cast<float>(fill));
       for (int channel = 0; channel < 3; ++channel) {
         Real wanted = rgb[channel], magnitude = 260;
         if (color) {

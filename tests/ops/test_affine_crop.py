@@ -18,6 +18,8 @@ from fastpose import ImageBatch, reference
 from tests.helpers.ops import random_images, random_matrices
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.uint8]
+RESAMPLING = ["bilinear", "bicubic"]
+each_resampling = pytest.mark.parametrize("resample", RESAMPLING)
 
 
 def assert_matches_reference(
@@ -39,17 +41,17 @@ def assert_matches_reference(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@each_resampling
 def test_matches_reference_over_dtypes_and_layouts(
-    device: torch.device, dtype: torch.dtype, memory_format: torch.memory_format
+    device: torch.device, dtype: torch.dtype, memory_format: torch.memory_format, resample: str
 ) -> None:
     images, matrix = random_images(5), random_matrices(5).to(device)
-    out = fastpose.affine_crop(
-        ImageBatch.from_list(images).to(device), matrix, (17, 23), fill=90.0, dtype=dtype, memory_format=memory_format
-    )
+    options = {"fill": 90.0, "dtype": dtype, "memory_format": memory_format, "resample": resample}
+    out = fastpose.affine_crop(ImageBatch.from_list(images).to(device), matrix, (17, 23), **options)
     assert out.shape == (5, 3, 17, 23)
     assert out.dtype == dtype
     assert out.is_contiguous(memory_format=memory_format)
-    assert_matches_reference(out, images, matrix, (17, 23), fill=90.0)
+    assert_matches_reference(out, images, matrix, (17, 23), fill=90.0, resample=resample)
 
 
 @given(
@@ -57,21 +59,27 @@ def test_matches_reference_over_dtypes_and_layouts(
     width=st.integers(1, 33),
     seed=st.integers(0, 10_000),
     spread=st.sampled_from([0.0, 1e-3, 1.0, 30.0]),
+    resample=st.sampled_from(RESAMPLING),
 )
-def test_matches_reference_whatever_the_sizes_and_the_matrix(height: int, width: int, seed: int, spread: float) -> None:
+def test_matches_reference_whatever_the_sizes_and_the_matrix(
+    height: int, width: int, seed: int, spread: float, resample: str
+) -> None:
     """Odd sizes, 1-pixel images, singular matrices (spread 0 is one point), crops far outside."""
     images, matrix = random_images(3, seed), random_matrices(4, seed)
     matrix[:, :, :2] *= spread
     index = torch.tensor([2, 0, 0, 1])
-    out = fastpose.affine_crop(ImageBatch.from_list(images), matrix, (height, width), image_index=index)
-    assert_matches_reference(out, images, matrix, (height, width), image_index=index.numpy())
+    batch = ImageBatch.from_list(images)
+    out = fastpose.affine_crop(batch, matrix, (height, width), image_index=index, resample=resample)
+    assert_matches_reference(out, images, matrix, (height, width), image_index=index.numpy(), resample=resample)
 
 
-def test_integer_translation_copies_pixels_to_the_bit(device: torch.device) -> None:
+@each_resampling
+def test_integer_translation_copies_pixels_to_the_bit(device: torch.device, resample: str) -> None:
     image = random_images(1, largest=30)[0]
     height, width = image.shape[:2]
     matrix = torch.tensor([[[1.0, 0, -3], [0, 1, 2]]], device=device)
-    out = fastpose.affine_crop(torch.from_numpy(image).to(device), matrix, (height, width), fill=7.0)
+    pixels = torch.from_numpy(image).to(device)
+    out = fastpose.affine_crop(pixels, matrix, (height, width), fill=7.0, resample=resample)
     expected = np.full((height, width, 3), 7.0, np.float32)
     expected[: height - 2, 3:] = image[2:, : width - 3]
     np.testing.assert_array_equal(out[0].permute(1, 2, 0).cpu().numpy(), expected)
@@ -84,6 +92,23 @@ def test_half_a_pixel_is_the_mean_of_its_neighbours_by_hand(device: torch.device
     color = torch.tensor([[2.0, 0, 0, 1], [0, 2, 0, 1], [0, 0, 2, 1]])
     out = fastpose.affine_crop(image, matrix, (1, 2), fill=100.0, color=color)
     assert out.tolist() == [[[[31.0, 131.0]]] * 3]
+
+
+def test_bicubic_by_hand(device: torch.device) -> None:
+    """Half a pixel from a step of 0 0 | 80 80 the weights are -3, 19, 19, -3 of 32: 40. A pixel before it 80 weighs
+    -3: -7.5, which uint8 cannot hold; half a pixel outside, behind 80 80, the fill 16 weighs 16 of 32."""
+    row = torch.tensor([0, 0, 0, 80, 80], dtype=torch.uint8, device=device).view(1, 5, 1).expand(9, 5, 3)
+    matrix = torch.tensor([[[1.0, 0, at], [0, 1, 4]] for at in (2.5, 1.5, 4.5)], device=device)
+    out = fastpose.affine_crop(row, matrix, (1, 1), fill=16.0, resample="bicubic")
+    assert out[:, :, 0, 0].T.tolist() == [[40.0, -7.5, 48.0]] * 3
+    whole = fastpose.affine_crop(row, matrix, (1, 1), fill=16.0, resample="bicubic", dtype=torch.uint8)
+    assert whole[:, :, 0, 0].T.tolist() == [[40, 0, 48]] * 3
+
+
+def test_bicubic_crops_of_one_value_have_that_value_to_the_bit(device: torch.device) -> None:
+    flat = torch.full((9, 11, 3), 201, dtype=torch.uint8, device=device)
+    out = fastpose.affine_crop(flat, random_matrices(4).to(device), (20, 30), fill=201.0, resample="bicubic")
+    assert (out == 201).all()
 
 
 @pytest.mark.parametrize("per_crop", [False, True])
@@ -110,12 +135,15 @@ def test_color_can_mix_channels(device: torch.device) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e9])
 @pytest.mark.parametrize("entry", range(6))
-def test_coordinates_that_are_not_finite_or_huge_give_fill(device: torch.device, value: float, entry: int) -> None:
+@each_resampling
+def test_coordinates_that_are_not_finite_or_huge_give_fill(
+    device: torch.device, value: float, entry: int, resample: str
+) -> None:
     matrix = torch.eye(2, 3, device=device).flatten()
     matrix[entry] = value
     image = torch.full((5, 5, 3), 200, dtype=torch.uint8, device=device)
-    out = fastpose.affine_crop(image, matrix.view(1, 2, 3), (5, 5), fill=3.0)
-    assert_matches_reference(out, image.cpu().numpy(), matrix.view(1, 2, 3), (5, 5), fill=3.0)
+    out = fastpose.affine_crop(image, matrix.view(1, 2, 3), (5, 5), fill=3.0, resample=resample)
+    assert_matches_reference(out, image.cpu().numpy(), matrix.view(1, 2, 3), (5, 5), fill=3.0, resample=resample)
     assert torch.isfinite(out).all()
 
 
@@ -171,13 +199,14 @@ def test_bad_image_index_raises_on_the_cpu(bad: int) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("bad", [-1, 2, 2**40])
-def test_bad_image_index_gives_nan_or_fill_on_cuda(bad: int) -> None:
+@each_resampling
+def test_bad_image_index_gives_nan_or_fill_on_cuda(bad: int, resample: str) -> None:
     batch = ImageBatch.from_list(random_images(2)).to("cuda")
-    index = torch.tensor([0, bad], device="cuda")
-    out = fastpose.affine_crop(batch, random_matrices(2).cuda(), (4, 4), image_index=index)
+    options = {"image_index": torch.tensor([0, bad], device="cuda"), "resample": resample}
+    out = fastpose.affine_crop(batch, random_matrices(2).cuda(), (4, 4), **options)
     assert torch.isfinite(out[0]).all()
     assert torch.isnan(out[1]).all()
-    out = fastpose.affine_crop(batch, random_matrices(2).cuda(), (4, 4), image_index=index, dtype=torch.uint8, fill=9)
+    out = fastpose.affine_crop(batch, random_matrices(2).cuda(), (4, 4), dtype=torch.uint8, fill=9, **options)
     assert (out[1] == 9).all()
 
 
@@ -218,6 +247,7 @@ def test_tables_altered_after_validation_give_nan_or_fill_on_cuda(offset: int, r
         ({"fill": float("nan")}, "fill must be a finite pixel value"),
         ({"dtype": torch.int32}, "dtype must be"),
         ({"memory_format": torch.channels_last_3d}, "memory_format must be"),
+        ({"resample": "nearest"}, "resample must be one of 'bilinear', 'bicubic', got 'nearest'"),
         ({"image_index": torch.zeros(2, dtype=torch.int64)}, r"image_index must have shape \[B\]"),
     ],
 )
@@ -241,6 +271,9 @@ def test_opcheck(device: torch.device) -> None:
     for dtype, channels_last in [(torch.float32, False), (torch.uint8, True)]:
         arguments = (batch.data, batch.offsets, batch.sizes, matrix, index, color, 6, 7, 0.0, dtype, channels_last)
         torch.library.opcheck(op, arguments)
+        torch.library.opcheck(op, (*arguments, 1))
+    with pytest.raises(RuntimeError, match="affine_crop: unknown resample 2"):
+        op(*arguments, 2)
     dense = torch.zeros(1, 5, 6, 3, dtype=torch.uint8, device=device)
     torch.library.opcheck(op, (dense, None, None, matrix, None, None, 6, 7, 0.0, torch.float16, False))
 
@@ -252,23 +285,25 @@ def test_compiles_without_a_graph_break(device: torch.device) -> None:
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def crop_ragged(images: ImageBatch, matrix: Tensor) -> Tensor:
-        return fastpose.affine_crop(images, matrix, (6, 7)) * 2
+        return fastpose.affine_crop(images, matrix, (6, 7), resample="bicubic") * 2
 
     matrix = random_matrices(3).to(device)
     dense = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 9, 9, 3), dtype=np.uint8)).to(device)
     assert torch.equal(crop(dense, matrix), fastpose.affine_crop(dense, matrix, (6, 7)) * 2)
     ragged = ImageBatch.from_list(random_images(3)).to(device)
-    assert torch.equal(crop_ragged(ragged, matrix), fastpose.affine_crop(ragged, matrix, (6, 7)) * 2)
+    expected = fastpose.affine_crop(ragged, matrix, (6, 7), resample="bicubic") * 2
+    assert torch.equal(crop_ragged(ragged, matrix), expected)
 
 
-def test_threads_give_the_same_bits() -> None:
+@each_resampling
+def test_threads_give_the_same_bits(resample: str) -> None:
     images, matrix = ImageBatch.from_list(random_images(6)), random_matrices(6)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = fastpose.affine_crop(images, matrix, (64, 64))
+        one = fastpose.affine_crop(images, matrix, (64, 64), resample=resample)
         torch.set_num_threads(4)
-        assert torch.equal(one, fastpose.affine_crop(images, matrix, (64, 64)))
+        assert torch.equal(one, fastpose.affine_crop(images, matrix, (64, 64), resample=resample))
     finally:
         torch.set_num_threads(threads)
 
@@ -293,6 +328,39 @@ def test_within_half_a_grey_level_of_opencv_on_real_images(real_data: Path, devi
             expected = cv2.warpAffine(image, matrix[b].numpy().astype(np.float64), (256, 256), flags=flags)
             worst = max(worst, float((out[b].permute(1, 2, 0) - torch.from_numpy(expected)).abs().max()))
     assert worst <= 0.53
+
+
+ENLARGING = torch.tensor([[[0.4, 0.1, 20.0], [-0.1, 0.4, 30.0]], [[0.7, -0.3, -10.0], [0.3, 0.7, -12.0]]])
+
+
+def waves(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([128 + 90 * np.sin(x / 9 + c) * np.cos(y / 7 - c) for c in range(3)], -1).astype(np.uint8)
+
+
+def test_bicubic_is_opencv_s(device: torch.device) -> None:
+    """Of float32 pixels, as OpenCV rounds bytes. Before version 5 it rounds places to 1/32 px: in this smooth picture,
+    of up to 10 and 13 grey levels per pixel in x and in y, that is less than half a level."""
+    image = waves(120, 160)
+    out = fastpose.affine_crop(torch.from_numpy(image).to(device), ENLARGING.to(device), (90, 100), resample="bicubic")
+    bound = 1e-3 if int(cv2.__version__.split(".")[0]) >= 5 else 0.5
+    for crop, matrix in zip(out.cpu(), ENLARGING.double().numpy(), strict=True):
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        expected = cv2.warpAffine(image.astype(np.float32), matrix, (100, 90), flags=flags)
+        np.testing.assert_allclose(crop.permute(1, 2, 0).numpy(), expected, rtol=0, atol=bound)
+
+
+def test_bicubic_is_grid_sample_s(device: torch.device) -> None:
+    """As transformers' Sapiens2 processor calls it, of noise, up to how its coordinates round."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)).to(device)
+    matrix = ENLARGING.to(device)
+    y, x = torch.meshgrid(torch.arange(90.0, device=device), torch.arange(100.0, device=device), indexing="ij")
+    source = torch.einsum("brc,hwc->bhwr", matrix, torch.stack([x, y, torch.ones_like(x)], -1))
+    grid = 2 * source / torch.tensor([159.0, 119.0], device=device) - 1
+    pixels = image.permute(2, 0, 1).float().expand(2, 3, 120, 160)
+    expected = torch.nn.functional.grid_sample(pixels, grid, "bicubic", "zeros", align_corners=True)
+    out = fastpose.affine_crop(image, matrix, (90, 100), resample="bicubic")
+    torch.testing.assert_close(out, expected, rtol=0, atol=0.02)
 
 
 def test_offsets_beyond_four_gibibytes(device: torch.device) -> None:

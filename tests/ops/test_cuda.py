@@ -34,6 +34,10 @@ def crop_to_bfloat16(frames: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
     return (fastpose.affine_crop(frames, matrix, (48, 128), color=COLOR, **options),)
 
 
+def bicubic_crop(frames: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
+    return (fastpose.affine_crop(frames, matrix, (48, 130), color=COLOR, resample="bicubic"),)
+
+
 def matrices(center: Tensor, scale: Tensor, rotation: Tensor, flip: Tensor) -> tuple[Tensor, ...]:
     return (fastpose.crop_to_image_matrix(center, scale, rotation, (64, 48), flip=flip),)
 
@@ -118,6 +122,7 @@ def inputs_of(call: Call, seed: int = 0) -> list[Tensor]:
     return {
         crop: [images.data, images.offsets, images.sizes, matrix, torch.arange(batch) % 4],
         crop_to_bfloat16: [frames, upright],
+        bicubic_crop: [frames, upright],
         matrices: [joints[:, 0], 1 + visible[:, :2], 40 * visible[:, 0], flip],
         points: [joints, matrix],
         swap: [joints, visible, flip],
@@ -139,6 +144,7 @@ def inputs_of(call: Call, seed: int = 0) -> list[Tensor]:
 FORWARD = [
     crop,
     crop_to_bfloat16,
+    bicubic_crop,
     matrices,
     points,
     swap,

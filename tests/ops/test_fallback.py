@@ -143,6 +143,9 @@ def test_without_float64_the_other_ops_are_what_they_are(no_float64: NoFloat64) 
         crops = affine_crop.plain_affine_crop(
             batch.data, batch.offsets, batch.sizes, matrix, None, None, 9, 11, 0.0, torch.float32, False
         )
+        cubic = affine_crop.plain_affine_crop(
+            batch.data, batch.offsets, batch.sizes, matrix, None, None, 9, 11, 5.0, torch.float32, False, 1
+        )
         target = render_heatmaps.plain_render_heatmaps(points, visible, 13, 18, 1.0, 0, torch.float32)
         loss = heatmap_mse_loss.plain_heatmap_mse_loss(pred, *rest)
         gradient = heatmap_mse_loss.plain_heatmap_mse_loss_backward(torch.ones(()), pred, *rest)
@@ -150,6 +153,7 @@ def test_without_float64_the_other_ops_are_what_they_are(no_float64: NoFloat64) 
         swapped = swap_pairs.plain_swap_pairs(points, visible, flip, order)
     close = torch.testing.assert_close
     close(crops, fastpose.affine_crop(batch, matrix, (9, 11)), rtol=0, atol=0.04)
+    close(cubic, fastpose.affine_crop(batch, matrix, (9, 11), fill=5.0, resample="bicubic"), rtol=0, atol=0.08)
     close(target, fastpose.render_heatmaps(points, visible, (13, 18)))
     leaf = pred.clone().requires_grad_()
     expected = fastpose.heatmap_mse_loss(leaf, points, visible, missing="ignore", joint_weights=torch.ones(16))
@@ -202,16 +206,19 @@ def test_centres_are_rounded_as_in_float64() -> None:
 
 @pytest.mark.parametrize("size", [(300, 300), (150, 150), (1, 70_000)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_crops_made_in_parts_are_whole(size: tuple[int, int], channels_last: bool) -> None:
+@pytest.mark.parametrize("resample", affine_crop.RESAMPLING)
+def test_crops_made_in_parts_are_whole(size: tuple[int, int], channels_last: bool, resample: str) -> None:
     """Parts of 65,536 pixels: some rows of one crop, some crops, a row that is longer."""
     images, matrix = random_images(5, largest=400), random_matrices(5) * torch.tensor([[0.5, 0.5, 8.0]])
     batch, color = ImageBatch.from_list(images), torch.rand(5, 3, 4)
     tables = (batch.data, batch.offsets, batch.sizes, matrix, None, color)
-    out = affine_crop.plain_affine_crop(*tables, *size, 9.0, torch.float32, channels_last)
+    how = affine_crop.RESAMPLING.index(resample)
+    out = affine_crop.plain_affine_crop(*tables, *size, 9.0, torch.float32, channels_last, how)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    expected = fastpose.affine_crop(batch, matrix, size, color=color, fill=9.0, memory_format=layout)
+    options = {"color": color, "fill": 9.0, "memory_format": layout, "resample": resample}
+    expected = fastpose.affine_crop(batch, matrix, size, **options)
     assert out.is_contiguous(memory_format=layout)
-    torch.testing.assert_close(out, expected, rtol=0, atol=0.1)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0.2)
 
 
 def test_what_cannot_be_checked_without_waiting_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:

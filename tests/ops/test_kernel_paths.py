@@ -88,8 +88,9 @@ def inside_and_across(size: tuple[int, int]) -> Tensor:
 
 
 @functools.cache
-def expected_inside_and_across(size: tuple[int, int]) -> NDArray[Any]:
-    return reference.affine_crop([pixels_of(*LARGE)], inside_and_across(size), size, fill=114.0, dtype=np.float64)
+def expected_inside_and_across(size: tuple[int, int], resample: str = "bilinear") -> NDArray[Any]:
+    image, matrix = pixels_of(*LARGE), inside_and_across(size)
+    return reference.affine_crop([image], matrix, size, fill=114.0, dtype=np.float64, resample=resample)
 
 
 def assert_crop(out: Tensor, expected: NDArray[Any], gain: float = 1.0) -> None:
@@ -115,6 +116,29 @@ def test_crops_inside_and_across_every_border(
     )
     assert out.is_contiguous(memory_format=memory_format)
     assert_crop(out, expected_inside_and_across(size))
+
+
+@each("size, dtype, memory_format", *pairs(CROP_SIZES, [*FLOATS[:3], torch.uint8], FORMATS))
+def test_bicubic_crops_inside_and_across_every_border(
+    device: torch.device, size: tuple[int, int], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    image, options = torch.from_numpy(pixels_of(*LARGE)).to(device), {"dtype": dtype, "memory_format": memory_format}
+    matrix = inside_and_across(size).to(device)
+    out = fastpose.affine_crop(image, matrix, size, fill=114.0, resample="bicubic", **options)
+    assert out.is_contiguous(memory_format=memory_format)
+    # Cubic convolution is up to twice as steep as the straight line between two pixels.
+    assert_crop(out, expected_inside_and_across(size, "bicubic"), gain=2.0)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+def test_bicubic_taps_of_images_smaller_than_their_reach(device: torch.device, side: int) -> None:
+    """The image is all its memory holds, so that a read beyond either end is seen by an address sanitizer."""
+    image, size = pixels_of(side, side + 1), (12, 14)
+    shifts = [(dx / 4 - 4, dy / 4 - 4) for dx in range(4) for dy in range(4)]
+    matrix = torch.tensor([[[1.0, 0, dx], [0, 1, dy]] for dx, dy in shifts])
+    options = {"fill": 9.0, "resample": "bicubic"}
+    out = fastpose.affine_crop(torch.from_numpy(image).to(device), matrix.to(device), size, **options)
+    assert_crop(out, reference.affine_crop(image, matrix, size, dtype=np.float64, **options))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)

@@ -72,6 +72,10 @@ def crop_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
             options["color"] = colors
         index = torch.arange(96) % len(images)
         yield f"crop {size} {dtype} {layout}", fastpose.affine_crop(ragged, m, size, image_index=index, **options)
+        if dtype != torch.uint8:
+            options["resample"] = "bicubic"
+            bicubic = fastpose.affine_crop(ragged, m, size, image_index=index, **options)
+            yield f"bicubic crop {size} {dtype} {layout}", bicubic
     window = torch.randint(0, 256, (40, 90, 3), dtype=torch.uint8, generator=generator)[3:37, 5:81]
     yield "crop of a window", fastpose.affine_crop(window, matrices(96, generator), (24, 130))
 
