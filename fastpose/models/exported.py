@@ -250,7 +250,7 @@ def metadata(network: PixelsToPoints) -> dict[str, Any]:
         "color_order": "rgb",
         "udp": options.udp,
         **dataclasses.asdict(network.decode),
-        "flip_shift": network.decode.shifts(options.udp),
+        "flip_shift": options.simcc is None and network.decode.shifts(options.udp),
         "targets": "heatmap" if options.simcc is None else "simcc",
         **({} if options.simcc is None else {"split_ratio": options.split_ratio}),
     }
