@@ -25,7 +25,7 @@ from fastpose.engine.epoch import NotFiniteError
 from fastpose.engine.folder import check_resumable, check_unused, run_folder
 from fastpose.engine.loading import make_loader
 from fastpose.engine.run import Run
-from fastpose.models.checkpoint import CheckpointError
+from fastpose.models.checkpoint import CheckpointError, has_checkpoint
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import make_network
 from fastpose.models.own import check_trains_on
@@ -224,6 +224,10 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
             "or choose --flip 0 --flip_test false",
             skeleton.name,
         )
+    if resume and ranks.same(
+        lambda: has_checkpoint(folder)
+    ):  # whose weights come next, so that no other file is needed
+        network = dataclasses.replace(network, weights="", backbone_weights="")
     model = make_network(
         network,
         skeleton,

@@ -38,8 +38,9 @@ from fastpose.engine.resume import DATA, KEPT, errors_of, parts_of, refuse_chang
 from fastpose.engine.schedule import LearningRate, ScheduleOptions, make_optimizer
 from fastpose.engine.step import TargetOptions, TrainStep
 from fastpose.files import append_line, read_file, read_lines, write_json, write_yaml
-from fastpose.models.checkpoint import CheckpointError, load_latest, previous_path, save_checkpoint
+from fastpose.models.checkpoint import CheckpointError, has_checkpoint, load_latest, save_checkpoint
 from fastpose.models.decoding import Decoder
+from fastpose.models.hf import is_hf
 from fastpose.models.network import skeleton_of
 from fastpose.models.own import outputs_of, outputs_text
 from fastpose.option import typed
@@ -87,7 +88,7 @@ class Run:
         self.folder, self.name, self.config, self.schedule = folder, name, config, schedule
         self.ranks = ranks = train_loader.ranks
         self.again = f"{started_as(ranks.count, ranks.local_count)} --resume {folder}"
-        if model := config.get("model"):  # which config.yaml alone may not choose
+        if (model := config.get("model")) and not is_hf(model):  # which config.yaml alone may not choose
             self.again += f" --model {model}"
         self.train_loader, self.valid_loader = train_loader, valid_loader
         self.scorer, self.decoder = scorer, decoder
@@ -349,8 +350,7 @@ class Run:
         `settings_of`: makes today's settings of the config of a checkpoint.
         """
         last, data = self.folder / "last.pt", self.progress
-        found = last.exists() or previous_path(last).exists()
-        read = self.ranks.same(lambda: load_latest(last) if found else None)
+        read = self.ranks.same(lambda: load_latest(last) if has_checkpoint(self.folder) else None)
         if read is None:
             print(f"no checkpoint in {self.folder} to go on from: training from the beginning", flush=True)
             return

@@ -197,6 +197,12 @@ def load_latest(path: Path) -> tuple[dict[str, Any], Path]:
         return contents, previous_path(path)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run's folder has a checkpoint to go on from."""
+    last = folder / "last.pt"
+    return last.exists() or previous_path(last).exists()
+
+
 def previous_path(path: Path) -> Path:
     """last.pt -> last.prev.pt"""
     return path.with_suffix(".prev" + path.suffix)

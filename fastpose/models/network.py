@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastpose.files import check_is_file
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
+from fastpose.models.hf import hf_network, is_hf, load_hf_network, shown
 from fastpose.models.own import check_outputs, make_own_model, names_of
 from fastpose.models.pose_resnet import pose_resnet
 from fastpose.models.rtmpose import NAMES as RTMPOSE
@@ -35,7 +36,8 @@ class NetworkOptions:
 
     model: str = option(
         "",
-        "another network than the ResNet that depth and head describe: rtmpose-t, -s, -m or -l; or one's own, "
+        "another network than the ResNet that depth and head describe: rtmpose-t, -s, -m or -l; hf:NAME, "
+        "hf:config.json or hf:FOLDER, ViTPose or Sapiens2 of transformers (nothing is downloaded); or one's own, "
         "PACKAGE.MODULE:FACTORY, called with the number of joints; it maps images [B, 3, H, W] to heatmaps [B, K, H/4, "
         "W/4] or, with targets simcc, to vectors [B, K, W * split_ratio] and [B, K, H * split_ratio]",
     )
@@ -61,7 +63,8 @@ class NetworkOptions:
     )
     size: tuple[int, int] = option(
         (256, 256),
-        "height and width of the network's input, pixels, multiples of 32 (with --model of 4); heatmaps have a quarter",
+        "height and width of the network's input, pixels, multiples of 32 (with --model of 4, with hf: of 16); "
+        "heatmaps have a quarter",
     )
     udp: bool = option(
         False, "unbiased data processing: crops and heatmaps are measured from first to last pixel centre"
@@ -77,12 +80,15 @@ class NetworkOptions:
         "standard deviations in x and y of the Gaussians that SimCC's vectors are taught, bins; empty: the square root "
         "of an eighth of the input's width and height, RTMPose's (4.9 and 5.66 for 256 192)",
     )
+    drop_path: float = option(
+        0.0, "share of a sample's residual branches that are left out in training, with --model hf:; 0: none"
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "channels")
         if self.own_code:
             names_of(self.model)
-        step = 4 if self.own_code else 32
+        step = 4 if self.own_code else 16 if self.of_transformers else 32
         if len(self.size) != 2 or any(side < step or side % step for side in self.size):
             raise OptionError(
                 "size", f"expected height and width, positive multiples of {step} pixels, got {list(self.size)}"
@@ -92,6 +98,10 @@ class NetworkOptions:
             raise OptionError("targets", f"{self} returns {returned}, got {self.targets}")
         if len(self.simcc_sigma) not in (0, 2) or not all(0.0 < sigma < math.inf for sigma in self.simcc_sigma):
             raise OptionError("simcc_sigma", f"expected two positive numbers of bins, got {list(self.simcc_sigma)}")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise OptionError("drop_path", f"expected a share from 0 to below 1, got {self.drop_path}")
+        if self.drop_path and not self.of_transformers:
+            raise OptionError("drop_path", f"it is for --model hf:, and {self} has none, got {self.drop_path}")
         if self.simcc is not None:
             try:
                 bins_of(self.size, self.split_ratio)
@@ -101,12 +111,19 @@ class NetworkOptions:
     @property
     def own_code(self) -> bool:
         """Whether the network is made by code that is not fastpose's."""
-        return self.model not in ("", *RTMPOSE)
+        return self.model not in ("", *RTMPOSE) and not self.of_transformers
+
+    @property
+    def of_transformers(self) -> bool:
+        """Whether the network is one of Hugging Face's transformers."""
+        return is_hf(self.model)
 
     @property
     def returns_vectors(self) -> bool:
         """Whether the network returns SimCC's vectors instead of heatmaps."""
-        return self.targets == "simcc" if self.own_code else bool(self.model) or self.head == "simcc"
+        if self.own_code:
+            return self.targets == "simcc"
+        return self.model in RTMPOSE if self.model else self.head == "simcc"
 
     @property
     def simcc(self) -> SimccVectors | None:
@@ -119,7 +136,7 @@ class NetworkOptions:
 
     def __str__(self) -> str:
         """The network, for messages."""
-        return f"network {self.model}" if self.model else f"ResNet-{self.depth} with {self.head} head"
+        return f"network {shown(self.model)}" if self.model else f"ResNet-{self.depth} with {self.head} head"
 
     def color(self) -> Tensor:
         """The colour map [3, 4] of what the network sees: ImageNet's normalisation. With `color_order` bgr the first
@@ -171,28 +188,38 @@ def make_network(
             read_weights, load_weights and load_backbone; or the weights are of another network.
     """
     torch.manual_seed(seed)
-    if options.backbone_weights and (options.own_code or options.weights):
-        other = f"--model {options.model}" if options.own_code else "--weights, which has a backbone too"
+    others_code = options.own_code or options.of_transformers
+    if options.backbone_weights and (others_code or options.weights):
+        other = f"--model {shown(options.model)}" if others_code else "--weights, which has a backbone too"
         raise OptionError(
             "backbone_weights", f"they go into a new ResNet or RTMPose of fastpose, and not together with {other}"
         )
-    model = new_network(options, skeleton.num_joints)
-    if options.backbone_weights:
-        print(load_backbone(model, read_weights_of(options, "backbone_weights")), flush=True)
     if options.weights:
         weights = read_weights_of(options, "weights")
         check_weights(weights, options)
-        new_joints = skeleton.num_joints if to_train else None
-        print(load_weights(model, weights, new_joints=new_joints), flush=True)
+        if options.of_transformers:
+            model, loaded = load_hf_network(
+                *(options.model, skeleton.num_joints, options.size, weights.path, weights.state),
+                drop_path=options.drop_path,
+                new_joints=to_train,
+            )
+        else:
+            model = new_network(options, skeleton.num_joints)
+            loaded = load_weights(model, weights, new_joints=skeleton.num_joints if to_train else None)
+        print(loaded, flush=True)
         if weights.color_order not in (None, "auto", options.color_order):
             trained = weights.color_order
             log.warning(
                 "%s: these weights were trained on %s images, and will see %s: --color_order %s gives them theirs",
                 *(weights.path, trained, options.color_order, trained),
             )
+    else:
+        model = new_network(options, skeleton.num_joints)
+        if options.backbone_weights:
+            print(load_backbone(model, read_weights_of(options, "backbone_weights")), flush=True)
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]  # not in its stub
-    if options.own_code:
-        check_outputs(model, options.model, skeleton.num_joints, options.size, options.simcc)
+    if others_code:
+        check_outputs(model, shown(options.model), skeleton.num_joints, options.size, options.simcc)
     return model
 
 
@@ -200,6 +227,8 @@ def new_network(options: NetworkOptions, num_joints: int) -> nn.Module:
     """The network that the options describe, on the CPU, with random weights."""
     if options.own_code:
         return make_own_model(options.model, num_joints)
+    if options.of_transformers:
+        return hf_network(options.model, num_joints, options.size, drop_path=options.drop_path)[0]
     channels, size, split_ratio = options.channels, options.size, options.split_ratio
     if options.model:
         name: Any = options.model
@@ -210,7 +239,7 @@ def new_network(options: NetworkOptions, num_joints: int) -> nn.Module:
 
 def check_weights(weights: Weights, options: NetworkOptions) -> None:
     """Raises OptionError, saying what to do, if weights are of another network than the options describe."""
-    if options.own_code:
+    if options.own_code or options.of_transformers:
         return  # the names decide
     check_pose_network("weights", weights)
     has = {"model": weights.model, "depth": weights.depth, "head": weights.head, "channels": weights.channels}

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from fastpose.models.checkpoint import FORMAT, check_checkpoint, read_contents, save_contents
+from fastpose.models.hf import shown
 from fastpose.models.pickles import Unknown
 from fastpose.models.pose_resnet import Head, PoseResNet
 from fastpose.models.resnet import resnet_depth
@@ -70,7 +71,7 @@ class Weights:
     def __str__(self) -> str:
         """What was recognised, in one line, without the file's name."""
         if own := (self.checkpoint or {}).get("config", {}).get("model"):
-            return f"network {own} of fastpose"
+            return f"network {shown(own)} of fastpose"
         name = f"ResNet-{self.depth}" if self.depth else self.architecture or "network of unknown architecture"
         name = f"{name} of {self.model}" if self.model else name
         parts = [f"{name} in the layout of {self.origin}" if self.origin else name]

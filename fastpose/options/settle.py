@@ -13,6 +13,7 @@ from fastpose.data.dataset import DATA_FILES, DATA_READING
 from fastpose.data.datasets import dataset_named, dataset_with_joints
 from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
 from fastpose.models.checkpoint import CheckpointError
+from fastpose.models.hf import image_size, is_hf, settled
 from fastpose.models.network import check_pose_network, color_order_of_weights
 from fastpose.models.weights import Weights
 from fastpose.ops.decode_simcc import REFINEMENTS as SIMCC_REFINEMENTS
@@ -53,7 +54,8 @@ def settle(
     have these that named none.
 
     A network of the user's own is code that will run, and whoever wrote a file must not choose it: a `model` that only
-    a file names is refused.
+    a file names is refused. A network of transformers runs the installed package's code alone, so a file may name it;
+    `model` then becomes its config, so that a run needs the folder no more.
 
     Args:
         asked, recipe, run, weights, instead: see above; values by their flat names.
@@ -85,6 +87,8 @@ def settle(
                 values["head"] = level.get("head", "simcc")
             break
     try:
+        if isinstance(values["model"], str) and is_hf(values["model"]):
+            values |= _of_transformers(values, named, begins=run is None and weights is None)
         settings = Settings.of(values)
     except (TypeError, OptionError) as error:
         if weights is not None and _is_inherited(error, wanted):
@@ -116,6 +120,21 @@ def settle(
     if reads_data and is_pack(Path(values["data_root"])):
         values |= _packed(values, asked, {**inherited, **(recipe or {})}, called or {})
     return Settings.of(values)
+
+
+def _of_transformers(values: Mapping[str, Any], named: Mapping[str, Any], *, begins: bool) -> dict[str, Any]:
+    """What `--model hf:` stands for: the config itself, in place of the file that has it, the size it is for unless
+    one is named and, if a training `begins`, the folder's weights unless others are named."""
+    model, file = settled(values["model"])
+    found: dict[str, Any] = {"model": model}
+    if "size" not in named:
+        found["size"] = image_size(model) or values["size"]
+    if begins and not values["weights"]:
+        if file is not None:
+            found["weights"] = str(file)
+        elif Path(values["model"].removeprefix("hf:")).is_dir():
+            print(f"no model.safetensors in {values['model'].removeprefix('hf:')}: random weights", flush=True)
+    return found
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:

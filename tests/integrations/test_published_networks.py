@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks of mmpose and transformers in docs/own_model.md, evaluated from files with the names they have there."""
+"""The networks of mmpose in docs/own_model.md, evaluated from files with the names they have there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmpose.models import build_pose_estimator
-from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
 from fastpose import evaluate
 from fastpose.models.weights import load_weights, read_weights
@@ -66,19 +65,3 @@ def test_hrnet_of_mmpose(guide, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(network.eval()(images), estimator(images, None, mode="tensor"))
     assert "AP" in scores(path, "mmpose_networks:hrnet_w32", tmp_path)["coco"]
-
-
-def test_vitpose_of_transformers(guide, tmp_path, monkeypatch):
-    def from_pretrained(cls, name, *, num_labels, ignore_mismatched_sizes):
-        assert (name, ignore_mismatched_sizes) == ("usyd-community/vitpose-base-simple", True)
-        options = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
-        backbone = VitPoseBackboneConfig(image_size=SIZE, patch_size=(16, 16), out_indices=[2], **options)
-        return cls(VitPoseConfig(backbone_config=backbone, num_labels=num_labels, use_simple_decoder=True))
-
-    monkeypatch.setattr(VitPoseForPoseEstimation, "from_pretrained", classmethod(from_pretrained))
-    torch.manual_seed(0)
-    network = guide("vitpose").VitPose(17)
-    path = tmp_path / "vitpose.pth"
-    torch.save(network.state_dict(), path)
-    written = scores(path, "vitpose:VitPose", tmp_path, "--udp", "true", "--refine", "dark_udp")
-    assert "AP" in written["coco"]
