@@ -423,6 +423,7 @@ AffineCropParams = struct(
     image_height=I32, image_width=I32, image_index=P, crop_to_image=P,
     color=P, color_stride=I64, color_of_all=F32 * 12, fill=F32,
     out=P, kind=I32, out_strides=MapStrides, batch=I64, height=I32, width=I32, resample=I32,
+    erase=P, boxes=I64,
 )
 # fmt: on
 

@@ -172,9 +172,8 @@ void crop_inner(const CropRow& row, Span span, T* out, const MapStrides& strides
 template <typename T>
 void crop_rows(const AffineCropParams& p, int64_t b, int row_begin, int row_end) {
   CropRow row{image_of_crop(p, b), p.crop_to_image + 6 * b, color_of_crop(p, b), 0, p.width};
-  const float rgb[3] = {p.fill, p.fill, p.fill};
   T outside[3];
-  for (int c = 0; c < 3; ++c) outside[c] = to_output<T>(apply_color(row.color, c, rgb));
+  outside_values(p, b, outside);
   for (row.y = row_begin; row.y < row_end; ++row.y) {
     T* out = static_cast<T*>(p.out) + b * p.out_strides.b + row.y * p.out_strides.y;
     const Span touching = touching_span(row), inner = inner_span(row);
@@ -209,6 +208,20 @@ void bicubic_rows(const AffineCropParams& p, int64_t b, int row_begin, int row_e
   }
 }
 
+template <typename T>
+void erase_boxes(const AffineCropParams& p, int64_t b, int band) {
+  T outside[3];
+  outside_values(p, b, outside);
+  for (int64_t n = 0; n < p.boxes; ++n) {
+    const PixelBox box = erased_in_band(p, b, n, band);
+    for (int y = box.y_begin; y < box.y_end; ++y) {
+      T* out = static_cast<T*>(p.out) + b * p.out_strides.b + y * p.out_strides.y;
+      for (int c = 0; c < 3; ++c)
+        for (int x = box.x_begin; x < box.x_end; ++x) out[c * p.out_strides.k + x * p.out_strides.x] = outside[c];
+    }
+  }
+}
+
 void affine_crop_cpu(const AffineCropParams& p) {
   for (int64_t b = 0; b < p.batch; ++b) {
     if (image_of_crop(p, b).pixels != nullptr) continue;
@@ -220,17 +233,17 @@ void affine_crop_cpu(const AffineCropParams& p) {
   const SimdLevel level = simd_level();
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    // Bands of rows, so that one large crop also spreads over the threads.
-    const int band = 32, bands = (p.height + band - 1) / band;
+    const int bands = (p.height + kBand - 1) / kBand;
     parallel_for("affine_crop", 0, p.batch * bands, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int row = static_cast<int>(i % bands) * band;
-        const int row_end = std::min(row + band, p.height);
+        const int band = static_cast<int>(i % bands), row = band * kBand;
+        const int row_end = std::min(row + kBand, p.height);
         if (p.resample == Resample::kBicubic) {
           with_simd(level, [&] { bicubic_rows<T>(p, i / bands, row, row_end); });
         } else {
           with_simd(level, [&] { crop_rows<T>(p, i / bands, row, row_end); });
         }
+        erase_boxes<T>(p, i / bands, band);
       }
     });
   };
@@ -304,7 +317,7 @@ std::optional<Tensor> set_color(const char* op, AffineCropParams& params, const 
 Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, const std::optional<Tensor>& sizes,
                    const Tensor& crop_to_image, const std::optional<Tensor>& image_index,
                    const std::optional<Tensor>& color, int64_t height, int64_t width, double fill, ScalarType dtype,
-                   bool channels_last, int64_t resample) {
+                   bool channels_last, int64_t resample, const std::optional<Tensor>& erase) {
   constexpr const char* op = "affine_crop";
   AffineCropParams params{};
   set_images(op, params, images, offsets, sizes);
@@ -332,6 +345,16 @@ Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, c
     fail(op, ": without image_index there must be one image per crop, or one for all; got ", params.images,
          " images and ", params.batch, " crops");
   }
+  std::optional<Tensor> boxes;
+  if (erase) {
+    Argument(op, "erase", *erase)
+        .shape({params.batch, -1, 4}, "[B, N, 4]")
+        .type({ScalarType::Float})
+        .on_device_of(images, "images");
+    boxes = contiguous(op, "erase", *erase);
+    params.erase = data<float>(*boxes);
+    params.boxes = boxes->size(1);
+  }
   const std::optional<Tensor> colors = set_color(op, params, images, color);
   const MapLayout layout = channels_last ? MapLayout::kChannelsLast : MapLayout::kPlanar;
   Tensor out = empty_on(op, "crops", images, {params.batch, 3, height, width}, dtype, layout);
@@ -353,6 +376,6 @@ Tensor affine_crop(const Tensor& images, const std::optional<Tensor>& offsets, c
 FASTPOSE_REGISTER(affine_crop,
                   "(Tensor images, Tensor? offsets, Tensor? sizes, Tensor crop_to_image, Tensor? image_index,"
                   " Tensor? color, SymInt height, SymInt width, float fill, ScalarType dtype, bool channels_last,"
-                  " int resample=0) -> Tensor");
+                  " int resample=0, Tensor? erase=None) -> Tensor");
 
 }  // namespace fastpose

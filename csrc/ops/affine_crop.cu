@@ -238,6 +238,27 @@ cudaError_t launch_bicubic(const AffineCropParams& params, cudaStream_t stream) 
                 BicubicCrop{params, tiles_x, tiles_y, tiles});
 }
 
+// Boxes of crops that are made already. A block has one band of one box, each of its warps a row at a time. Boxes may
+// overlap: they write the same.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) erase_kernel(const __grid_constant__ AffineCropParams p) {
+  const int bands = (p.height - 1) / kBand + 1;
+  const int64_t items = p.batch * p.boxes * bands;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const int64_t box = item / bands, b = box / p.boxes;
+    const PixelBox pixels = erased_in_band(p, b, box - b * p.boxes, static_cast<int>(item - box * bands));
+    if (pixels.x_begin >= pixels.x_end || pixels.y_begin >= pixels.y_end) continue;
+    if (image_of_crop(p, b).pixels == nullptr) continue;  // such a crop stays what it is
+    T outside[3];
+    outside_values(p, b, outside);
+    for (int y = pixels.y_begin + threadIdx.x / 32; y < pixels.y_end; y += kThreads / 32) {
+      T* out = static_cast<T*>(p.out) + b * p.out_strides.b + y * p.out_strides.y;
+      for (int x = pixels.x_begin + threadIdx.x % 32; x < pixels.x_end; x += 32)
+        for (int c = 0; c < 3; ++c) out[c * p.out_strides.k + x * p.out_strides.x] = outside[c];
+    }
+  }
+}
+
 // Whether one colour map serves all crops and its output channels each take one input channel alone. An infinite fill
 // times a 0 that is left out would be NaN.
 bool is_diagonal(const AffineCropParams& p) {
@@ -270,9 +291,13 @@ cudaError_t launch_layout(const AffineCropParams& params, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t launch_type(const AffineCropParams& params, cudaStream_t stream) {
-  if (params.resample == Resample::kBicubic) return launch_bicubic<T>(params, stream);
-  return has_layout(params.out_strides, MapLayout::kChannelsLast, 3) ? launch_layout<T, true>(params, stream)
-                                                                     : launch_layout<T, false>(params, stream);
+  const bool channels_last = has_layout(params.out_strides, MapLayout::kChannelsLast, 3);
+  const cudaError_t error = params.resample == Resample::kBicubic ? launch_bicubic<T>(params, stream)
+                            : channels_last                       ? launch_layout<T, true>(params, stream)
+                                                                  : launch_layout<T, false>(params, stream);
+  if (error != cudaSuccess || params.boxes == 0) return error;
+  const int64_t bands = (params.height - 1) / kBand + 1;
+  return launch(erase_kernel<T>, grid_for(params.batch * params.boxes * bands, 1), kThreads, stream, params);
 }
 
 }  // namespace

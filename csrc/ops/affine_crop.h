@@ -35,6 +35,9 @@ struct AffineCropParams {
   int64_t batch;
   int height, width;
   Resample resample;
+
+  const float* erase;  // [B, boxes, 4] (x0, y0, x1, y1) in crop pixels, or null
+  int64_t boxes;
 };
 
 struct ImageView {
@@ -345,6 +348,43 @@ FASTPOSE_HOST_DEVICE void crop_one_pixel(const AffineCropParams& p, const ImageV
 
 FASTPOSE_HOST_DEVICE const float* color_of_crop(const AffineCropParams& p, int64_t b) {
   return p.color != nullptr ? p.color + b * p.color_stride : p.color_of_all;
+}
+
+// ---- Erased boxes ---------------------------------------------------------------------------------------------------
+
+constexpr int kBand = 32;  // rows: so that one large crop, or box, also spreads over the threads
+
+// Some pixels of a crop; none where an end is not behind its beginning.
+struct PixelBox {
+  int x_begin, x_end, y_begin, y_end;
+};
+
+// The whole numbers in [low, high), of those in [begin, end). NaN: none.
+FASTPOSE_HOST_DEVICE void clip_to_whole(float low, float high, int& begin, int& end) {
+  if (!(low < high)) {
+    end = begin;
+    return;
+  }
+  const float first = static_cast<float>(begin), last = static_cast<float>(end);  // up to 2^24: exact
+  begin = static_cast<int>(fminf(fmaxf(ceilf(low), first), last));
+  end = static_cast<int>(fminf(fmaxf(ceilf(high), first), last));
+}
+
+// The part of box n of crop b that lies in one band of rows.
+FASTPOSE_HOST_DEVICE PixelBox erased_in_band(const AffineCropParams& p, int64_t b, int64_t n, int band) {
+  const float* box = p.erase + 4 * (b * p.boxes + n);
+  const int y_begin = band * kBand, left = p.height - y_begin;
+  PixelBox pixels{0, p.width, y_begin, y_begin + (left < kBand ? left : kBand)};
+  clip_to_whole(box[0], box[2], pixels.x_begin, pixels.x_end);
+  clip_to_whole(box[1], box[3], pixels.y_begin, pixels.y_end);
+  return pixels;
+}
+
+// What a pixel holds that is erased, or all of whose taps lie outside the image.
+template <typename T>
+FASTPOSE_HOST_DEVICE void outside_values(const AffineCropParams& p, int64_t b, T (&values)[3]) {
+  const float rgb[3] = {p.fill, p.fill, p.fill};
+  for (int c = 0; c < 3; ++c) values[c] = to_output<T>(apply_color(color_of_crop(p, b), c, rgb));
 }
 
 #ifdef FASTPOSE_WITH_CUDA

@@ -26,6 +26,7 @@ def affine_crop(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
     resample: Literal["bilinear", "bicubic"] = "bilinear",
+    erase: Tensor | None = None,
 ) -> Tensor:
     """Cut, rotate, scale, mirror, normalise and lay out a batch of crops in one pass over the pixels.
 
@@ -49,6 +50,9 @@ def affine_crop(
             `grid_sample`, and therewith transformers' Sapiens2 where it enlarges; PIL's and torchvision's antialiased
             bicubic have a = -0.5. It overshoots beside edges: floating crops leave the pixels' range by up to 45 % of
             it and are not clamped, as theirs are not; uint8 ones saturate.
+        erase: [B, N, 4] float32, N boxes (x0, y0, x1, y1) in each crop, in crop pixels. Pixels whose centres lie in
+            [x0, x1) × [y0, y1) are `fill`, as if they lay outside the image. A box that is empty or not a number
+            erases nothing, one that leaves the crop what is inside.
 
     Returns:
         [B, 3, h, w]. Not differentiable.
@@ -84,6 +88,7 @@ def affine_crop(
         dtype,
         memory_format == torch.channels_last,
         choose("resample", resample, RESAMPLING),
+        None if erase is None else float32("erase", erase),
     )
 
 
@@ -106,6 +111,7 @@ def plain_affine_crop(
     dtype: torch.dtype,
     channels_last: bool,
     resample: int = BILINEAR,
+    erase: Tensor | None = None,
 ) -> Tensor:
     """`affine_crop` in plain torch: of [N, H, W, 3] pixels, or of an ImageBatch's data, offsets and sizes.
 
@@ -113,7 +119,7 @@ def plain_affine_crop(
     pixel meanwhile. Dense images with gaps between their pixels are copied.
     """
     count = _expect_crop_arguments(
-        images, offsets, sizes, crop_to_image, image_index, color, height, width, fill, dtype, resample
+        images, offsets, sizes, crop_to_image, image_index, color, height, width, fill, dtype, resample, erase
     )
     batch, device = len(crop_to_image), images.device
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -143,7 +149,10 @@ def plain_affine_crop(
         maps = None if color is None else color[some]
         for y in range(0, height, rows):
             x_and_y = _source(crop_to_image[some], y, min(rows, height - y), width)
-            planes = _colored(sample(pixels, start[some], extent[some], *x_and_y, fill), maps)
+            rgb = sample(pixels, start[some], extent[some], *x_and_y, fill)
+            if erase is not None:
+                rgb = torch.where(_erased(erase[some], y, rgb.shape[2], width), fill, rgb)
+            planes = _colored(rgb, maps)
             for channel, plane in enumerate(planes):
                 if dtype == torch.uint8:
                     plane = plane.nan_to_num(0.0).round().clamp(0.0, 255.0)
@@ -163,6 +172,7 @@ def _expect_crop_arguments(
     fill: float,
     dtype: torch.dtype,
     resample: int,
+    erase: Tensor | None,
 ) -> int:
     """The number of images."""
     op, beside = "affine_crop", ("images", images)
@@ -202,6 +212,8 @@ def _expect_crop_arguments(
         expect(op, "color", color, (3, 4), "[3, 4]", beside=None if color.device.type == "cpu" else beside)
     elif color is not None:
         expect(op, "color", color, (batch, 3, 4), "[3, 4] or [B, 3, 4]", beside=beside)
+    if erase is not None:
+        expect(op, "erase", erase, (batch, -1, 4), "[B, N, 4]", beside=beside)
     return count
 
 
@@ -246,6 +258,17 @@ def _source(crop_to_image: Tensor, first_row: int, rows: int, width: int) -> tup
     x_source = torch.addcmul(m[1] * y + m[2], m[0], x)
     y_source = torch.addcmul(m[4] * y + m[5], m[3], x)
     return x_source.nan_to_num(-2.0, -2.0, -2.0), y_source.nan_to_num(-2.0, -2.0, -2.0)
+
+
+def _erased(erase: Tensor, first_row: int, rows: int, width: int) -> Tensor:
+    """Which pixels [b, rows, w] of some rows of crops lie in any of their boxes [b, N, 4]."""
+    x = torch.arange(width, device=erase.device)
+    y = torch.arange(first_row, first_row + rows, device=erase.device)[:, None]
+    erased = torch.zeros((len(erase), rows, width), dtype=torch.bool, device=erase.device)
+    for box in erase.unbind(1):
+        x0, y0, x1, y1 = box[..., None, None].unbind(1)
+        erased |= (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    return erased
 
 
 def _sample(pixels: Tensor, start: Tensor, extent: Tensor, x: Tensor, y: Tensor, fill: float) -> Tensor:
@@ -338,6 +361,7 @@ def _fake(
     dtype: torch.dtype,
     channels_last: bool,
     resample: int = BILINEAR,
+    erase: Tensor | None = None,
 ) -> Tensor:
     return torch.empty(
         (crop_to_image.size(0), 3, height, width),

@@ -100,6 +100,7 @@ def affine_crop(
     dtype: Any = np.float32,
     memory_format: Any = None,
     resample: str = "bilinear",
+    erase: ArrayLike | None = None,
 ) -> Array:
     """See `fastpose.affine_crop`. Returns [B, 3, h, w]; `memory_format` says nothing about an array's values."""
     _check(resample in ("bilinear", "bicubic"), f"resample must be 'bilinear' or 'bicubic', got {resample!r}")
@@ -119,6 +120,9 @@ def affine_crop(
         raise ValueError(f"without image_index there must be 1 or {batch} images, got {len(sources)}")
     colors = np.broadcast_to(np.eye(3, 4) if color is None else _array(color).astype(np.float64), (batch, 3, 4))
 
+    boxes = np.zeros((batch, 0, 4)) if erase is None else _array(erase).astype(np.float32)
+    _check(boxes.ndim == 3 and boxes.shape[::2] == (batch, 4), f"erase must be [B, N, 4], got {boxes.shape}")
+
     y, x = np.mgrid[:height, :width].astype(np.float64)
     out = np.empty((batch, 3, height, width))
     for b, m in enumerate(matrices):
@@ -126,6 +130,8 @@ def affine_crop(
             x_src = m[0, 0] * x + m[0, 1] * y + m[0, 2]
             y_src = m[1, 0] * x + m[1, 1] * y + m[1, 2]
         rgb = sample(sources[index[b]], x_src, y_src, fill)
+        for x0, y0, x1, y1 in boxes[b]:
+            rgb[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = fill
         out[b] = np.moveaxis(rgb @ colors[b, :, :3].T + colors[b, :, 3], -1, 0)
     if np.issubdtype(_dtype(dtype), np.integer):
         out = np.clip(np.rint(out), 0, 255)

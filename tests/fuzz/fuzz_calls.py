@@ -154,6 +154,7 @@ def affine_crop(a: Arguments) -> Case:
         "dtype": dtype,
         "memory_format": a.of(torch.contiguous_format, torch.channels_last),
         "resample": a.spoil(a.of("bilinear", "bicubic"), "nearest", 1, None),
+        "erase": a.optional((batch, a.whole(0, 3), 4), scale=a.of(4.0, 16.0)),
     }
     # Bicubic crops are up to twice as steep.
     largest = (2 if call["resample"] == "bicubic" else 1) * 260.0 * (1.0 if color is None else 40.0)

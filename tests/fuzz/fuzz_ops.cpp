@@ -819,13 +819,15 @@ void fuzz_crop(Call& c) {
   }
   const bool channels_last = c.choose.coin();
   const int64_t resample = whole(c, c.choose.between(0, 1), {kLeast, -1, 2, kMost});
+  const int64_t boxes = c.choose.between(0, 3);
+  const auto erase = maybe(c, {batch, boxes, 4}, ScalarType::Float, c.choose.of({4.0f, 16.0f}));
   maybe_fail_to_allocate(c);
   using Function = Tensor (*)(const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&, const Tensor&,
                               const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t, int64_t, double,
-                              ScalarType, bool, int64_t);
+                              ScalarType, bool, int64_t, const std::optional<Tensor>&);
   const auto out = run(c, [&] {
     return entry<Function>(kCrop)(pixels, offsets, sizes, matrix, index, color, height, width, fill, type,
-                                  channels_last, resample);
+                                  channels_last, resample, erase);
   });
   if (c.spoilt) return;
 
@@ -861,8 +863,14 @@ void fuzz_crop(Call& c) {
       // The definition's one use of float32: it is the type of source points.
       const float x = static_cast<float>(i % width), y = static_cast<float>(i / width);
       const float source_x = m[0] * x + (m[1] * y + m[2]), source_y = m[3] * x + (m[4] * y + m[5]);
-      Real rgb[3];
-      for (int channel = 0; channel < 3; ++channel)
+      bool erased = false;
+      for (int64_t n = 0; n < boxes && erase; ++n) {
+        const int64_t first = (b * boxes + n) * 4;
+        erased = erased || (x >= get(*erase, first) && y >= get(*erase, first + 1) && x < get(*erase, first + 2) &&
+                            y < get(*erase, first + 3));
+      }
+      Real rgb[3] = {static_cast<float>(fill), static_cast<float>(fill), static_cast<float>(fill)};
+      for (int channel = 0; channel < 3 && !erased; ++channel)
         rgb[channel] = (resample == 1 ? sample_cubic : sample)(of_crop[static_cast<size_t>(b)], source_x, source_y,
                                                                channel, static_cast<float>(fill));
       for (int channel = 0; channel < 3; ++channel) {

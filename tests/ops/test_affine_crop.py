@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -133,6 +134,60 @@ def test_color_can_mix_channels(device: torch.device) -> None:
     assert out.flatten().tolist() == [120.0, 80.0, 40.0]
 
 
+NAN, INF = float("nan"), float("inf")
+BOXES = torch.tensor(
+    [
+        [[3.0, 2.0, 20.0, 30.0], [-5.5, 60.25, 12.5, 99.0]],  # over two bands of rows, and over a corner
+        [[0.0, 0.0, 83.0, 70.0], [9.0, 9.0, 10.0, 10.0]],  # all of it
+        [
+            [10.5, 31.0, 11.0, 33.0],
+            [10.6, 31.0, 10.9, 70.0],
+        ],  # no centre between 10.5 and 11, nor between 10.6 and 10.9
+        [[-INF, 40.0, INF, 41.0], [50.0, -3e38, 50.5, 3e38]],  # a row and a column
+        [[NAN, 0.0, 30.0, 30.0], [0.0, 0.0, 30.0, NAN]],
+        [[30.0, 5.0, 20.0, 9.0], [200.0, 5.0, 210.0, 9.0]],  # the wrong way round, and outside
+    ]
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@each_resampling
+def test_erased_boxes_hold_the_fill_and_the_rest_keeps_its_bits(
+    device: torch.device, dtype: torch.dtype, memory_format: torch.memory_format, resample: str
+) -> None:
+    images, matrix, size = random_images(6), random_matrices(6), (70, 83)
+    color = torch.rand(6, 3, 4, generator=torch.Generator().manual_seed(0))
+    options = {"dtype": dtype, "memory_format": memory_format, "resample": resample, "color": color.to(device)}
+    crop = functools.partial(
+        fastpose.affine_crop, ImageBatch.from_list(images).to(device), matrix.to(device), size, fill=90.0, **options
+    )
+    out, whole = crop(erase=BOXES.to(device)), crop()
+    assert out.is_contiguous(memory_format=memory_format)
+    options = {"fill": 90.0, "resample": resample, "color": color.numpy()}
+    assert_matches_reference(out, images, matrix, size, scale=3.0, erase=BOXES, **options)
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    inside = torch.zeros(6, *size, dtype=torch.bool)
+    for box in BOXES.unbind(1):
+        x0, y0, x1, y1 = box[..., None, None].unbind(1)
+        inside |= (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    assert inside.sum((1, 2)).tolist() == [17 * 28 + 13 * 9, 70 * 83, 0, 83 + 70 - 1, 0, 0]
+    kept = ~inside[:, None].expand(out.shape)
+    assert torch.equal(out.cpu()[kept], whole.cpu()[kept])
+    assert torch.equal(crop(erase=BOXES[:, :0].to(device)), whole)
+
+
+def test_a_pixel_is_erased_if_its_centre_lies_in_the_box_by_hand(device: torch.device) -> None:
+    """Of 4 x 3 pixels the middle of row 1, at x = 1 and 2: 1 belongs to [1, 2.5), and so does 2."""
+    image = torch.full((3, 4, 3), 50, dtype=torch.uint8, device=device)
+    matrix, box = torch.eye(2, 3, device=device)[None], torch.tensor([[[1.0, 0.5, 2.5, 2.0]]], device=device)
+    color = fastpose.normalize_color((0.0,) * 3, (1.0,) * 3)
+    out = fastpose.affine_crop(image, matrix, (3, 4), erase=box, fill=255.0, color=color)
+    expected = torch.full((1, 3, 3, 4), 50 / 255)
+    expected[:, :, 1, 1:3] = 1.0
+    torch.testing.assert_close(out.cpu(), expected)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e9])
 @pytest.mark.parametrize("entry", range(6))
 @each_resampling
@@ -206,6 +261,10 @@ def test_bad_image_index_gives_nan_or_fill_on_cuda(bad: int, resample: str) -> N
     out = fastpose.affine_crop(batch, random_matrices(2).cuda(), (4, 4), **options)
     assert torch.isfinite(out[0]).all()
     assert torch.isnan(out[1]).all()
+    box = torch.tensor([[[0.0, 0.0, 2.0, 2.0]]], device="cuda").expand(2, 1, 4)
+    out = fastpose.affine_crop(batch, random_matrices(2).cuda(), (4, 4), erase=box, **options)
+    assert (out[0, :, :2, :2] == 0).all()
+    assert torch.isnan(out[1]).all()
     out = fastpose.affine_crop(batch, random_matrices(2).cuda(), (4, 4), dtype=torch.uint8, fill=9, **options)
     assert (out[1] == 9).all()
 
@@ -247,6 +306,8 @@ def test_tables_altered_after_validation_give_nan_or_fill_on_cuda(offset: int, r
         ({"fill": float("nan")}, "fill must be a finite pixel value"),
         ({"dtype": torch.int32}, "dtype must be"),
         ({"memory_format": torch.channels_last_3d}, "memory_format must be"),
+        ({"erase": torch.zeros(1, 4)}, r"erase must have shape \[B, N, 4\] = \[1, any, 4\], got Float \[1, 4\]"),
+        ({"erase": torch.zeros(2, 1, 4)}, r"erase must have shape \[B, N, 4\]"),
         ({"resample": "nearest"}, "resample must be one of 'bilinear', 'bicubic', got 'nearest'"),
         ({"image_index": torch.zeros(2, dtype=torch.int64)}, r"image_index must have shape \[B\]"),
     ],
@@ -272,6 +333,7 @@ def test_opcheck(device: torch.device) -> None:
         arguments = (batch.data, batch.offsets, batch.sizes, matrix, index, color, 6, 7, 0.0, dtype, channels_last)
         torch.library.opcheck(op, arguments)
         torch.library.opcheck(op, (*arguments, 1))
+        torch.library.opcheck(op, (*arguments, 0, torch.tensor([[[1.0, 1, 3, 3]]] * 2, device=device)))
     with pytest.raises(RuntimeError, match="affine_crop: unknown resample 2"):
         op(*arguments, 2)
     dense = torch.zeros(1, 5, 6, 3, dtype=torch.uint8, device=device)
@@ -281,7 +343,8 @@ def test_opcheck(device: torch.device) -> None:
 def test_compiles_without_a_graph_break(device: torch.device) -> None:
     @torch.compile(fullgraph=True, backend="aot_eager")
     def crop(images: Tensor, matrix: Tensor) -> Tensor:
-        return fastpose.affine_crop(images, matrix, (6, 7), memory_format=torch.channels_last) * 2
+        box = torch.tensor([[[1.0, 1, 3, 3]]] * 3, device=device)
+        return fastpose.affine_crop(images, matrix, (6, 7), memory_format=torch.channels_last, erase=box) * 2
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def crop_ragged(images: ImageBatch, matrix: Tensor) -> Tensor:
@@ -289,7 +352,8 @@ def test_compiles_without_a_graph_break(device: torch.device) -> None:
 
     matrix = random_matrices(3).to(device)
     dense = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 9, 9, 3), dtype=np.uint8)).to(device)
-    assert torch.equal(crop(dense, matrix), fastpose.affine_crop(dense, matrix, (6, 7)) * 2)
+    box = torch.tensor([[[1.0, 1, 3, 3]]] * 3, device=device)
+    assert torch.equal(crop(dense, matrix), fastpose.affine_crop(dense, matrix, (6, 7), erase=box) * 2)
     ragged = ImageBatch.from_list(random_images(3)).to(device)
     expected = fastpose.affine_crop(ragged, matrix, (6, 7), resample="bicubic") * 2
     assert torch.equal(crop_ragged(ragged, matrix), expected)

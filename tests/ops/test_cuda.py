@@ -38,6 +38,10 @@ def bicubic_crop(frames: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
     return (fastpose.affine_crop(frames, matrix, (48, 130), color=COLOR, resample="bicubic"),)
 
 
+def erased_crop(frames: Tensor, matrix: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+    return (fastpose.affine_crop(frames, matrix, (48, 130), color=COLOR, erase=boxes),)
+
+
 def matrices(center: Tensor, scale: Tensor, rotation: Tensor, flip: Tensor) -> tuple[Tensor, ...]:
     return (fastpose.crop_to_image_matrix(center, scale, rotation, (64, 48), flip=flip),)
 
@@ -123,6 +127,7 @@ def inputs_of(call: Call, seed: int = 0) -> list[Tensor]:
         crop: [images.data, images.offsets, images.sizes, matrix, torch.arange(batch) % 4],
         crop_to_bfloat16: [frames, upright],
         bicubic_crop: [frames, upright],
+        erased_crop: [frames, upright, joints.view(batch, 8, 4)],
         matrices: [joints[:, 0], 1 + visible[:, :2], 40 * visible[:, 0], flip],
         points: [joints, matrix],
         swap: [joints, visible, flip],
@@ -145,6 +150,7 @@ FORWARD = [
     crop,
     crop_to_bfloat16,
     bicubic_crop,
+    erased_crop,
     matrices,
     points,
     swap,

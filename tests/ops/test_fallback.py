@@ -212,10 +212,11 @@ def test_crops_made_in_parts_are_whole(size: tuple[int, int], channels_last: boo
     images, matrix = random_images(5, largest=400), random_matrices(5) * torch.tensor([[0.5, 0.5, 8.0]])
     batch, color = ImageBatch.from_list(images), torch.rand(5, 3, 4)
     tables = (batch.data, batch.offsets, batch.sizes, matrix, None, color)
-    how = affine_crop.RESAMPLING.index(resample)
-    out = affine_crop.plain_affine_crop(*tables, *size, 9.0, torch.float32, channels_last, how)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    options = {"color": color, "fill": 9.0, "memory_format": layout, "resample": resample}
+    box = torch.tensor([[[3.5, 0.0, 140.0, 160.0], [0.0, 70.0, 60_000.0, 90.0]]]).expand(5, 2, 4)
+    options = {"color": color, "fill": 9.0, "memory_format": layout, "resample": resample, "erase": box}
+    how = affine_crop.RESAMPLING.index(resample)
+    out = affine_crop.plain_affine_crop(*tables, *size, 9.0, torch.float32, channels_last, how, box)
     expected = fastpose.affine_crop(batch, matrix, size, **options)
     assert out.is_contiguous(memory_format=layout)
     torch.testing.assert_close(out, expected, rtol=0, atol=0.2)
@@ -234,6 +235,10 @@ def test_what_cannot_be_checked_without_waiting_is_nan(monkeypatch: pytest.Monke
         expected = fastpose.affine_crop(batch[0], matrix[:1], (4, 4), color=own)
         torch.testing.assert_close(out[:1], expected, rtol=0, atol=0.1)
         assert torch.isnan(out[1:]).all()
+        box = torch.tensor([[[0.0, 0.0, 2.0, 2.0]]]).expand(4, 1, 4)
+        out = affine_crop.plain_affine_crop(*tables, color, 4, 4, 0.0, torch.float32, False, 0, box)
+        assert torch.isfinite(out[:1]).all()
+        assert torch.isnan(out[1:3]).all()
         out = affine_crop.plain_affine_crop(*tables, color, 4, 4, 9.0, torch.uint8, False)
         assert (out[1:] == 9).all()
     matrix[0] = 0

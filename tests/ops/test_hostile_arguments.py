@@ -102,6 +102,7 @@ CALLS: dict[str, Call] = {
         (4, 4),
         image_index=of("image_index", torch.zeros(2, dtype=torch.int64)),
         color=of("color", torch.zeros(2, 3, 4)),
+        erase=of("erase", torch.tensor([[[1.0, 1, -3, -3]]] * 2)),
     ),
     "crop_to_image_matrix": lambda of: fastpose.crop_to_image_matrix(
         of("center", torch.ones(2, 2)),

@@ -24,6 +24,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("affine_crop", (IMAGES, MATRIX, (4, 5)), {"dtype": torch.uint8, "image_index": torch.tensor([1, 0])}),
     ("affine_crop", (IMAGES[0], MATRIX, (4, 5)), {"dtype": torch.bfloat16, "color": torch.eye(3, 4)}),
     ("affine_crop", (IMAGES, 0.6 * MATRIX, (4, 5)), {"resample": "bicubic"}),
+    ("affine_crop", (IMAGES, MATRIX, (4, 5)), {"erase": torch.tensor([[[1.0, 0, 3, 3]], [[0.3, 0.3, 0.6, 9]]])}),
     ("render_heatmaps", (POINTS, VISIBLE, (8, 8)), {"dtype": torch.float16}),
     ("heatmap_mse_loss", (MAPS.bfloat16().requires_grad_(), POINTS, VISIBLE), {"joint_weights": torch.ones(3)}),
     ("heatmap_mse_loss", (MAPS, POINTS, VISIBLE), {"hard_joints": 2}),
@@ -78,6 +79,7 @@ REFUSED: list[Callable[[Any], Any]] = [
     lambda f: f.jitter_color(torch.rand(2, 3, 4)),
     lambda f: f.affine_crop(IMAGES, MATRIX[:1], (4, 4)),
     lambda f: f.affine_crop(IMAGES, MATRIX, (4, 4), resample="lanczos"),
+    lambda f: f.affine_crop(IMAGES, MATRIX, (4, 4), erase=torch.zeros(1, 2, 4)),
     lambda f: f.affine_crop(IMAGES, MATRIX, (4, 4), image_index=torch.tensor([0, 2])),
 ]
 
