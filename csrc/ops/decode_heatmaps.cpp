@@ -332,14 +332,16 @@ void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
   });
 }
 
-// cv2.getGaussianKernel(side, 0): fixed weights up to 9 pixels, a sampled Gaussian beyond.
-void set_blur(DecodeHeatmapsParams& params, int side) {
+// cv2.getGaussianKernel(side, sigma), where 0 is OpenCV's own choice: fixed weights up to 9 pixels, a sampled Gaussian
+// beyond.
+void set_blur(DecodeHeatmapsParams& params, int side, double sigma) {
   constexpr double kFixed[][5] = {{256}, {128, 64}, {96, 64, 16}, {72, 56, 28, 8}, {60, 51, 30, 13, 4}};
   const int radius = side / 2;
-  const double sigma = 0.3 * (radius - 1) + 0.8;
+  const bool fixed = sigma == 0.0 && radius < 5;
+  if (sigma == 0.0) sigma = 0.3 * (radius - 1) + 0.8;
   double sum = 0.0;
   for (int d = 0; d <= radius; ++d) {
-    params.blur[d] = radius < 5 ? kFixed[radius][d] : std::exp(-0.5 * d * d / (sigma * sigma));
+    params.blur[d] = fixed ? kFixed[radius][d] : std::exp(-0.5 * d * d / (sigma * sigma));
     sum += d == 0 ? params.blur[d] : 2.0 * params.blur[d];
   }
   for (int d = 0; d <= radius; ++d) params.blur[d] /= sum;
@@ -348,7 +350,7 @@ void set_blur(DecodeHeatmapsParams& params, int side) {
 
 std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::optional<Tensor>& heatmap_to_image,
                                            const std::optional<Tensor>& flipped, std::vector<int64_t> mirrored,
-                                           bool flip_shift, int64_t refine, int64_t blur_kernel) {
+                                           bool flip_shift, int64_t refine, int64_t blur_kernel, double blur_sigma) {
   constexpr const char* op = "decode_heatmaps";
   Argument(op, "heatmaps", heatmaps)
       .shape({-1, -1, -1, -1}, "[B, K, h, w]")
@@ -359,6 +361,9 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
   if (refine < 0 || refine > static_cast<int64_t>(Refine::kDarkUdp)) fail(op, ": unknown refine ", refine);
   if (blur_kernel < 1 || blur_kernel > kMaxBlurKernel || blur_kernel % 2 == 0)
     fail(op, ": blur_kernel must be an odd number of pixels from 1 to ", kMaxBlurKernel, ", got ", blur_kernel);
+  if (blur_sigma != 0.0 && !(blur_sigma >= kLeastBlurSigma && blur_sigma <= kMostBlurSigma))
+    fail(op, ": blur_sigma must be ", kLeastBlurSigma, " to ", kMostBlurSigma, " pixels, or 0 for OpenCV's, got ",
+         blur_sigma);
   DecodeHeatmapsParams params{};
   std::optional<Tensor> matrices;
   if (heatmap_to_image) {
@@ -392,7 +397,7 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
   params.height = static_cast<int>(height);
   params.width = static_cast<int>(width);
   params.refine = static_cast<Refine>(refine);
-  set_blur(params, static_cast<int>(blur_kernel));
+  set_blur(params, static_cast<int>(blur_kernel), blur_sigma);
   FASTPOSE_RUN(decode_heatmaps, heatmaps, params, decode_heatmaps_cpu);
   return {keypoints, scores};
 }
@@ -401,6 +406,6 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
 
 FASTPOSE_REGISTER(decode_heatmaps,
                   "(Tensor heatmaps, Tensor? heatmap_to_image, Tensor? flipped, int[] mirrored, bool flip_shift,"
-                  " int refine, int blur_kernel) -> (Tensor, Tensor)");
+                  " int refine, int blur_kernel, float blur_sigma=0.0) -> (Tensor, Tensor)");
 
 }  // namespace fastpose

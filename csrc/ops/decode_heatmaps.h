@@ -10,6 +10,7 @@ namespace fastpose {
 enum class Refine : int { kNone, kQuarter, kDark, kDarkUdp };
 
 constexpr int kMaxBlurKernel = 255;  // pixels; the weights travel among a kernel's parameters
+constexpr double kLeastBlurSigma = 0.01, kMostBlurSigma = 1000;  // pixels: from no blur at all to equal weights
 
 struct DecodeHeatmapsParams {
   const void* heatmaps;  // [B, K, h, w]

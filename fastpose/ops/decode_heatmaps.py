@@ -25,6 +25,7 @@ from .transform_points import transformed
 REFINEMENTS = ("none", "quarter", "dark", "dark_udp")  # in the order of csrc/ops/decode_heatmaps.h
 NONE, QUARTER, DARK, DARK_UDP = range(4)
 MAX_BLUR_KERNEL = 255  # pixels, as in csrc/ops/decode_heatmaps.h
+LEAST_BLUR_SIGMA, MOST_BLUR_SIGMA = 0.01, 1000.0  # pixels, as there
 
 
 def decode_heatmaps(
@@ -36,6 +37,7 @@ def decode_heatmaps(
     flip_pairs: Sequence[Sequence[int]] | None = None,
     flip_shift: bool = False,
     blur_kernel: int = 11,
+    blur_sigma: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Joint positions from heatmaps: maximum, sub-pixel offset, mirror test and the way back to the image in one pass.
 
@@ -49,6 +51,7 @@ def decode_heatmaps(
             SHIFT_HEATMAP); leave it off for UDP.
         blur_kernel: side of the Gaussian that "dark" and "dark_udp" blur with, heatmap pixels, odd, 1 (no blur) to 255.
             mmpose takes 11 for maps of sigma 2 and 17 for sigma 3. Without effect on "none" and "quarter".
+        blur_sigma: of that Gaussian, heatmap pixels, 0.01 to 1000; None: OpenCV's choice for the kernel, 2.0 for 11.
 
     Returns:
         keypoints [B, K, 2] (x, y) and scores [B, K] (the maxima), float32. Ties go to the lowest index (row by row). A
@@ -56,8 +59,8 @@ def decode_heatmaps(
         decodes to (0, 0) with score NaN. Not differentiable.
 
     Raises:
-        ValueError: unknown refine, a blur_kernel that is even or out of range, `flipped` without `flip_pairs`, or pairs
-        that overlap. RuntimeError: wrong shape, dtype or device.
+        ValueError: unknown refine, a blur_kernel that is even or out of range, a blur_sigma out of range,
+        `flipped` without `flip_pairs`, or pairs that overlap. RuntimeError: wrong shape, dtype or device.
 
     Refinements, all from the maximum of the map as it is, averaged with `flipped` but not blurred:
 
@@ -71,11 +74,11 @@ def decode_heatmaps(
       pixel; beyond the edge the logarithm of the edge is repeated (Huang et al., "The Devil is in the Details", 2020;
       mmpose's `refine_keypoints_dark_udp`, as `UDPHeatmap` decodes Gaussian maps).
 
-    The blur is `cv2.getGaussianKernel(blur_kernel, 0)` in both directions with zeros beyond the map. It is computed at
-    the 5 x 5 (dark) or 3 x 3 (dark_udp) pixels about the maximum only; these are scaled so that the highest of them
-    equals the map's maximum, values below 1e-10 (dark) or 1e-3 (dark_udp) count as that much, and the logarithm is
-    taken. All of it is in float64. The step may have any length, as in mmpose; it is left out if it is not finite,
-    or if the Hessian is singular to rounding.
+    The blur is `cv2.getGaussianKernel(blur_kernel, blur_sigma or 0)` in both directions with zeros beyond the map. It
+    is computed at the 5 x 5 (dark) or 3 x 3 (dark_udp) pixels about the maximum only; these are scaled so that the
+    highest of them equals the map's maximum, values below 1e-10 (dark) or 1e-3 (dark_udp) count as that much, and the
+    logarithm is taken. All of it is in float64. The step may have any length, as in mmpose; it is left out if it is not
+    finite, or if the Hessian is singular to rounding.
 
     Differences from mmpose 1.x: it scales so that the highest blurred value of the whole map equals the maximum. A
     factor does not change the derivatives of a logarithm, so points are the same (to its float32 arithmetic) unless a
@@ -85,6 +88,9 @@ def decode_heatmaps(
     """
     if not 1 <= blur_kernel <= MAX_BLUR_KERNEL or blur_kernel % 2 == 0:
         raise ValueError(f"blur_kernel must be an odd number of pixels from 1 to {MAX_BLUR_KERNEL}, got {blur_kernel}")
+    if blur_sigma is not None and not LEAST_BLUR_SIGMA <= blur_sigma <= MOST_BLUR_SIGMA:
+        wanted = f"{LEAST_BLUR_SIGMA:g} to {MOST_BLUR_SIGMA:g} pixels"
+        raise ValueError(f"blur_sigma must be {wanted}, got {blur_sigma}")
     mirrored: list[int] = []
     if flipped is not None:
         if flip_pairs is None:
@@ -100,6 +106,7 @@ def decode_heatmaps(
         bool(flip_shift),
         choose("refine", refine, REFINEMENTS),
         blur_kernel,
+        0.0 if blur_sigma is None else float(blur_sigma),
     )
 
 
@@ -111,8 +118,9 @@ def plain_decode_heatmaps(
     flip_shift: bool,
     refine: int,
     blur_kernel: int,
+    blur_sigma: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """`decode_heatmaps` in plain torch, with `mirrored` from `mirror_order`."""
+    """`decode_heatmaps` in plain torch, with `mirrored` from `mirror_order` and a blur_sigma of 0 for OpenCV's."""
     op, beside = "decode_heatmaps", ("heatmaps", heatmaps)
     expect(op, "heatmaps", heatmaps, (-1, -1, -1, -1), "[B, K, h, w]", FLOATING)
     batch, joints, height, width = heatmaps.shape
@@ -122,6 +130,9 @@ def plain_decode_heatmaps(
     if not 1 <= blur_kernel <= MAX_BLUR_KERNEL or blur_kernel % 2 == 0:
         wanted = f"an odd number of pixels from 1 to {MAX_BLUR_KERNEL}"
         raise RuntimeError(f"{op}: blur_kernel must be {wanted}, got {blur_kernel}")
+    if blur_sigma != 0.0 and not LEAST_BLUR_SIGMA <= blur_sigma <= MOST_BLUR_SIGMA:
+        wanted = f"{LEAST_BLUR_SIGMA:g} to {MOST_BLUR_SIGMA:g} pixels, or 0 for OpenCV's"
+        raise RuntimeError(f"{op}: blur_sigma must be {wanted}, got {blur_sigma}")
     if heatmap_to_image is not None:
         expect(op, "heatmap_to_image", heatmap_to_image, (batch, 2, 3), "[B, 2, 3]", beside=beside)
     maps = heatmaps.to(accumulate_type(heatmaps.dtype)).contiguous()
@@ -144,7 +155,8 @@ def plain_decode_heatmaps(
     if refine == QUARTER:
         points = points + _quarter(maps.flatten(2), x, y, height, width)
     elif refine in (DARK, DARK_UDP):
-        points = points + _dark(maps.flatten(2), scores, x, y, height, width, blur_kernel, udp=refine == DARK_UDP)
+        weights = blur_weights(blur_kernel, blur_sigma)
+        points = points + _dark(maps.flatten(2), scores, x, y, height, width, weights, udp=refine == DARK_UDP)
     points = torch.where((scores > 0.0)[..., None], points, 0.0)
     if heatmap_to_image is not None:
         points = transformed(points, heatmap_to_image)
@@ -174,11 +186,11 @@ def _quarter(maps: Tensor, x: Tensor, y: Tensor, height: int, width: int) -> Ten
 
 
 def _dark(
-    maps: Tensor, scores: Tensor, x: Tensor, y: Tensor, height: int, width: int, blur_kernel: int, *, udp: bool
+    maps: Tensor, scores: Tensor, x: Tensor, y: Tensor, height: int, width: int, weights: list[float], *, udp: bool
 ) -> Tensor:
     """Newton's steps [B, K, 2] of dark and dark_udp on the logarithms of the blurred maps."""
     reach, floor = (1, 1e-3) if udp else (2, 1e-10)
-    blurred = _blurred(maps, x, y, height, width, blur_kernel, reach)
+    blurred = _blurred(maps, x, y, height, width, weights, reach)
     highest = blurred.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax((2, 3), keepdim=True)
     scale = torch.where(highest > 0.0, scores.to(blurred.dtype)[..., None, None] / highest, 0.0)
     rows = (blurred * scale).clamp(min=floor).log().unbind(2)
@@ -202,22 +214,22 @@ def _dark(
     return torch.where(moves & regular[..., None] & torch.isfinite(step).all(2, keepdim=True), step, 0.0)
 
 
-def blur_weights(side: int) -> list[float]:
-    """`cv2.getGaussianKernel(side, 0)`: a table up to 9 pixels, a sampled Gaussian beyond."""
+def blur_weights(side: int, sigma: float = 0.0) -> list[float]:
+    """`cv2.getGaussianKernel(side, sigma)`; for a sigma of 0 a table up to 9 pixels, a sampled Gaussian beyond."""
     table = ((256.0,), (128.0, 64.0), (96.0, 64.0, 16.0), (72.0, 56.0, 28.0, 8.0), (60.0, 51.0, 30.0, 13.0, 4.0))
     radius = side // 2
-    sigma = 0.3 * (radius - 1) + 0.8
+    fixed = sigma == 0.0 and radius < len(table)
+    sigma = sigma or 0.3 * (radius - 1) + 0.8
     sampled = [math.exp(-0.5 * (d / sigma) ** 2) for d in range(radius + 1)]
-    by_distance = table[radius] if radius < len(table) else sampled
+    by_distance = table[radius] if fixed else sampled
     total = by_distance[0] + 2.0 * sum(by_distance[1:])
     return [by_distance[abs(d)] / total for d in range(-radius, radius + 1)]
 
 
-def _blurred(maps: Tensor, x: Tensor, y: Tensor, height: int, width: int, blur_kernel: int, reach: int) -> Tensor:
+def _blurred(maps: Tensor, x: Tensor, y: Tensor, height: int, width: int, weights: list[float], reach: int) -> Tensor:
     """Blurred values [B, K, 2 reach + 1, 2 reach + 1] around the pixels (x, y); beyond the edge, those at the edge."""
     exact = exact_type(maps.device)
-    weights = blur_weights(blur_kernel)
-    side, apart = 2 * reach + 1, reach + blur_kernel // 2
+    side, apart = 2 * reach + 1, reach + len(weights) // 2
     offsets = torch.arange(-apart, apart + 1, device=maps.device)
     rows, columns = (y + offsets)[..., :, None], (x + offsets)[..., None, :]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -242,6 +254,7 @@ def _fake(
     flip_shift: bool,
     refine: int,
     blur_kernel: int,
+    blur_sigma: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     batch, joints = heatmaps.size(0), heatmaps.size(1)
     return (

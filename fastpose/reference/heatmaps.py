@@ -227,26 +227,29 @@ def _un_mirror(maps: Array, flip_pairs: Sequence[Sequence[int]], shift: bool) ->
     return maps
 
 
-def gaussian_kernel(side: int) -> Array:
-    """`cv2.getGaussianKernel(side, 0)`: OpenCV has fixed weights up to 9 pixels, and samples a Gaussian beyond."""
+def gaussian_kernel(side: int, sigma: float | None = None) -> Array:
+    """`cv2.getGaussianKernel(side, sigma or 0)`: without a sigma fixed weights up to 9 pixels, else samples."""
     fixed = {1: [1], 3: [1, 2, 1], 5: [1, 4, 6, 4, 1], 7: [8, 28, 56, 72, 56, 28, 8]}
     fixed[9] = [4, 13, 30, 51, 60, 51, 30, 13, 4]
     distance = np.arange(side) - side // 2
-    sigma = 0.3 * ((side - 1) * 0.5 - 1) + 0.8
-    weights = np.array(fixed[side], float) if side in fixed else np.exp(-(distance**2) / (2 * sigma**2))
+    if sigma is None and side in fixed:
+        weights = np.array(fixed[side], float)
+    else:
+        sigma = 0.3 * ((side - 1) * 0.5 - 1) + 0.8 if sigma is None else sigma
+        weights = np.exp(-(distance**2) / (2 * sigma**2))
     return weights / weights.sum()
 
 
-def _blurred_logarithms(heatmap: Array, x: int, y: int, reach: int, floor: float, blur_kernel: int) -> Array:
+def _blurred_logarithms(heatmap: Array, x: int, y: int, reach: int, floor: float, weights: Array) -> Array:
     """[2 reach + 1, 2 reach + 1] about a maximum (x, y); beyond the map's edge those of its edge."""
     height, width = heatmap.shape
-    weights = gaussian_kernel(blur_kernel)
-    padded = np.pad(heatmap.astype(np.float64), blur_kernel // 2)
+    side = len(weights)
+    padded = np.pad(heatmap.astype(np.float64), side // 2)
     rows = np.clip(y + np.arange(-reach, reach + 1), 0, height - 1)
     columns = np.clip(x + np.arange(-reach, reach + 1), 0, width - 1)
     blurred = np.empty((len(rows), len(columns)))
     for i, j in np.ndindex(*blurred.shape):
-        around = padded[rows[i] : rows[i] + blur_kernel, columns[j] : columns[j] + blur_kernel]
+        around = padded[rows[i] : rows[i] + side, columns[j] : columns[j] + side]
         blurred[i, j] = weights @ around @ weights
     highest = np.fmax.reduce(blurred, axis=None)
     scaled = blurred * (heatmap[y, x] / highest if highest > 0 else 0.0)
@@ -263,11 +266,11 @@ def _newton_step(gradient: Array, hessian: Array) -> Array:
     return step if np.isfinite(step).all() else np.zeros(2)
 
 
-def _dark_offset(heatmap: Array, x: int, y: int, blur_kernel: int) -> Array:
+def _dark_offset(heatmap: Array, x: int, y: int, weights: Array) -> Array:
     height, width = heatmap.shape
     if not (1 < x < width - 2 and 1 < y < height - 2):
         return np.zeros(2)
-    f = _blurred_logarithms(heatmap, x, y, 2, 1e-10, blur_kernel)
+    f = _blurred_logarithms(heatmap, x, y, 2, 1e-10, weights)
     gradient = 0.5 * np.array([f[2, 3] - f[2, 1], f[3, 2] - f[1, 2]])
     xx = 0.25 * (f[2, 4] - 2 * f[2, 2] + f[2, 0])
     yy = 0.25 * (f[4, 2] - 2 * f[2, 2] + f[0, 2])
@@ -275,8 +278,8 @@ def _dark_offset(heatmap: Array, x: int, y: int, blur_kernel: int) -> Array:
     return _newton_step(gradient, np.array([[xx, xy], [xy, yy]]))
 
 
-def _dark_udp_offset(heatmap: Array, x: int, y: int, blur_kernel: int) -> Array:
-    f = _blurred_logarithms(heatmap, x, y, 1, 1e-3, blur_kernel)
+def _dark_udp_offset(heatmap: Array, x: int, y: int, weights: Array) -> Array:
+    f = _blurred_logarithms(heatmap, x, y, 1, 1e-3, weights)
     gradient = 0.5 * np.array([f[1, 2] - f[1, 0], f[2, 1] - f[0, 1]])
     xx = f[1, 2] - 2 * f[1, 1] + f[1, 0]
     yy = f[2, 1] - 2 * f[1, 1] + f[0, 1]
@@ -284,16 +287,16 @@ def _dark_udp_offset(heatmap: Array, x: int, y: int, blur_kernel: int) -> Array:
     return _newton_step(gradient, np.array([[xx, xy], [xy, yy]]) + np.finfo(np.float32).eps * np.eye(2))
 
 
-def _offset(heatmap: Array, x: int, y: int, refine: str, blur_kernel: int) -> Array:
+def _offset(heatmap: Array, x: int, y: int, refine: str, weights: Array) -> Array:
     """(x, y) from the pixel of a maximum to the point."""
     height, width = heatmap.shape
     if refine == "quarter" and 1 < x < width - 1 and 1 < y < height - 1:
         difference = [heatmap[y, x + 1] - heatmap[y, x - 1], heatmap[y + 1, x] - heatmap[y - 1, x]]
         return 0.25 * np.nan_to_num(np.sign(difference))
     if refine == "dark":
-        return _dark_offset(heatmap, x, y, blur_kernel)
+        return _dark_offset(heatmap, x, y, weights)
     if refine == "dark_udp":
-        return _dark_udp_offset(heatmap, x, y, blur_kernel)
+        return _dark_udp_offset(heatmap, x, y, weights)
     return np.zeros(2)
 
 
@@ -306,6 +309,7 @@ def decode_heatmaps(
     flip_pairs: Sequence[Sequence[int]] | None = None,
     flip_shift: bool = False,
     blur_kernel: int = 11,
+    blur_sigma: float | None = None,
 ) -> tuple[Array, Array]:
     """See `fastpose.decode_heatmaps`. Returns keypoints [B, K, 2] and scores [B, K], float32."""
     if refine not in ("none", "quarter", "dark", "dark_udp"):
@@ -314,6 +318,9 @@ def decode_heatmaps(
         1 <= blur_kernel <= MAX_BLUR_KERNEL and blur_kernel % 2 == 1,
         f"blur_kernel must be an odd number of pixels from 1 to {MAX_BLUR_KERNEL}, got {blur_kernel}",
     )
+    if blur_sigma is not None:
+        _check(0.01 <= blur_sigma <= 1000, f"blur_sigma must be 0.01 to 1000 pixels, got {blur_sigma}")
+    weights = gaussian_kernel(blur_kernel, blur_sigma)
     maps = _array(heatmaps)
     maps = maps.astype(np.promote_types(maps.dtype, np.float32))
     if flipped is not None:
@@ -332,7 +339,7 @@ def decode_heatmaps(
         if not scores[b, k] > 0:
             continue
         with np.errstate(invalid="ignore", over="ignore"):  # of infinities
-            keypoints[b, k] = np.array([x, y]) + _offset(one, int(x), int(y), refine, blur_kernel)
+            keypoints[b, k] = np.array([x, y]) + _offset(one, int(x), int(y), refine, weights)
     if heatmap_to_image is not None:
         keypoints = transform_points(keypoints, heatmap_to_image)
     return keypoints.astype(np.float32), scores.astype(np.float32)

@@ -235,6 +235,7 @@ def decode_heatmaps(a: Arguments) -> Case:
     call["flipped"] = a.optional((batch, joints, height, width), dtype)
     call["flip_pairs"] = a.spoil([(0, joints - 1)] if joints > 1 else [], [(0, 0)], None, 3)
     call["flip_shift"], call["blur_kernel"] = bool(a.whole(0, 1)), a.spoil(a.of(1, 3, 9, 11, 17), 0, 2, -1, 257)
+    call["blur_sigma"] = a.spoil(a.of(None, 0.5, 0.8, 3.0), 0.0, -1.0, float("nan"))
     if call["refine"] in ("dark", "dark_udp"):  # their step may have any length where the maps are noise: the scores
 
         def same(got: Any, want: Any) -> None:

@@ -563,17 +563,17 @@ void fuzz_loss(Call& c) {
 
 // ---- decoding -------------------------------------------------------------------------------------------------------
 
-std::vector<Real> gaussian(int64_t side) {
+std::vector<Real> gaussian(int64_t side, Real sigma) {  // 0: OpenCV's
   static const std::map<int64_t, std::vector<Real>> fixed{{1, {1}},
                                                           {3, {1, 2, 1}},
                                                           {5, {1, 4, 6, 4, 1}},
                                                           {7, {8, 28, 56, 72, 56, 28, 8}},
                                                           {9, {4, 13, 30, 51, 60, 51, 30, 13, 4}}};
   std::vector<Real> weights;
-  if (const auto found = fixed.find(side); found != fixed.end()) {
+  if (const auto found = fixed.find(side); sigma == 0 && found != fixed.end()) {
     weights = found->second;
   } else {
-    const Real sigma = 0.3 * ((static_cast<Real>(side) - 1) * 0.5 - 1) + 0.8;
+    if (sigma == 0) sigma = 0.3 * ((static_cast<Real>(side) - 1) * 0.5 - 1) + 0.8;
     for (int64_t i = 0; i < side; ++i) {
       const Real d = static_cast<Real>(i - side / 2);
       weights.push_back(std::exp(-d * d / (2 * sigma * sigma)));
@@ -591,10 +591,10 @@ struct Step {
   Real x, y;
   bool clear;
 };
-Step newton(const std::vector<Real>& map, int64_t height, int64_t width, int64_t x, int64_t y, int64_t side,
+Step newton(const std::vector<Real>& map, int64_t height, int64_t width, int64_t x, int64_t y, int64_t side, Real sigma,
             int reach) {
   if (reach == 2 && !(x > 1 && x < width - 2 && y > 1 && y < height - 2)) return {0, 0, true};
-  const auto weights = gaussian(side);
+  const auto weights = gaussian(side, sigma);
   Real f[5][5] = {}, highest = -1;
   for (int row = 0; row <= 2 * reach; ++row) {
     for (int column = 0; column <= 2 * reach; ++column) {
@@ -646,12 +646,13 @@ void fuzz_decode(Call& c) {
   const int64_t refine = whole(c, c.choose.below(4), {-1, 4, kLeast, kMost});
   const int64_t side =
       whole(c, c.choose.of<int64_t>({1, 3, 5, 7, 9, 11, 17, 1, 3, 255}), {0, -1, 2, 256, 257, kLeast, kMost});
+  const double sigma = number(c, c.choose.of({0.0, 0.0, 0.8, 3.0}));
   maybe_fail_to_allocate(c);
   using Function =
       std::tuple<Tensor, Tensor> (*)(const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&,
-                                     std::vector<int64_t>, bool, int64_t, int64_t);
+                                     std::vector<int64_t>, bool, int64_t, int64_t, double);
   const auto out =
-      run(c, [&] { return entry<Function>(kDecode)(heatmaps, matrix, flipped, mirrored, shift, refine, side); });
+      run(c, [&] { return entry<Function>(kDecode)(heatmaps, matrix, flipped, mirrored, shift, refine, side, sigma); });
   expect_error(c, !out, false);
   if (!out || c.spoilt) return;
   ++counts[kDecode].compared;
@@ -684,7 +685,8 @@ void fuzz_decode(Call& c) {
         y += at(1, 0) > at(-1, 0) ? 0.25 : at(1, 0) < at(-1, 0) ? -0.25 : 0;
       } else if (refine >= 2) {
         if (!moderate) continue;
-        const Step step = newton(values, height, width, best % width, best / width, side, refine == 2 ? 2 : 1);
+        const Step step = newton(values, height, width, best % width, best / width, side, static_cast<Real>(sigma),
+                                 refine == 2 ? 2 : 1);
         if (!step.clear) continue;
         x += step.x;
         y += step.y;

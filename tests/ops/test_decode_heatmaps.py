@@ -39,6 +39,7 @@ def test_matches_reference(device: torch.device, refine: str, dtype: torch.dtype
     width=st.integers(1, 80),
     refine=st.sampled_from(REFINEMENTS),
     blur_kernel=st.sampled_from([1, 3, 7, 9, 11, 35]),
+    blur_sigma=st.sampled_from([None, None, 0.4, 0.8, 5.0]),
     special=st.lists(st.sampled_from([NAN, INF, -INF, 0.0, -0.0, 9.0]), max_size=12),
     layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
@@ -48,6 +49,7 @@ def test_matches_reference_whatever_the_values(
     width: int,
     refine: str,
     blur_kernel: int,
+    blur_sigma: float | None,
     special: list[float],
     layout: torch.memory_format,
 ) -> None:
@@ -55,7 +57,7 @@ def test_matches_reference_whatever_the_values(
     places = torch.Generator().manual_seed(seed)
     for value in special:
         maps.view(-1)[torch.randint(0, maps.numel(), (1,), generator=places)] = value
-    options: dict[str, Any] = {"refine": refine, "blur_kernel": blur_kernel}
+    options: dict[str, Any] = {"refine": refine, "blur_kernel": blur_kernel, "blur_sigma": blur_sigma}
     maps = maps.contiguous(memory_format=layout)
     assert_decoded(fastpose.decode_heatmaps(maps, **options), maps, **options)
     flipped = random_maps((2, 3, height, width), seed + 1).contiguous(memory_format=layout)
@@ -188,16 +190,23 @@ def test_the_blur_s_weights_are_opencv_s_and_the_reference_s() -> None:
         weights = blur_weights(side)
         np.testing.assert_allclose(weights, cv2.getGaussianKernel(side, 0)[:, 0], rtol=1e-13)
         np.testing.assert_allclose(weights, reference.gaussian_kernel(side), rtol=1e-13)
+        for sigma in (0.8, 2.0, 40.0):
+            weights = blur_weights(side, sigma)
+            np.testing.assert_allclose(weights, cv2.getGaussianKernel(side, sigma)[:, 0], rtol=0, atol=1e-15)
+            np.testing.assert_allclose(weights, reference.gaussian_kernel(side, sigma), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("side", [*range(1, 20, 2), 63, 255])
-def test_the_blur_is_opencvs(device: torch.device, side: int) -> None:
+@pytest.mark.parametrize(
+    ("side", "sigma"),
+    [*((side, None) for side in [*range(1, 20, 2), 63, 255]), (3, 2.0), (9, 0.5), (11, 0.8), (63, 3.0)],
+)
+def test_the_blur_is_opencvs(device: torch.device, side: int, sigma: float | None) -> None:
     """A map one pixel wide: across, a kernel multiplies it by a constant, which no derivative of a logarithm sees."""
-    weights = cv2.getGaussianKernel(side, 0)[:, 0]
+    weights = cv2.getGaussianKernel(side, sigma or 0)[:, 0]
     peak = side + 4
     maps = torch.ones(1, 1, 2 * peak + 1, 1, dtype=torch.float64)
     maps[0, 0, peak], maps[0, 0, peak + 1] = 1.5, 1.25
-    keypoints, _ = fastpose.decode_heatmaps(maps.to(device), refine="dark_udp", blur_kernel=side)
+    keypoints, _ = fastpose.decode_heatmaps(maps.to(device), refine="dark_udp", blur_kernel=side, blur_sigma=sigma)
     around = [maps[0, 0, y - side // 2 : y + side // 2 + 1, 0].numpy() for y in (peak - 1, peak, peak + 1)]
     above, middle, below = (np.log(weights @ values) for values in around)
     step = -0.5 * (below - above) / (below - 2 * middle + above + 2.0**-23)
@@ -403,6 +412,8 @@ def test_maps_that_require_grad_are_read_only(device: torch.device) -> None:
         ({"blur_kernel": 4}, "blur_kernel must be an odd number of pixels from 1 to 255, got 4"),
         ({"blur_kernel": -1, "refine": "dark"}, "blur_kernel must be an odd number of pixels from 1 to 255, got -1"),
         ({"blur_kernel": 257, "refine": "dark"}, "blur_kernel must be an odd number of pixels from 1 to 255, got 257"),
+        ({"blur_sigma": 0.0}, "blur_sigma must be 0.01 to 1000 pixels, got 0.0"),
+        ({"blur_sigma": NAN, "refine": "dark"}, "blur_sigma must be 0.01 to 1000 pixels, got nan"),
     ],
 )
 def test_errors_name_the_argument(change: dict[str, object], message: str) -> None:
@@ -416,7 +427,7 @@ def test_opcheck_and_compile(device: torch.device) -> None:
     maps, mirrored = random_maps((2, 3, 8, 9)).to(device), random_maps((2, 3, 8, 9), 1).to(device)
     matrix = torch.randn(2, 2, 3, device=device)
     op = torch.ops.fastpose.decode_heatmaps.default
-    torch.library.opcheck(op, (maps, matrix, mirrored, [1, 0, 2], True, 1, 11))
+    torch.library.opcheck(op, (maps, matrix, mirrored, [1, 0, 2], True, 1, 11, 0.8))
     torch.library.opcheck(op, (maps.half(), None, None, [], False, 0, 11))
     torch.library.opcheck(op, (maps, matrix, mirrored, [1, 0, 2], False, 2, 7))
 

@@ -56,6 +56,7 @@ REFUSED: list[Callable[[Any], Any]] = [
     lambda f: f.decode_heatmaps(MAPS, flipped=MAPS),
     lambda f: f.decode_heatmaps(MAPS, blur_kernel=2),
     lambda f: f.decode_heatmaps(MAPS, blur_kernel=257),
+    lambda f: f.decode_heatmaps(MAPS, blur_sigma=0.0),
     lambda f: f.decode_heatmaps(MAPS, refine="taylor"),
     lambda f: f.decode_heatmaps(MAPS, flipped=MAPS, flip_pairs=torch.tensor([[0, 1], [1, 2]])),
     lambda f: f.decode_heatmaps(MAPS, flipped=MAPS, flip_pairs=[0, 1]),
