@@ -17,7 +17,7 @@ KEPT = {
         *("model", "depth", "head", "channels", "color_order", "size"),
         *("targets", "split_ratio"),
     ),
-    "a run keeps its optimiser, whose state is in the checkpoint": ("optimizer",),
+    "a run keeps its optimiser, whose state is in the checkpoint": ("optimizer", "layer_decay", "norm_decay"),
 }
 DATA = {
     "train_data": "the training persons",

@@ -35,7 +35,7 @@ from fastpose.engine.evaluation import Scored, predict_all, scored, scores_entry
 from fastpose.engine.folder import started_as
 from fastpose.engine.report import TrainingReport
 from fastpose.engine.resume import DATA, KEPT, errors_of, parts_of, refuse_changes, texts_of
-from fastpose.engine.schedule import LearningRate, ScheduleOptions, make_optimizer
+from fastpose.engine.schedule import LearningRate, ScheduleOptions, make_optimizer, set_weight_decay
 from fastpose.engine.step import TargetOptions, TrainStep
 from fastpose.files import append_line, read_file, read_lines, write_json, write_yaml
 from fastpose.models.checkpoint import CheckpointError, has_checkpoint, load_latest, save_checkpoint
@@ -95,7 +95,7 @@ class Run:
         self.skeleton, self.device = valid_loader.persons.skeleton, train_loader.device
         self.model: nn.Module = decoder.model
         self.optimizer = make_optimizer(self.model, schedule)
-        self.rate = LearningRate.of(schedule)
+        self.rate = LearningRate.of(schedule, len(train_loader))
         train, valid = train_loader.persons, valid_loader.persons
         self.progress = RunProgress(
             train_data=train.fingerprint(),
@@ -110,7 +110,7 @@ class Run:
             self.load(resume)
         weights = self.skeleton.joint_weights if targets.joint_weights else None
         part = train_loader.part_size
-        how = (targets, compute, self.device, part, weights, ranks, decoder.simcc)
+        how = (targets, compute, self.device, part, weights, ranks, decoder.simcc, schedule.clip_grad_norm)
         self.train_step = TrainStep(self.model, self.optimizer, *how)
         self.patience = compute.rank_timeout
         self.seconds_before = self.progress.seconds
@@ -286,7 +286,7 @@ class Run:
         line = {
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / progress.samples,
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "lr": max(float(group["lr"]) for group in self.optimizer.param_groups),
             "samples_per_second": progress.samples / seconds,
             "input_wait_fraction": progress.epoch_wait_seconds / seconds,
             "bad_images": len(self.train_loader.bad_image_texts()) + len(self.valid_loader.bad_image_texts()),
@@ -375,8 +375,7 @@ class Run:
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{file}: does not fit this version of fastpose: {reason}") from error
-        for group in self.optimizer.param_groups:  # which came with the state
-            group["weight_decay"] = self.schedule.weight_decay
+        set_weight_decay(self.optimizer, self.schedule.weight_decay)  # another came with the state
         if progress.step:
             reason = (
                 f"the run is in the middle of epoch {progress.epoch + 1}, and would train on wrong persons in the rest "

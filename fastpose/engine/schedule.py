@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,17 @@ class ScheduleOptions:
     weight_decay: float = option(
         0.0, "the optimiser's weight decay, factor: of rmsprop and adam on the gradient, of adamw on the weights"
     )
+    layer_decay: float = option(
+        1.0,
+        "what a layer's learning rate is multiplied by once for each layer between it and the head, factor up to 1: "
+        "ViTPose has 0.75 to 0.85; 1: all layers have the same rate",
+    )
+    norm_decay: bool = option(
+        True, "weight decay also of biases, norms and tables of positions; false: of the other weights alone"
+    )
+    clip_grad_norm: float = option(
+        0.0, "scale each step's gradients down to at most this norm over all parameters; 0: leave them as they are"
+    )
     warmup_steps: int = option(0, "training steps over which the learning rate rises from 0 to lr, count; 0: none")
     lr_drop_factor: float = option(5.0, "what the learning rate is divided by when it drops, factor")
     lr_drop_patience: int = option(
@@ -37,6 +49,11 @@ class ScheduleOptions:
         0, "epochs at the end of the training in which the learning rate falls along a cosine, instead of drops; count"
     )
     cosine_floor: float = option(0.05, "where the cosine ends, share of the learning rate, 0 to 1")
+    lr_decay: Literal["drops", "linear"] = option(
+        "drops",
+        "how the learning rate falls: in drops, after lr_drop_epochs or on a plateau; or in a straight line from lr, "
+        "after the warm-up, to 0 at the end of the training",
+    )
     checkpoint_minutes: float = option(
         10.0,
         "minutes of training after which last.pt is written within an epoch, too: bounds what a crash costs; 0: at the "
@@ -59,19 +76,25 @@ class ScheduleOptions:
         check_at_least(self, 1, "epochs", "batch_size", "eval_batch_size", "lr_drop_patience", "eval_every")
         check_at_least(self, 1, "log_every", "lr_drop_factor")
         check_at_least(self, 0, "seed", "warmup_steps", "weight_decay", "checkpoint_minutes", "cosine_epochs")
+        check_at_least(self, 0, "clip_grad_norm")
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise OptionError("layer_decay", f"expected a factor above 0 and up to 1, got {self.layer_decay}")
         if not 0.0 < self.lr < float("inf"):
             raise OptionError("lr", f"expected a positive number, got {self.lr}")
         if self.cosine_epochs and self.lr_drop_epochs:
             raise OptionError("cosine_epochs", f"expected 0 with lr_drop_epochs, got {self.cosine_epochs}")
         if self.cosine_epochs > self.epochs:
             raise OptionError("cosine_epochs", f"expected at most {self.epochs} epochs, got {self.cosine_epochs}")
+        if self.lr_decay == "linear" and (self.cosine_epochs or self.lr_drop_epochs):
+            raise OptionError("lr_decay", "expected drops with cosine_epochs or lr_drop_epochs, got linear")
         if not 0.0 <= self.cosine_floor <= 1.0:
             raise OptionError("cosine_floor", f"expected a share from 0 to 1, got {self.cosine_floor}")
 
 
 @dataclass
 class LearningRate:
-    """The base rate, divided by `factor` after the epochs named or, if none are, once when the score stops rising.
+    """The base rate, divided by `factor` after the epochs named or, if none are, once when the score stops rising; or
+    falling in a straight line to 0 after `linear_steps` of the run, where these are named.
 
     With `cosine_epochs` it falls instead, epoch by epoch over the last so many of `epochs`, along half of a cosine that
     would reach `cosine_floor` times the base after the last.
@@ -88,12 +111,14 @@ class LearningRate:
     epochs: int = 0
     cosine_epochs: int = 0
     cosine_floor: float = 0.0
+    linear_steps: int = 0
     best: float = -math.inf
     stale: int = 0
     dropped: bool = False
 
     @classmethod
-    def of(cls, schedule: ScheduleOptions) -> LearningRate:
+    def of(cls, schedule: ScheduleOptions, epoch_steps: int = 0) -> LearningRate:
+        """`epoch_steps`: training steps of an epoch, of which only the straight line has to know."""
         return cls(
             schedule.lr,
             schedule.lr_drop_factor,
@@ -103,6 +128,7 @@ class LearningRate:
             schedule.epochs,
             schedule.cosine_epochs,
             schedule.cosine_floor,
+            schedule.epochs * epoch_steps if schedule.lr_decay == "linear" else 0,
         )
 
     def at(self, epoch: int, step: int) -> float:
@@ -112,6 +138,9 @@ class LearningRate:
             done = max(0.0, 1.0 - (self.epochs - epoch) / self.cosine_epochs)
             falling = self.cosine_floor + (1.0 - self.cosine_floor) * 0.5 * (1.0 + math.cos(math.pi * done))
             return self.base * falling * rising
+        if self.linear_steps and step >= self.warmup_steps:
+            left = max(0, self.linear_steps - step)
+            return self.base * left / max(1, self.linear_steps - self.warmup_steps)
         drops = sum(epoch >= drop for drop in self.drop_epochs) if self.drop_epochs else int(self.dropped)
         return self.base / self.factor**drops * rising
 
@@ -132,11 +161,73 @@ def make_optimizer(model: nn.Module, schedule: ScheduleOptions) -> torch.optim.O
     """The optimiser that the schedule names, over all parameters, with torch's other defaults.
 
     Weight decay adds to the gradient in RMSprop and Adam; in AdamW it shrinks the weights, apart from the gradient.
+    With `layer_decay` or without `norm_decay` there are several groups of parameters, see `_groups`.
 
     Raises:
-        OptionError: the network has no parameter that requires a gradient.
+        OptionError: the network has no parameter that requires a gradient; see `layers_of`.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise OptionError("model", "the network has no parameter to train")
     kinds = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[schedule.optimizer](model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+    apart = schedule.layer_decay < 1.0 or not schedule.norm_decay
+    parameters = _groups(model, schedule) if apart else model.parameters()
+    return kinds[schedule.optimizer](parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Gives all groups of `make_optimizer` another weight decay, except those that have none."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = weight_decay if group.get("decays", True) else 0.0
+
+
+def _groups(model: nn.Module, schedule: ScheduleOptions) -> list[dict[str, Any]]:
+    """The parameters by layer and by whether their weights decay, as mmpose's LayerDecayOptimWrapperConstructor has
+    them. "lr_scale" is what a step multiplies its learning rate by.
+
+    Weights do not decay in vectors (biases and norms) and tables of positions.
+    """
+    layers = layers_of(model) if schedule.layer_decay < 1.0 else {}
+    head = max(layers.values(), default=0)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        positions = "pos_embed" in name or "position_embeddings" in name
+        decays = schedule.norm_decay or not (parameter.ndim <= 1 or name.endswith(".bias") or positions)
+        layer = layers.get(name, head)
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "params": [],
+                "lr_scale": schedule.layer_decay ** (head - layer),
+                "weight_decay": schedule.weight_decay if decays else 0.0,
+                "decays": decays,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def layers_of(model: nn.Module) -> dict[str, int]:
+    """Each parameter's layer, by its name: 0 before the first of the numbered layers, then 1 to N, and N + 1 behind.
+
+    Numbered are the first ``layer.0.``, ``layers.0.``, ``blocks.0.``, ``stage1.`` or ``layer1.``, and their siblings:
+    layers of transformers, stages of a ResNet and the like. All else is before or behind them, in the network's order.
+
+    Raises:
+        OptionError: no name has a number.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    numbered = re.compile(r"((?:.*?\.)?(?:layers?|blocks|stages?)\.?)(\d+)\.")
+    first = next((match[1] for name in names if (match := numbered.match(name))), None)
+    if first is None:
+        raise OptionError(
+            "layer_decay", "the network's parameters have no numbered layers, such as layers.0. or layer1."
+        )
+    found = {name: int(match[2]) for name in names if (match := numbered.match(name)) and match[1] == first}
+    numbers = sorted(set(found.values()))
+    layers, other = {}, 0
+    for name in names:
+        if name in found:
+            layers[name], other = numbers.index(found[name]) + 1, len(numbers) + 1
+        else:
+            layers[name] = other
+    return layers

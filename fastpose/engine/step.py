@@ -63,6 +63,7 @@ class TrainStep:
             target, so each joint of its training counts by the square.)
         ranks: which rank of the run takes the step; all do together, with the gradient of the loss of all persons.
         simcc: what the vectors are that the network returns; None: it returns heatmaps.
+        clip_grad_norm: see ScheduleOptions.
 
     Raises:
         OptionError: a CUDA graph is asked for, and `device` is not a CUDA device, the optimiser waits for it or there
@@ -82,12 +83,13 @@ class TrainStep:
         joint_weights: Sequence[float] | None = None,
         ranks: Ranks = ALONE,
         simcc: SimccVectors | None = None,
+        clip_grad_norm: float = 0.0,
     ) -> None:
         on_gpu = device.type == "cuda"
         cuda_graph = uses_cuda_graph(compute, model, optimizer, device, ranks)
         self.ranks, self.simcc = ranks, simcc
         self.model, self.optimizer, self.targets, self.compute, self.device = model, optimizer, targets, compute, device
-        self.batch_size = batch_size
+        self.batch_size, self.clip_grad_norm = batch_size, clip_grad_norm
         # A wrapper beside the model, whose own parts and names stay as they are: evaluation and checkpoints see those.
         self._forward: nn.Module = model
         self._full_forward = torch.compile(model, dynamic=False) if compute.compile else model
@@ -119,10 +121,11 @@ class TrainStep:
         """
         assert self._replicated, "prepare comes first"
         for group in self.optimizer.param_groups:
+            rate = lr * group.get("lr_scale", 1.0)
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = lr
+                group["lr"] = rate
         inputs = (batch.images, batch.keypoints, batch.visible)
         own = len(batch.rows)
         share = 1.0 if persons is None else own * self.ranks.count / persons  # DistributedDataParallel takes the mean
@@ -208,6 +211,8 @@ class TrainStep:
 
     def _run(self, forward: Callable[[Tensor], Tensor], *inputs: Tensor, share: float = 1.0) -> Tensor:
         loss = self._backward(forward, *inputs, share=share)
+        if self.clip_grad_norm:  # on the device: nothing waits for the norm, and a graph may have it
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
         self.optimizer.step()
         return loss
 

@@ -27,6 +27,8 @@ def make_step(model: nn.Module, settings: Settings, device: torch.device | str =
     """A run's step; `others`: optimizer, joint_weights."""
     optimizer = others.pop("optimizer", None) or make_optimizer(model, settings.schedule)
     batch_size = settings.schedule.batch_size
+    if settings.schedule.clip_grad_norm:
+        others["clip_grad_norm"] = settings.schedule.clip_grad_norm
     return TrainStep(model, optimizer, settings.targets, settings.compute, torch.device(device), batch_size, **others)
 
 

@@ -59,6 +59,9 @@ def saved(config: dict[str, Any], folder: Path, joints: int = 17) -> Any:
     return network.eval()
 
 
+FINE_TUNING = {"optimizer": "adamw", "layer_decay": 0.75, "norm_decay": False, "clip_grad_norm": 0.5}
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -101,13 +104,15 @@ def test_a_run_trains_goes_on_evaluates_and_exports_without_the_folder(here, con
     saved(config, here / "net")
     root = str(write_tiny_mpii(here / "data", persons=4))
     options = {"data_root": root, "size": list(SIZE), "batch_size": 4, "epochs": 1, "device": "cpu", "amp": "off"}
-    (here / "tiny.yaml").write_text(yaml.safe_dump(options | {"model": "hf:net", "optimizer": "adamw"}))
+    (here / "tiny.yaml").write_text(yaml.safe_dump(options | {"model": "hf:net", **FINE_TUNING}))
     assert train.main(["--recipe", "tiny.yaml", "--run", "run"]) == 0
     out = capsys.readouterr().out
     assert "for 16 joints new: " in out
     assert "ForPoseEstimation of transformers, 64x48 px, on cpu" in out
     whole = load_trained("run", {}, torch.device("cpu")).model.state_dict()
     shutil.rmtree(here / "net")
+    assert train.main(["--resume", "run", "--epochs", "2", "--layer_decay", "0.8"]) == 1
+    assert "layer_decay is 0.75 in the run, got 0.8: a run keeps its optimiser" in capsys.readouterr().err
     assert train.main(["--resume", "run", "--epochs", "2"]) == 0
     assert "going on from run/last.pt" in capsys.readouterr().out
     further = load_trained("run/last.pt", {}, torch.device("cpu")).model.state_dict()
