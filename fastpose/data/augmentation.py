@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random rotation, scale, shift, mirroring, half-body boxes and colours, drawn for a whole batch at once."""
+"""Random rotation, scale, shift, mirroring, half bodies, colours and erased boxes, drawn for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Augmentation:
     RandomBBoxTransform: from a normal distribution about the middle of their range, whose standard deviation is half
     of the range, cut at its ends. Colours stay uniform. Mirroring is our addition to the paper. Half bodies: see
     `boxes.body_boxes` (HRNet: 0.3 on COCO); upper and lower are equally likely, where upstream's `randn() < 0.5` draws
-    upper in 69 of 100 cases.
+    upper in 69 of 100 cases. Erased boxes are those of albumentations' CoarseDropout with one hole, see `erased_boxes`:
+    black before the colour map, as beyond an image's edge; joints in them stay annotated, as in Sapiens2's recipe.
     """
 
     rotation: float = option(30.0, "largest rotation of the augmentation, degrees either way")
@@ -49,6 +50,9 @@ class Augmentation:
         0.0, "largest shift of the person's box, share of its width in x and of its height in y, either way, 0 to 1"
     )
     shift_prob: float = option(0.3, "probability of shifting a training sample's box if there is a --shift, 0 to 1")
+    erase: float = option(0.0, "probability of erasing a box of a training crop, its joints still annotated, 0 to 1")
+    erase_min: float = option(0.2, "smallest width and height of an erased box, share of the crop's, 0 to 1")
+    erase_max: float = option(0.4, "largest width and height of an erased box, share of the crop's, 0 to 1")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.rotation <= 180.0:
@@ -61,7 +65,13 @@ class Augmentation:
             )
         if not 0.0 <= self.shift <= 1.0:
             raise OptionError("shift", f"expected a share of the box between 0 and 1, got {self.shift}")
-        for name in ("flip", "half_body", "rotation_prob", "scale_prob", "shift_prob"):
+        low, high = self.erase_min, self.erase_max
+        if not 0.0 <= low <= high <= 1.0:
+            raise OptionError(
+                "erase_min" if not 0.0 <= low <= 1.0 else "erase_max",
+                f"expected 0 <= erase_min <= erase_max <= 1, got {low} and {high}",
+            )
+        for name in ("flip", "half_body", "rotation_prob", "scale_prob", "shift_prob", "erase"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise OptionError(name, f"expected a probability between 0 and 1, got {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
@@ -88,7 +98,8 @@ class Augmentation:
         """Draws `count` augmentations on the generator's device, always in the same order: rotation, scale, flip; then,
         where half_body is on, whether and which half; then, where any colour changes, brightness, contrast, saturation;
         then, where it is on, hue; then, where their probability is below 1, whether to turn and whether to scale; then,
-        where there is a shift, whether to shift, and how far in x and in y.
+        where there is a shift, whether to shift, and how far in x and in y; then, where boxes are erased, whether to,
+        how wide and high, and where in x and in y.
 
         So what is switched on changes nothing that is drawn before it.
         """
@@ -127,7 +138,26 @@ class Augmentation:
             if self.augmentation_draw == "truncnorm":
                 share = cut_normal(share)
             shift = torch.where((shifted < self.shift_prob)[:, None], (2.0 * share - 1.0) * self.shift, 0.0)
-        return Draws(turn, factor, flip < self.flip, body, color, shift)
+        erase = None
+        if self.erase > 0.0:
+            erased, *rest = torch.rand(5, count, generator=generator, device=device).unbind()
+            low, high = self.erase_min, self.erase_max
+            sides = torch.where(erased < self.erase, low + (high - low) * torch.stack(rest[:2]), 0.0)
+            erase = torch.stack([*sides, *rest[2:]], dim=1)
+        return Draws(turn, factor, flip < self.flip, body, color, shift, erase)
+
+
+def erased_boxes(erase: Tensor, size: tuple[int, int]) -> Tensor:
+    """`Draws.erase` as boxes (x0, y0, x1, y1) in crops of size (h, w), float32 [B, 1, 4], for affine_crop.
+
+    As albumentations draws them: of whole pixels, sides rounded down, everywhere inside the crop as likely.
+    """
+    whole = torch.empty_like(erase[:, :2])
+    whole[:, 0], whole[:, 1] = size[1], size[0]
+    share, place = erase.split(2, dim=1)
+    sides = (share * whole).floor()
+    corner = (place * (whole - sides + 1.0)).floor()
+    return torch.cat([corner, corner + sides], dim=1)[:, None]
 
 
 def cut_normal(uniform: Tensor) -> Tensor:
@@ -149,6 +179,8 @@ class Draws(NamedTuple):
             turns of hue if that is on; None: colours stay as they are.
         shift: float32 [B, 2], of the box's centre in (x, y), as shares of the unscaled box's width and height; None:
             boxes stay where they are.
+        erase: float32 [B, 4], width and height of the erased box as shares of the crop's, 0 where none is erased, and
+            its place in (x, y), from 0, at the left and upper edge, to 1; None: nothing is erased.
     """
 
     rotation: Tensor
@@ -157,12 +189,13 @@ class Draws(NamedTuple):
     body: Tensor
     color: tuple[Tensor, ...] | None = None
     shift: Tensor | None = None
+    erase: Tensor | None = None
 
     def of(self, samples: Tensor | slice) -> Draws:
         """The draws of some of the samples, by their numbers in the batch."""
-        color, shift = self.color, self.shift
+        color = self.color
         if color is not None:
             color = tuple(one[samples] for one in color)
-        if shift is not None:
-            shift = shift[samples]
-        return Draws(self.rotation[samples], self.scale[samples], self.flip[samples], self.body[samples], color, shift)
+        shift, erase = (None if one is None else one[samples] for one in (self.shift, self.erase))
+        rotation, scale, flip, body = (one[samples] for one in (self.rotation, self.scale, self.flip, self.body))
+        return Draws(rotation, scale, flip, body, color, shift, erase)

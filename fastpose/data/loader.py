@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fastpose
 from fastpose.data.ahead import DeviceWait, HostWait, PreparedAhead
-from fastpose.data.augmentation import Augmentation, Draws
+from fastpose.data.augmentation import Augmentation, Draws, erased_boxes
 from fastpose.data.boxes import body_boxes
 from fastpose.data.images import BadImageError
 from fastpose.data.persons import Persons
@@ -366,6 +366,7 @@ class PoseLoader:
             color=self._color if draws.color is None else fastpose.jitter_color(self._color, *draws.color),
             dtype=self.dtype,
             memory_format=self.memory_format,
+            erase=None if draws.erase is None else erased_boxes(draws.erase, self.size),
         )
         keypoints = fastpose.transform_points(self._keypoints[on_device], heatmap_to_image, inverse=True)
         keypoints, visible = fastpose.swap_pairs(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fastpose.data.augmentation import Augmentation, cut_normal
+from fastpose.data.augmentation import Augmentation, cut_normal, erased_boxes
 from fastpose.data.boxes import body_boxes
 from fastpose.option import OptionError
 from fastpose.skeletons import COCO, MPII, Skeleton
@@ -83,6 +83,12 @@ def test_an_empty_batch_draws_nothing():
         ("saturation", {"saturation": float("nan")}),
         ("hue", {"hue": 0.6}),
         ("hue", {"hue": float("nan")}),
+        ("erase", {"erase": 1.5}),
+        ("erase", {"erase": float("nan")}),
+        ("erase_min", {"erase_min": -0.1}),
+        ("erase_min", {"erase_min": float("nan")}),
+        ("erase_max", {"erase_max": 1.5}),
+        ("erase_max", {"erase_min": 0.5, "erase_max": 0.4}),
     ],
 )
 def test_impossible_values_are_refused_by_name(name, values):
@@ -128,6 +134,7 @@ def test_the_defaults_draw_the_bits_that_they_always_drew():
     )
     assert draws.flip.tolist() == [False, True, False, True]
     assert draws.shift is None
+    assert draws.erase is None
     named = Augmentation(rotation_prob=1.0, scale_prob=1.0, augmentation_draw="uniform")
     assert named == Augmentation()
 
@@ -202,6 +209,47 @@ def test_boxes_are_shifted_as_often_and_as_far_as_asked(kind, expected):
     for probability, count in ((0.0, 0), (1.0, 100)):
         always = dataclasses.replace(setting, shift=0.16, shift_prob=probability).draw(100, generator(0))
         assert (always.shift != 0).all(dim=1).sum() == count
+
+
+def test_boxes_are_erased_as_often_as_asked_and_as_albumentations_draws_them():
+    """CoarseDropout(num_holes_range=(1, 1), hole_height_range=(0.2, 0.4), hole_width_range=(0.2, 0.4)): a side is
+    int(n * uniform(0.2, 0.4)), its first pixel one of the n - side + 1 that leave it inside, each as likely."""
+    setting = dataclasses.replace(EVERYTHING, rotation_prob=0.6, scale_prob=0.5, shift=0.16)
+    plain, draws = (dataclasses.replace(setting, erase=e).draw(20000, generator(0)) for e in (0.0, 0.3))
+    # What is drawn before it stays as it is.
+    assert all(torch.equal(a, b) for a, b in zip(plain[:4], draws[:4], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain.color, draws.color, strict=True))
+    assert torch.equal(plain.shift, draws.shift)
+    height, width = 256, 192
+    boxes = erased_boxes(draws.erase, (height, width))
+    assert boxes.dtype == torch.float32
+    assert boxes.shape == (20000, 1, 4)
+    corner, end = boxes[:, 0].double().split(2, dim=1)
+    erased = (end > corner).all(dim=1)
+    assert torch.equal(erased, (end > corner).any(dim=1))
+    assert abs(erased.sum() - 6000) < 300  # standard deviation 65
+    corner, sides = corner[erased], (end - corner)[erased]
+    for at, side, n in zip(corner.T, sides.T, (width, height), strict=True):
+        assert torch.equal(at, at.floor())
+        assert (side.min(), side.max()) == (int(0.2 * n), int(0.4 * n - 1e-3))
+        assert at.min() == 0
+        assert (at + side).max() == n
+        # Whole numbers, spread over the ranges that they stand for, are uniform.
+        spread = torch.rand(2, len(at), generator=generator(1), dtype=torch.float64)
+        assert stats.kstest((side + spread[0]).numpy(), stats.uniform(0.2 * n, 0.2 * n).cdf).statistic < 0.025
+        assert stats.kstest(((at + spread[1]) / (n - side + 1)).numpy(), stats.uniform.cdf).statistic < 0.025
+    places = (corner + 0.5) / (torch.tensor([width, height]) - sides + 1)
+    assert torch.corrcoef(torch.cat([sides, places], dim=1).T).sub(torch.eye(4)).abs().max() < 0.05
+    always = dataclasses.replace(setting, erase=1.0, erase_min=1.0, erase_max=1.0).draw(100, generator(0))
+    assert erased_boxes(always.erase, (9, 7)).unique(dim=0).tolist() == [[[0, 0, 7, 9]]]
+
+
+def test_an_erased_box_by_hand():
+    """A quarter of 9 px is 2 whole ones, which begin at one of 8 pixels; half of 6 px 3, at one of 4."""
+    erase = torch.tensor([[0.25, 0.5, 0.0, 0.0], [0.25, 0.5, 1 - 2**-24, 1 - 2**-24], [0.25, 0.5, 0.5, 0.3]])
+    assert erased_boxes(erase, (6, 9))[:, 0].tolist() == [[0, 0, 2, 3], [7, 3, 9, 6], [4, 1, 6, 4]]
+    whole = Augmentation(erase=0.5).draw(9, generator(0))
+    assert torch.equal(whole.of(slice(2, 5)).erase, whole.erase[2:5])
 
 
 def test_boxes_that_keep_their_size_are_among_the_scales():

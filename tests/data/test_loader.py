@@ -18,7 +18,7 @@ import torch
 
 import fastpose
 from fastpose.data.ahead import DeviceWait, PreparedAhead
-from fastpose.data.augmentation import Augmentation
+from fastpose.data.augmentation import Augmentation, erased_boxes
 from fastpose.data.boxes import body_boxes, reductions
 from fastpose.data.images import BadImageError
 from fastpose.data.loader import PoseLoader, seeded_generator
@@ -325,6 +325,7 @@ EVERYTHING = Augmentation(
     augmentation_draw="truncnorm",
     shift=0.16,
     shift_prob=0.5,
+    erase=0.5,
 )
 HALVES = Augmentation(rotation=30, scale_min=0.75, scale_max=1.25, flip=0.5, half_body=0.5)
 
@@ -387,6 +388,25 @@ def test_a_shift_moves_the_crop_and_its_joints_together(persons, device, half_bo
     for name in ("images", "keypoints", "visible", "heatmap_to_image"):
         assert torch.equal(getattr(one, name)[~shifted], getattr(other, name)[~shifted]), name
     assert (one.images[shifted] != other.images[shifted]).flatten(1).any(dim=1).all()
+
+
+def test_an_erased_crop_is_black_in_its_box_and_keeps_all_else(persons, device):
+    whole, erasing = (dataclasses.replace(HALVES, erase=erase) for erase in (0.0, 0.6))
+    size, sources = (96, 64), ImageFiles(persons.image_paths)
+    one, other = (
+        next(PoseLoader(persons, sources, size, 10, augmentation=a, seed=3, device=device).epoch())
+        for a in (whole, erasing)
+    )
+    boxes = erased_boxes(erasing.draw(10, seeded_generator(device, 3, 0, 1)).erase, size)
+    black = -torch.tensor(fastpose.IMAGENET_MEAN) / torch.tensor(fastpose.IMAGENET_STD)
+    expected, pixels = one.images.clone(), 0
+    for crop, (x0, y0, x1, y1) in zip(expected, boxes[:, 0].int().tolist(), strict=True):
+        crop[:, y0:y1, x0:x1] = black[:, None, None].to(device)
+        pixels += (y1 - y0) * (x1 - x0)
+    assert 0.04 * 96 * 64 < pixels < 10 * 0.16 * 96 * 64
+    torch.testing.assert_close(other.images, expected)
+    for name in ("keypoints", "visible", "heatmap_to_image"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_a_shifted_crop_is_the_crop_of_a_shifted_box(persons):

@@ -56,6 +56,7 @@ EVERYTHING = Augmentation(
     augmentation_draw="truncnorm",
     shift=0.16,
     shift_prob=0.5,
+    erase=0.5,
 )
 
 

@@ -68,6 +68,8 @@ def test_on_and_off_may_be_true_and_false(name):
         ("scale_prob", -0.5, "expected a probability between 0 and 1, got -0.5"),
         ("shift", -0.16, "expected a share of the box between 0 and 1, got -0.16"),
         ("shift_prob", 3.0, "expected a probability between 0 and 1, got 3.0"),
+        ("erase", 1.5, "expected a probability between 0 and 1, got 1.5"),
+        ("erase_max", 0.1, "expected 0 <= erase_min <= erase_max <= 1, got 0.2 and 0.1"),
         ("augmentation_draw", "normal", "expected one of uniform, truncnorm, got 'normal'"),
         ("saturation", 2.0, "expected a relative change between 0 and 1, got 2.0"),
         ("hue", 0.6, "expected a share of a full turn between 0 and 0.5, got 0.6"),
