@@ -203,6 +203,9 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
         train, valid = dataset.read("train"), dataset.read("valid")
     check_sense(train, valid)
     scorer, skeleton = dataset.scorer(valid), valid.skeleton
+    if (hard := settings.targets.hard_joints) > skeleton.num_joints:
+        most = f"expected at most the {skeleton.num_joints} joints of skeleton {skeleton.name!r}"
+        raise OptionError("hard_joints", f"{most}, got {hard}")
     train_loader = make_loader(
         train,
         network,

@@ -38,10 +38,15 @@ class TargetOptions:
         False,
         "weigh joints in the loss by the skeleton's weights (COCO: 1, 1.2 and 1.5), once; SimpleBaselines squares them",
     )
+    hard_joints: int = option(
+        0, "only this many joints of each sample, those with the largest losses, count in the loss; 0: all"
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sigma < float("inf"):
             raise OptionError("sigma", f"expected a positive number, got {self.sigma}")
+        if self.hard_joints < 0:
+            raise OptionError("hard_joints", f"expected at least 0, got {self.hard_joints}")
 
 
 class TrainStep:
@@ -257,6 +262,7 @@ class TrainStep:
                 encoding=targets.encoding,
                 missing=targets.missing,
                 joint_weights=self._joint_weights,
+                hard_joints=targets.hard_joints or None,
             )
         pred_x, pred_y = outputs
         return fastpose.simcc_loss(

@@ -375,7 +375,7 @@ def test_a_resumed_run_keeps_or_takes_weight_decay_learning_rate_and_foreach(rec
 
 
 FIELD = {
-    **{"encoding": "udp", "udp": True, "refine": "none", "flip_shift": "auto", "joint_weights": True},
+    **{"encoding": "udp", "udp": True, "refine": "none", "flip_shift": "auto", "joint_weights": True, "hard_joints": 8},
     **{"half_body": 0.5, "brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "color_order": "bgr"},
     **{"optimizer": "adamw", "weight_decay": 0.01},
     **{"rotation_prob": 0.6, "scale_prob": 0.5, "augmentation_draw": "truncnorm", "shift": 0.16},
@@ -395,6 +395,13 @@ def field_run(field_recipe, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "field"
     assert train.main(["--recipe", str(field_recipe), "--run", str(run)]) == 0
     return run
+
+
+def test_more_hard_joints_than_there_are_joints_are_refused(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train.main(["--recipe", str(recipe), "--run", str(run), "--hard_joints", "17"]) == 1
+    assert capsys.readouterr().err == "error: hard_joints: expected at most the 16 joints of skeleton 'mpii', got 17\n"
+    assert not list(run.glob("*.pt"))
 
 
 def test_a_run_with_what_the_field_does_repeats_and_resumes_to_the_bit(field_recipe, field_run, finished, tmp_path):

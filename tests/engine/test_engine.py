@@ -324,11 +324,12 @@ def test_a_network_without_parameters_cannot_be_trained():
 def test_the_loss_is_what_the_options_say(persons):
     batch = next(make_loader(persons).epoch())
     weights = [1.0 + 0.1 * joint for joint in range(16)]
-    options = changed(OPTIONS, encoding="udp", sigma=2.0, missing="ignore")
+    options = changed(OPTIONS, encoding="udp", sigma=2.0, missing="ignore", hard_joints=12)
     model = Constant(0.5)
     step = make_step(model, options, joint_weights=weights)
     maps = torch.full((4, 16, 16, 16), 0.5)
-    given = {"sigma": 2.0, "encoding": "udp", "missing": "ignore", "joint_weights": torch.tensor(weights)}
+    given = {"sigma": 2.0, "encoding": "udp", "missing": "ignore"}
+    given |= {"joint_weights": torch.tensor(weights), "hard_joints": 12}
     loss = step(batch, 0.0)
     assert loss == fastpose.heatmap_mse_loss(maps, batch.keypoints, batch.visible, **given)
     for name in given:

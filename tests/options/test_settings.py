@@ -60,6 +60,7 @@ def test_on_and_off_may_be_true_and_false(name):
         ("synthetic_seed", -1, "expected at least 0, got -1"),
         ("lr", float("inf"), "expected a positive number, got inf"),
         ("sigma", 0.0, "expected a positive number, got 0.0"),
+        ("hard_joints", -1, "expected at least 0, got -1"),
         ("size", (64, 65), "expected height and width, positive multiples of 32 pixels, got [64, 65]"),
         ("blur_kernel", 4, "expected an odd number of pixels from 1 to 255, got 4"),
         ("flip", 1.5, "expected a probability between 0 and 1, got 1.5"),
