@@ -20,6 +20,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #ifdef FASTPOSE_WITH_CUDA
@@ -145,6 +146,11 @@ inline int64_t bytes_of(ScalarType type) {
   }
 }
 
+// Of a loss: that in which it is computed.
+inline ScalarType loss_type(const Tensor& pred) {
+  return pred.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 // The dtype of a result, checked before there is one.
 inline void check_dtype(const char* op, ScalarType dtype, std::initializer_list<ScalarType> types) {
   if (std::find(types.begin(), types.end(), dtype) != types.end()) return;
@@ -225,6 +231,25 @@ inline MapStrides map_strides(const Tensor& maps) {
   return {maps.stride(0), maps.stride(1), maps.stride(2), maps.stride(3)};
 }
 
+inline VectorStrides vector_strides(const Tensor& vectors) {
+  return {vectors.stride(0), vectors.stride(1), vectors.stride(2)};
+}
+
+// Weights of the joints, [B, K] through their strides, or [K] for every sample.
+struct JointWeights {
+  Tensor weights;
+  int64_t stride_b;
+
+  JointWeights(const char* op, const Tensor& given, const Tensor& pred)
+      : weights(given), stride_b(given.dim() == 2 ? pred.size(1) : 0) {
+    const Argument argument(op, "joint_weights", given);
+    given.dim() == 2 ? argument.shape({pred.size(0), pred.size(1)}, "[B, K]")
+                     : argument.shape({pred.size(1)}, "[K] or [B, K]");
+    argument.type({ScalarType::Float}).on_device_of(pred, "pred");
+    weights = contiguous(op, "joint_weights", given);
+  }
+};
+
 // mirrored[k] is the joint that k becomes in the mirrored image.
 inline JointPermutation joint_permutation(const char* op, const std::vector<int64_t>& mirrored, int64_t joints) {
   if (joints > kMaxJoints) fail(op, ": at most ", kMaxJoints, " joints can be mirrored, got ", joints);
@@ -246,6 +271,21 @@ inline void check_map_size(const char* op, int64_t height, int64_t width) {
   if (height < 1 || width < 1 || height > kMaxExtent || width > kMaxExtent)
     fail(op, ": the maps must be at least 1 x 1 pixels and at most ", kMaxExtent, " high or wide, got (h, w) = (",
          height, ", ", width, ")");
+}
+
+// Vectors of one batch for x and y, each of at least one bin.
+inline void check_vectors(const char* op, const Tensor& pred_x, const Tensor& pred_y) {
+  Argument(op, "pred_x", pred_x)
+      .shape({-1, -1, -1}, "[B, K, Wx]")
+      .type({ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double});
+  Argument(op, "pred_y", pred_y)
+      .shape({pred_x.size(0), pred_x.size(1), -1}, "[B, K, Wy]")
+      .type({pred_x.scalar_type()})
+      .on_device_of(pred_x, "pred_x");
+  for (const auto& [name, pred] : {std::pair{"pred_x", &pred_x}, std::pair{"pred_y", &pred_y}}) {
+    if (pred->size(2) < 1 || pred->size(2) > kMaxExtent)
+      fail(op, ": ", name, " must have 1 to ", kMaxExtent, " bins, got ", pred->size(2));
+  }
 }
 
 inline TargetSpec target_spec(const char* op, int64_t height, int64_t width, double sigma, int64_t encoding) {

@@ -59,9 +59,6 @@ FASTPOSE_HOST_DEVICE JointTarget joint_target(const TargetSpec& spec, float x, f
   return target;
 }
 
-FASTPOSE_HOST_DEVICE float exp_of(float x) { return expf(x); }
-FASTPOSE_HOST_DEVICE double exp_of(double x) { return exp(x); }
-
 // One factor of the Gaussian: exp(-(i - center)^2 / (2 sigma^2)) inside [begin, end), 0 outside.
 template <typename A>
 FASTPOSE_HOST_DEVICE A target_factor(const TargetSpec& spec, int i, float center, int begin, int end) {

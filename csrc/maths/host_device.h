@@ -42,6 +42,9 @@ struct Accumulate<double> {
 template <typename T>
 using accumulate_t = typename Accumulate<T>::type;
 
+FASTPOSE_HOST_DEVICE float exp_of(float x) { return expf(x); }
+FASTPOSE_HOST_DEVICE double exp_of(double x) { return exp(x); }
+
 // False for NaN and for both infinities. std::isfinite is not callable from device code on every compiler.
 template <typename F>
 FASTPOSE_HOST_DEVICE bool is_finite(F x) {

@@ -11,6 +11,11 @@ struct MapStrides {
   int64_t b, k, y, x;  // elements
 };
 
+// Of SimCC's vectors [B, K, bins], of which a joint has one per axis.
+struct VectorStrides {
+  int64_t b, k, bin;  // elements
+};
+
 enum class MapLayout : int {
   kPlanar,        // map after map: torch's contiguous_format
   kChannelsLast,  // pixel after pixel, each with its values of all K maps: torch's channels_last

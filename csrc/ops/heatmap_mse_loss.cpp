@@ -218,7 +218,7 @@ void backward_cpu(const HeatmapMseLossParams& p) {
 // The arguments that both directions share, checked, made contiguous and kept alive.
 struct LossArguments {
   Tensor keypoints, visible;
-  std::optional<Tensor> joint_weights;
+  std::optional<JointWeights> joint_weights;
   HeatmapMseLossParams params{};
 
   LossArguments(const char* op, const Tensor& pred, const Tensor& keypoints_, const Tensor& visible_,
@@ -239,13 +239,9 @@ struct LossArguments {
     visible = contiguous(op, "visible", visible_);
     params.spec = target_spec(op, pred.size(2), pred.size(3), sigma, encoding);
     if (joint_weights_) {
-      const Argument argument(op, "joint_weights", *joint_weights_);
-      const bool per_sample = joint_weights_->dim() == 2;
-      per_sample ? argument.shape({batch, joints}, "[B, K]") : argument.shape({joints}, "[K] or [B, K]");
-      argument.type({ScalarType::Float}).on_device_of(pred, "pred");
-      joint_weights = contiguous(op, "joint_weights", *joint_weights_);
-      params.joint_weights = data<float>(*joint_weights);
-      params.weight_stride_b = per_sample ? joints : 0;
+      joint_weights.emplace(op, *joint_weights_, pred);
+      params.joint_weights = data<float>(joint_weights->weights);
+      params.weight_stride_b = joint_weights->stride_b;
       params.weight_stride_k = 1;
     }
     params.pred = pred.const_data_ptr();
@@ -258,10 +254,6 @@ struct LossArguments {
     params.ignore_missing = ignore_missing;
   }
 };
-
-ScalarType loss_type(const Tensor& pred) {
-  return pred.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 Tensor forward(const char* op, const LossArguments& arguments, const Tensor& pred, bool of_maps) {
   HeatmapMseLossParams params = arguments.params;

@@ -113,6 +113,7 @@ def register(
     differentiable: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
+    inputs: int = 1,
     *,
     native: bool = True,
 ) -> None:
@@ -126,10 +127,10 @@ def register(
         plain: its kernel in plain torch, with the op's arguments, checks and errors, for devices without a native one.
         fake: see torch.library.register_fake.
         differentiable: the op in plain torch, in every operation differentiable; None if it has no derivatives. torch
-            differentiates it wherever `backward` is not enough: forwards, twice, in arguments other than the first,
-            under the transforms of torch.func.
-        backward, setup_context: its gradient in the first argument, as torch.library.register_autograd takes it; None
-            if `differentiable` serves for that, too.
+            differentiates it wherever `backward` is not enough: forwards, twice, in arguments other than the first
+            `inputs`, under the transforms of torch.func.
+        backward, setup_context: its gradient in the first `inputs` arguments, tensors all of them, as
+            torch.library.register_autograd takes it; None if `differentiable` serves for that, too.
         native: False for an op that the library does not have: plain torch on every device, without a warning.
     """
     parameters = inspect.signature(plain).parameters
@@ -166,7 +167,7 @@ def register(
     _ops.impl(op, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastpose::{op}", run_fake)
     if differentiable is not None:
-        kernel = _autograd_kernel(op, differentiable, backward, setup_context)
+        kernel = _autograd_kernel(op, differentiable, backward, setup_context, inputs)
         _ops.impl(op, kernel, "Autograd", with_keyset=True)
 
 
@@ -175,6 +176,7 @@ def _autograd_kernel(
     differentiable: Callable[..., Any],
     backward: Callable[..., Any] | None,
     setup_context: Callable[..., Any] | None,
+    inputs: int,
 ) -> Callable[..., Any]:
     """What torch.library.register_autograd registers, except where that gives a derivative of 0 or an error."""
     overload = getattr(torch.ops.fastpose, op).default
@@ -202,8 +204,8 @@ def _autograd_kernel(
             return differentiable(*arguments)
         if not torch.is_grad_enabled() or not any(value.requires_grad for value in tensors):
             return below_autograd(keyset, *arguments)
-        first_alone = not any(value.requires_grad for value in tensors[1:])
-        if backward is None or not first_alone or torch._C._are_functorch_transforms_active():
+        of_others = any(value.requires_grad for value in tensors[inputs:])
+        if backward is None or of_others or torch._C._are_functorch_transforms_active():
             return differentiable(*arguments)
         return Gradient.apply(keyset, *arguments)
 

@@ -119,7 +119,84 @@ def plain_simcc_loss(
     label_softmax: bool,
 ) -> Tensor:
     """`simcc_loss` in plain torch, which autograd differentiates; the labels are stored."""
-    op = "simcc_loss"
+    weights, labels = _weights_and_labels(
+        "simcc_loss",
+        *(pred_x, pred_y, keypoints, visible, joint_weights, split_ratio),
+        *(sigma_x, sigma_y, label_beta, label_softmax),
+    )
+    divergence = torch.zeros_like(weights)
+    for pred, label in zip((pred_x, pred_y), labels, strict=True):
+        logarithms = torch.log_softmax(beta * pred.to(label.dtype), 2)
+        divergence = divergence + (torch.xlogy(label, label) - label * logarithms).mean(2)
+    return (weights * divergence).sum() / max(1, visible.numel())
+
+
+def plain_simcc_loss_backward(
+    grad_output: Tensor,
+    pred_x: Tensor,
+    pred_y: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    joint_weights: Tensor | None,
+    split_ratio: float,
+    sigma_x: float,
+    sigma_y: float,
+    beta: float,
+    label_beta: float,
+    label_softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """Its gradients in `pred_x` and `pred_y`."""
+    settings = (split_ratio, sigma_x, sigma_y, beta, label_beta, label_softmax)
+    of_x, of_y = _gradients(grad_output, pred_x, pred_y, keypoints, visible, joint_weights, *settings)
+    return torch.empty_like(pred_x).copy_(of_x), torch.empty_like(pred_y).copy_(of_y)
+
+
+def _gradients(
+    grad_output: Tensor,
+    pred_x: Tensor,
+    pred_y: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    joint_weights: Tensor | None,
+    split_ratio: float,
+    sigma_x: float,
+    sigma_y: float,
+    beta: float,
+    label_beta: float,
+    label_softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients in the type that they are computed in."""
+    op = "simcc_loss_backward"
+    weights, labels = _weights_and_labels(
+        op,
+        *(pred_x, pred_y, keypoints, visible, joint_weights, split_ratio),
+        *(sigma_x, sigma_y, label_beta, label_softmax),
+    )
+    expect(op, "grad_output", grad_output, (), "[]", (weights.dtype,), ("pred_x", pred_x))
+    # The incoming gradient goes in before rounding to half precision.
+    factors = (beta * grad_output / max(1, visible.numel()) * weights)[..., None]
+    of_x, of_y = (
+        factors / pred.size(2) * (label.sum(2, keepdim=True) * torch.softmax(beta * pred.to(label.dtype), 2) - label)
+        for pred, label in zip((pred_x, pred_y), labels, strict=True)
+    )
+    return of_x, of_y
+
+
+def _weights_and_labels(
+    op: str,
+    pred_x: Tensor,
+    pred_y: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    joint_weights: Tensor | None,
+    split_ratio: float,
+    sigma_x: float,
+    sigma_y: float,
+    label_beta: float,
+    label_softmax: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """The weight of each joint [B, K], and the labels in x and y, of the shapes of the predictions; both in the type
+    that the loss is computed in."""
     beside = ("pred_x", pred_x)
     expect_vectors(op, pred_x, pred_y)
     batch, joints, _ = pred_x.shape
@@ -139,21 +216,39 @@ def plain_simcc_loss(
     weights = torch.where(near | hidden, visible, 0.0)
     if joint_weights is not None:
         weights = weights * joint_weights
-    divergence = torch.zeros_like(weights, dtype=dtype)
+    labels = []
     for pred, center, sigma in axes:
         bins = torch.arange(pred.size(2), device=pred.device, dtype=dtype)
         distance = bins - torch.where(near, center, 0.0).to(dtype)[..., None]
-        labels = torch.exp(distance.square() / (-2 * sigma * sigma))
-        labels = torch.where((near & ~hidden)[..., None], labels, 0.0)
-        if label_softmax:
-            labels = torch.softmax(label_beta * labels, 2)
-        logarithms = torch.log_softmax(beta * pred.to(dtype), 2)
-        divergence = divergence + (torch.xlogy(labels, labels) - labels * logarithms).mean(2)
-    return (weights.to(dtype) * divergence).sum() / max(1, visible.numel())
+        label = torch.exp(distance.square() / (-2 * sigma * sigma))
+        label = torch.where((near & ~hidden)[..., None], label, 0.0)
+        labels.append(torch.softmax(label_beta * label, 2) if label_softmax else label)
+    return weights.to(dtype), labels
 
 
 def _fake(pred_x: Tensor, *_: Any) -> Tensor:
     return pred_x.new_empty((), dtype=accumulate_type(pred_x.dtype))
 
 
-register("simcc_loss", plain_simcc_loss, _fake, plain_simcc_loss, native=False)
+def _fake_backward(grad_output: Tensor, pred_x: Tensor, pred_y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(pred_x), torch.empty_like(pred_y)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pred_x, pred_y, keypoints, visible, joint_weights, *ctx.settings = inputs
+    ctx.save_for_backward(pred_x, pred_y, keypoints, visible, joint_weights)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    grads = call("simcc_loss_backward", grad_output, *ctx.saved_tensors, *ctx.settings)
+    return *grads, *[None] * 9
+
+
+def _differentiable_backward(grad_output: Tensor, pred_x: Tensor, pred_y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """The gradients for those who differentiate them again; copying into a tensor is for the others."""
+    of_x, of_y = _gradients(grad_output, pred_x, pred_y, *rest)
+    return of_x.to(pred_x.dtype), of_y.to(pred_y.dtype)
+
+
+register("simcc_loss", plain_simcc_loss, _fake, plain_simcc_loss, _backward, _setup_context, inputs=2)
+register("simcc_loss_backward", plain_simcc_loss_backward, _fake_backward, _differentiable_backward)

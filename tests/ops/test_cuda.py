@@ -162,9 +162,9 @@ FORWARD = [
     loss,
     loss_channels_last,
 ]
-BACKWARD = [gradient, gradient_channels_last, gradient_in_float16]
+BACKWARD = [gradient, gradient_channels_last, gradient_in_float16, gradient_of_simcc]
 each_call = pytest.mark.parametrize("call", FORWARD + BACKWARD, ids=lambda call: call.__name__)
-PLAIN = [decode_simcc, gradient_of_simcc]  # without kernels of their own
+PLAIN = [decode_simcc]  # without a kernel of its own
 each_call_or_plain = pytest.mark.parametrize("call", FORWARD + BACKWARD + PLAIN, ids=lambda call: call.__name__)
 each_forward = pytest.mark.parametrize("call", FORWARD, ids=lambda call: call.__name__)
 

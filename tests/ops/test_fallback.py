@@ -40,6 +40,8 @@ PLAIN = {
     "heatmap_mse_losses": heatmap_mse_loss.plain_heatmap_mse_losses,
     "heatmap_mse_loss_backward": heatmap_mse_loss.plain_heatmap_mse_loss_backward,
     "render_heatmaps": render_heatmaps.plain_render_heatmaps,
+    "simcc_loss": simcc_loss.plain_simcc_loss,
+    "simcc_loss_backward": simcc_loss.plain_simcc_loss_backward,
     "swap_pairs": swap_pairs.plain_swap_pairs,
     "transform_points": transform_points.plain_transform_points,
 }

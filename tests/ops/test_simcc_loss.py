@@ -141,9 +141,52 @@ def test_scaled_loss_keeps_gradients_that_half_precision_would_lose(device: torc
 
 def test_any_strides(device: torch.device) -> None:
     pred_x, pred_y, points, visible = batch_of(device)
-    loss = fastpose.simcc_loss(pred_x, pred_y, points, visible)
-    strided = fastpose.simcc_loss(pred_x.mT.contiguous().mT, pred_y.repeat(1, 1, 2)[..., :36], points, visible)
-    torch.testing.assert_close(strided, loss)
+    dense = [pred_x.requires_grad_(), pred_y.requires_grad_()]
+    strided = [pred_x.detach().mT.contiguous().mT, pred_y.detach().repeat(1, 1, 2)[..., :36]]
+    losses = [
+        fastpose.simcc_loss(*preds, points, visible) for preds in (dense, [pred.requires_grad_() for pred in strided])
+    ]
+    torch.testing.assert_close(losses[1], losses[0])
+    for loss in losses:
+        loss.backward()
+    for one, other in zip(strided, dense, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert strided[0].grad.stride() == strided[0].stride()
+
+
+def test_a_gradient_in_one_prediction_alone_is_the_same(device: torch.device) -> None:
+    pred_x, pred_y, points, visible = batch_of(device)
+    both = [pred_x.clone().requires_grad_(), pred_y.clone().requires_grad_()]
+    fastpose.simcc_loss(*both, points, visible).backward()
+    alone = pred_y.clone().requires_grad_()
+    fastpose.simcc_loss(pred_x, alone, points, visible).backward()
+    assert torch.equal(alone.grad, both[1].grad)
+
+
+@pytest.mark.parametrize("label_softmax", [False, True])
+def test_long_vectors(device: torch.device, label_softmax: bool) -> None:
+    """Labels end far within these vectors, or far without."""
+    pred_x, pred_y, points, visible = batch_of(device, (5001, 6002))
+    for sigma in ((0.3, 40.0), (900.0, 1e6)):
+        options: dict[str, Any] = {"sigma": sigma, "label_softmax": label_softmax, "label_beta": 30.0}
+        loss = fastpose.simcc_loss(pred_x, pred_y, points, visible, **options)
+        expected = reference.simcc_loss(pred_x.cpu(), pred_y.cpu(), points.cpu(), visible.cpu(), **options)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    arguments = batch_of(CPU, (96, 128), 40)
+    preds, threads = [pred.requires_grad_() for pred in arguments[:2]], torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            loss = fastpose.simcc_loss(*arguments)
+            results.append((loss, *torch.autograd.grad(loss, preds)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
 
 
 def test_nan_in_a_prediction_is_nan_in_the_loss(device: torch.device) -> None:
@@ -198,6 +241,8 @@ def test_opcheck(device: torch.device, requires_grad: bool) -> None:
     preds = (pred_x.requires_grad_(requires_grad), pred_y.requires_grad_(requires_grad))
     rest = (points, visible, torch.ones(3, device=device), 2.0, 1.5, 1.0, 10.0, 10.0, True)
     torch.library.opcheck(torch.ops.fastpose.simcc_loss.default, (*preds, *rest))
+    backward = (torch.ones((), device=device, requires_grad=requires_grad), *preds, *rest)
+    torch.library.opcheck(torch.ops.fastpose.simcc_loss_backward.default, backward)
 
 
 def test_compiles_without_a_graph_break_forward_and_backward(device: torch.device) -> None:
@@ -228,8 +273,3 @@ def test_what_is_no_positive_number_is_refused_by_name(value) -> None:
     pred, points, visible = torch.rand(1, 1, 8), torch.zeros(1, 1, 2), torch.ones(1, 1)
     with pytest.raises(ValueError, match=r"^beta must be a positive number, got "):
         fastpose.simcc_loss(pred, pred, points, visible, beta=value)
-
-
-def test_plain_torch_needs_no_warning_where_the_library_has_no_kernel(recwarn: pytest.WarningsRecorder) -> None:
-    fastpose.simcc_loss(*batch_of(CPU))
-    assert not recwarn.list

@@ -123,13 +123,24 @@ def map_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
                     yield f"{refine} {name}", torch.cat([t.flatten() for t in decoded])
 
 
+def vector_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    keypoints = torch.rand(6, 5, 2, generator=generator) * 150 - 10
+    visible = (torch.rand(6, 5, generator=generator) > 0.2).float()
+    for dtype, softmax in product((torch.float32, *HALVES, torch.float64), (False, True)):
+        preds = [torch.randn(6, 5, n, generator=generator).to(dtype).requires_grad_() for n in (93, 257)]
+        loss = fastpose.simcc_loss(*preds, keypoints, visible, label_softmax=softmax)
+        loss.backward()
+        yield f"simcc_loss {dtype} {softmax}", loss.detach()
+        yield from ((f"its gradient {dtype} {softmax}", pred.grad) for pred in preds)
+
+
 def write_results(path: str) -> None:
     """What the process of one level does: all cases, in order, their bytes."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(4)
     results = [
         (name, t.contiguous().view(torch.uint8) if t.dim() else t.view(1).view(torch.uint8))
-        for cases in (crop_cases, map_cases)
+        for cases in (crop_cases, map_cases, vector_cases)
         for name, t in cases(generator)
     ]
     torch.save({"simd": fastpose.build_info()["simd"], "results": results}, path)
