@@ -45,15 +45,16 @@ class ScheduleOptions:
     lr_drop_epochs: tuple[int, ...] = option(
         (), "numbers of finished epochs after which the learning rate drops, instead of on a plateau; counts"
     )
-    cosine_epochs: int = option(
-        0, "epochs at the end of the training in which the learning rate falls along a cosine, instead of drops; count"
-    )
-    cosine_floor: float = option(0.05, "where the cosine ends, share of the learning rate, 0 to 1")
-    lr_decay: Literal["drops", "linear"] = option(
+    lr_decay: Literal["drops", "linear", "cosine"] = option(
         "drops",
-        "how the learning rate falls: in drops, after lr_drop_epochs or on a plateau; or in a straight line from lr, "
-        "after the warm-up, to 0 at the end of the training",
+        "how the learning rate falls: in drops, after lr_drop_epochs or on a plateau; or, step by step, in a straight "
+        "line or along half of a cosine to lr_floor at the end of the training",
     )
+    lr_decay_epochs: int = option(
+        0,
+        "epochs at the end of the training in which it falls in a line or along a cosine, count; 0: after the warm-up",
+    )
+    lr_floor: float = option(0.0, "where the line or the cosine ends, share of lr, 0 to 1")
     checkpoint_minutes: float = option(
         10.0,
         "minutes of training after which last.pt is written within an epoch, too: bounds what a crash costs; 0: at the "
@@ -75,29 +76,26 @@ class ScheduleOptions:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "epochs", "batch_size", "eval_batch_size", "lr_drop_patience", "eval_every")
         check_at_least(self, 1, "log_every", "lr_drop_factor")
-        check_at_least(self, 0, "seed", "warmup_steps", "weight_decay", "checkpoint_minutes", "cosine_epochs")
-        check_at_least(self, 0, "clip_grad_norm")
+        check_at_least(self, 0, "seed", "warmup_steps", "weight_decay", "checkpoint_minutes")
+        check_at_least(self, 0, "clip_grad_norm", "lr_decay_epochs")
         if not 0.0 < self.layer_decay <= 1.0:
             raise OptionError("layer_decay", f"expected a factor above 0 and up to 1, got {self.layer_decay}")
         if not 0.0 < self.lr < float("inf"):
             raise OptionError("lr", f"expected a positive number, got {self.lr}")
-        if self.cosine_epochs and self.lr_drop_epochs:
-            raise OptionError("cosine_epochs", f"expected 0 with lr_drop_epochs, got {self.cosine_epochs}")
-        if self.cosine_epochs > self.epochs:
-            raise OptionError("cosine_epochs", f"expected at most {self.epochs} epochs, got {self.cosine_epochs}")
-        if self.lr_decay == "linear" and (self.cosine_epochs or self.lr_drop_epochs):
-            raise OptionError("lr_decay", "expected drops with cosine_epochs or lr_drop_epochs, got linear")
-        if not 0.0 <= self.cosine_floor <= 1.0:
-            raise OptionError("cosine_floor", f"expected a share from 0 to 1, got {self.cosine_floor}")
+        if self.lr_decay != "drops" and self.lr_drop_epochs:
+            raise OptionError("lr_decay", f"expected drops with lr_drop_epochs, got {self.lr_decay}")
+        if self.lr_decay_epochs > self.epochs:
+            raise OptionError("lr_decay_epochs", f"expected at most {self.epochs} epochs, got {self.lr_decay_epochs}")
+        if not 0.0 <= self.lr_floor <= 1.0:
+            raise OptionError("lr_floor", f"expected a share from 0 to 1, got {self.lr_floor}")
 
 
 @dataclass
 class LearningRate:
-    """The base rate, divided by `factor` after the epochs named or, if none are, once when the score stops rising; or
-    falling in a straight line to 0 after `linear_steps` of the run, where these are named.
+    """The base rate, divided by `factor` after the epochs named or, if none are, once when the score stops rising.
 
-    With `cosine_epochs` it falls instead, epoch by epoch over the last so many of `epochs`, along half of a cosine that
-    would reach `cosine_floor` times the base after the last.
+    With `decay` "linear" or "cosine" it falls instead, from step `first` of the run on, and is `floor` times the base
+    after step `last`.
 
     Over the first `warmup_steps` of the run it rises in a straight line. Without that the first steps of RMSprop are
     ten times too long: its mean of squared gradients begins at zero and holds a hundredth of the first.
@@ -108,39 +106,37 @@ class LearningRate:
     drop_epochs: tuple[int, ...]
     patience: int
     warmup_steps: int = 0
-    epochs: int = 0
-    cosine_epochs: int = 0
-    cosine_floor: float = 0.0
-    linear_steps: int = 0
+    decay: str = "drops"
+    first: int = 0
+    last: int = 0
+    floor: float = 0.0
     best: float = -math.inf
     stale: int = 0
     dropped: bool = False
 
     @classmethod
     def of(cls, schedule: ScheduleOptions, epoch_steps: int = 0) -> LearningRate:
-        """`epoch_steps`: training steps of an epoch, of which only the straight line has to know."""
+        """`epoch_steps`: training steps of an epoch, which do not matter to drops."""
+        begins = schedule.epochs - schedule.lr_decay_epochs if schedule.lr_decay_epochs else 0
         return cls(
             schedule.lr,
             schedule.lr_drop_factor,
             schedule.lr_drop_epochs,
             schedule.lr_drop_patience,
             schedule.warmup_steps,
-            schedule.epochs,
-            schedule.cosine_epochs,
-            schedule.cosine_floor,
-            schedule.epochs * epoch_steps if schedule.lr_decay == "linear" else 0,
+            schedule.lr_decay,
+            max(begins * epoch_steps, schedule.warmup_steps),
+            schedule.epochs * epoch_steps,
+            schedule.lr_floor,
         )
 
     def at(self, epoch: int, step: int) -> float:
         """The rate in an epoch and in a step counted from the run's beginning, both from 0."""
         rising = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.cosine_epochs:
-            done = max(0.0, 1.0 - (self.epochs - epoch) / self.cosine_epochs)
-            falling = self.cosine_floor + (1.0 - self.cosine_floor) * 0.5 * (1.0 + math.cos(math.pi * done))
-            return self.base * falling * rising
-        if self.linear_steps and step >= self.warmup_steps:
-            left = max(0, self.linear_steps - step)
-            return self.base * left / max(1, self.linear_steps - self.warmup_steps)
+        if self.decay != "drops":
+            done = min(1.0, max(0, step - self.first) / max(1, self.last - self.first))
+            left = 1.0 - done if self.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+            return self.base * rising * (self.floor + (1.0 - self.floor) * left)
         drops = sum(epoch >= drop for drop in self.drop_epochs) if self.drop_epochs else int(self.dropped)
         return self.base / self.factor**drops * rising
 

@@ -107,6 +107,9 @@ def settle(
             known = " or ".join(SIMCC_REFINEMENTS)
             raise OptionError("refine", f"SimCC's vectors are refined by {known}, got {values['refine']}")
         values["refine"] = "none"
+    if settings.network.returns_vectors and settings.targets.hard_joints:
+        hard = settings.targets.hard_joints
+        raise OptionError("hard_joints", f"expected 0 with SimCC's vectors, it is for heatmaps, got {hard}")
     root = settings.data.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{settings.data.dataset}"
     values["data_root"] = str(Path(root).expanduser().resolve())
     kind = dataset_named(settings.data.dataset)

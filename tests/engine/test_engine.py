@@ -20,11 +20,10 @@ from fastpose.data.pixels import ImageFiles
 from fastpose.device import ComputeOptions, choose_device
 from fastpose.engine.epoch import NotFiniteError, RunProgress, StopSignals, train_one_epoch
 from fastpose.engine.evaluation import best_seen_person
-from fastpose.engine.schedule import LearningRate, ScheduleOptions, make_optimizer
+from fastpose.engine.schedule import LearningRate, make_optimizer
 from fastpose.engine.step import TrainStep, uses_cuda_graph
 from fastpose.models import FcnPoseResNet, pose_resnet
 from fastpose.models.decoding import Decoder
-from fastpose.option import OptionError
 from fastpose.options.settings import Settings
 from fastpose.skeletons import MPII
 from tests.helpers.reading import loader_of
@@ -740,31 +739,6 @@ def test_the_learning_rate_warms_up_in_a_straight_line():
     rate = LearningRate(base=1.0, factor=2.0, drop_epochs=(1,), patience=1, warmup_steps=4)
     # Two steps an epoch, half the rate from the second epoch on.
     assert [rate.at(step // 2, step) for step in range(6)] == [0.25, 0.5, 0.375, 0.5, 0.5, 0.5]
-
-
-def test_with_a_cosine_the_rate_is_flat_and_falls_to_its_floor():
-    schedule = ScheduleOptions(lr=4e-3, epochs=420, cosine_epochs=210, cosine_floor=0.05, warmup_steps=10)
-    rate = LearningRate.of(schedule)
-    # torch's CosineAnnealingLR, which mmengine's follows, over the last 210 epochs.
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=4e-3)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 210, eta_min=0.05 * 4e-3)
-    for epoch in range(420):
-        assert rate.at(epoch, 10) == pytest.approx(4e-3 if epoch < 210 else theirs.get_last_lr()[0], rel=1e-6)
-        if epoch >= 210:
-            optimizer.step()
-            theirs.step()
-    assert rate.at(0, 4) == 4e-3 / 2  # the warm-up comes on top
-    rate.observe(1.0)
-    for _ in range(9):
-        rate.observe(0.5)
-    assert rate.at(0, 10) == 4e-3  # a plateau changes nothing
-    for wrong, message in (
-        ({"cosine_epochs": 5, "lr_drop_epochs": (3,)}, "cosine_epochs: expected 0 with lr_drop_epochs, got 5"),
-        ({"cosine_epochs": 141}, "cosine_epochs: expected at most 140 epochs, got 141"),
-        ({"cosine_floor": 1.5}, "cosine_floor: expected a share from 0 to 1, got 1.5"),
-    ):
-        with pytest.raises(OptionError, match=message):
-            ScheduleOptions(**wrong)
 
 
 def test_the_learning_rate_s_state_goes_on_where_it_was():

@@ -128,12 +128,33 @@ def test_the_rate_falls_in_a_line_from_the_warm_up_to_the_end():
     )
 
 
+def test_the_rate_falls_along_a_cosine_in_the_last_epochs():
+    schedule = ScheduleOptions(
+        lr=4e-3, epochs=8, lr_decay="cosine", lr_decay_epochs=4, lr_floor=0.05, warmup_steps=3, lr_drop_patience=1
+    )
+    rate = LearningRate.of(schedule, epoch_steps=10)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=4e-3)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40, eta_min=0.05 * 4e-3)
+    for plateau in (False, True):  # which changes nothing
+        if plateau:
+            rate.observe(1.0)
+            rate.observe(0.5)
+        assert [rate.at(step // 10, step) for step in range(40)] == pytest.approx([4e-3 / 3, 8e-3 / 3] + [4e-3] * 38)
+    for step in range(40, 80):
+        assert rate.at(step // 10, step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        theirs.step()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"layer_decay": 0.0}, "layer_decay: expected a factor above 0 and up to 1, got 0.0"),
         ({"layer_decay": 1.5}, "layer_decay: expected a factor"),
         ({"clip_grad_norm": -1.0}, "clip_grad_norm: expected at least 0"),
+        ({"lr_decay": "cosine", "lr_drop_epochs": (3,)}, "lr_decay: expected drops with lr_drop_epochs, got cosine"),
+        ({"lr_decay_epochs": 141}, "lr_decay_epochs: expected at most 140 epochs, got 141"),
+        ({"lr_floor": 1.5}, "lr_floor: expected a share from 0 to 1, got 1.5"),
     ],
 )
 def test_wrong_values_are_refused(options, message):

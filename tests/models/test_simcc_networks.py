@@ -108,6 +108,10 @@ def test_head_and_targets_follow_from_each_other() -> None:
         ({"head": "fcn", "targets": "simcc"}, "targets: ResNet-50 with fcn head returns heatmaps, got simcc"),
         ({"model": "rtmpose-t", "targets": "heatmap"}, "network rtmpose-t returns SimCC's vectors, got heatmap"),
         ({"head": "simcc", "refine": "quarter"}, "refine: SimCC's vectors are refined by none or dark, got quarter"),
+        (
+            {"head": "simcc", "hard_joints": 8},
+            "hard_joints: expected 0 with SimCC's vectors, it is for heatmaps, got 8",
+        ),
         ({"model": "rtmpose-x"}, "model: expected PACKAGE.MODULE:FACTORY"),
     ],
 )
