@@ -130,7 +130,7 @@ define under_sanitizers
 	cp -r tests pyproject.toml build/$(1)/
 	cd build/$(1) && $(SANITIZED) -m pytest $(PARALLEL) -p no:cacheprovider -q $(2) $(OP_TESTS)
 endef
-OP_TESTS := $(addprefix tests/ops/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py heatmap_mse_loss.py simcc_loss.py geometry.py kernel_paths.py hostile_arguments.py derivatives.py)
+OP_TESTS := $(addprefix tests/ops/test_,affine_crop.py render_heatmaps.py decode_heatmaps.py decode_simcc.py heatmap_mse_loss.py simcc_loss.py geometry.py kernel_paths.py hostile_arguments.py derivatives.py)
 
 sanitize: build/sanitize/.installed
 	$(call under_sanitizers,sanitize,-m "not tiles" -k "not compile")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "binding/torch_glue.h"
 
+#include "cpu/peaks.h"
 #include "cpu/simd.h"
 #include "ops/decode_heatmaps.h"
 
@@ -13,8 +14,7 @@
 namespace fastpose {
 namespace {
 
-constexpr int kBlock = 1024;  // pixels that are looked at together; they stay in the L1 cache
-constexpr int kLanes = 64;
+constexpr int kBlock = 1024;      // pixels that are looked at together; they stay in the L1 cache
 constexpr int kBlurColumns = 16;  // blurred at once: the 5 + 10 of dark's usual kernel, in whole vectors
 
 // Asks for what lies a memory page further on: the processor's own prefetching stops at the end of each.
@@ -22,51 +22,6 @@ template <typename T>
 void prefetch_ahead(const T* from, int count) {
   constexpr int kAhead = 4096, kLine = 64 / sizeof(T);
   for (int i = 0; i < count; i += kLine) __builtin_prefetch(reinterpret_cast<const char*>(from + i) + kAhead);
-}
-
-// The maximum, lane by lane, which compilers vectorise without reordering anything. NaN compares false and is passed
-// over; -infinity if there is nothing else.
-template <typename A>
-A highest_of(const A* values, int count) {
-  A lanes[kLanes];
-  for (A& lane : lanes) lane = -std::numeric_limits<A>::infinity();
-  const int whole = count - count % kLanes;
-  for (int i = 0; i < whole; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane)
-      lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
-  for (int i = whole; i < count; ++i) lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int lane = 0; lane < half; ++lane)
-      lanes[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
-  return lanes[0];
-}
-
-// The first place of a value that is there.
-template <typename A>
-int first_place_of(A wanted, const A* values, int count) {
-  int i = 0;
-  for (int found = 0; i + kLanes <= count; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) found |= values[i + lane] == wanted;
-    if (found) break;
-  }
-  while (values[i] != wanted) ++i;
-  return i;
-}
-
-// Takes the pixels from `index` on into account, which follow on all those before.
-template <typename A>
-void keep_best(Peak<A>& best, const A* values, int count, int64_t index) {
-  const A highest = highest_of(values, count);
-  if (best.index >= 0 && !(highest > best.value)) return;
-  if (highest > -std::numeric_limits<A>::infinity()) {
-    const int place = first_place_of(highest, values, count);
-    best = {values[place], index + place};
-    return;
-  }
-  for (int i = 0; i < count; ++i) {  // NaN and -infinity only
-    const Peak<A> candidate{values[i], index + i};
-    if (is_better(candidate, best)) best = candidate;
-  }
 }
 
 // DecodedMap::at of a part of some rows, x to x + columns. With strides of 1 known to the compiler this is vector code.
@@ -332,22 +287,6 @@ void decode_heatmaps_cpu(const DecodeHeatmapsParams& p) {
   });
 }
 
-// cv2.getGaussianKernel(side, sigma), where 0 is OpenCV's own choice: fixed weights up to 9 pixels, a sampled Gaussian
-// beyond.
-void set_blur(DecodeHeatmapsParams& params, int side, double sigma) {
-  constexpr double kFixed[][5] = {{256}, {128, 64}, {96, 64, 16}, {72, 56, 28, 8}, {60, 51, 30, 13, 4}};
-  const int radius = side / 2;
-  const bool fixed = sigma == 0.0 && radius < 5;
-  if (sigma == 0.0) sigma = 0.3 * (radius - 1) + 0.8;
-  double sum = 0.0;
-  for (int d = 0; d <= radius; ++d) {
-    params.blur[d] = fixed ? kFixed[radius][d] : std::exp(-0.5 * d * d / (sigma * sigma));
-    sum += d == 0 ? params.blur[d] : 2.0 * params.blur[d];
-  }
-  for (int d = 0; d <= radius; ++d) params.blur[d] /= sum;
-  params.blur_radius = radius;
-}
-
 std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::optional<Tensor>& heatmap_to_image,
                                            const std::optional<Tensor>& flipped, std::vector<int64_t> mirrored,
                                            bool flip_shift, int64_t refine, int64_t blur_kernel, double blur_sigma) {
@@ -397,7 +336,7 @@ std::tuple<Tensor, Tensor> decode_heatmaps(const Tensor& heatmaps, const std::op
   params.height = static_cast<int>(height);
   params.width = static_cast<int>(width);
   params.refine = static_cast<Refine>(refine);
-  set_blur(params, static_cast<int>(blur_kernel), blur_sigma);
+  params.blur_radius = set_blur(params.blur, static_cast<int>(blur_kernel), blur_sigma);
   FASTPOSE_RUN(decode_heatmaps, heatmaps, params, decode_heatmaps_cpu);
   return {keypoints, scores};
 }

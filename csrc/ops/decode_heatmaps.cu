@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/cuda_launch.cuh"
+#include "cuda/warp_peak.cuh"
 
 #include "ops/decode_heatmaps.h"
 
@@ -58,13 +58,7 @@ __device__ __forceinline__ Peak<accumulate_t<T>> warp_peak(const DecodeHeatmapsP
     const Peak<A> candidate{map.at(at.row, at.column), static_cast<int64_t>(at.row) * p.width + at.column};
     if (is_better(candidate, best)) best = candidate;
   }
-  for (int offset = 16; offset > 0; offset /= 2) {
-    Peak<A> other;
-    other.value = __shfl_xor_sync(kFullWarp, best.value, offset);
-    other.index = __shfl_xor_sync(kFullWarp, best.index, offset);
-    if (is_better(other, best)) best = other;
-  }
-  return best;
+  return best_of_warp(best);
 }
 
 // An entry of sample b's matrix in each of a warp's first six lanes: asked for early, it is there when the point is.

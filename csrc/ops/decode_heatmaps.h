@@ -2,15 +2,14 @@
 #pragma once
 
 #include "maths/affine.h"
+#include "maths/blur.h"
 #include "maths/joint_permutation.h"
 #include "maths/map_layout.h"
+#include "maths/peak.h"
 
 namespace fastpose {
 
 enum class Refine : int { kNone, kQuarter, kDark, kDarkUdp };
-
-constexpr int kMaxBlurKernel = 255;  // pixels; the weights travel among a kernel's parameters
-constexpr double kLeastBlurSigma = 0.01, kMostBlurSigma = 1000;  // pixels: from no blur at all to equal weights
 
 struct DecodeHeatmapsParams {
   const void* heatmaps;  // [B, K, h, w]
@@ -63,26 +62,6 @@ FASTPOSE_HOST_DEVICE DecodedMap<T> decoded_map(const DecodeHeatmapsParams& p, in
           p.flipped_strides.x,
           p.width,
           p.flip_shift};
-}
-
-// The running maximum of a map: pixel index y * width + x, or -1 while only NaN was seen.
-template <typename A>
-struct Peak {
-  A value;
-  int64_t index;
-};
-
-// Lowest index wins a tie; NaN never wins.
-template <typename A>
-FASTPOSE_HOST_DEVICE bool is_better(const Peak<A>& candidate, const Peak<A>& best) {
-  if (candidate.index < 0 || candidate.value != candidate.value) return false;
-  if (best.index < 0) return true;
-  return candidate.value > best.value || (candidate.value == best.value && candidate.index < best.index);
-}
-
-template <typename A>
-FASTPOSE_HOST_DEVICE bool is_found(const Peak<A>& peak) {
-  return peak.index >= 0 && peak.value > A(0);
 }
 
 struct MapPixel {

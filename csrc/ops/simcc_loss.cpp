@@ -2,11 +2,11 @@
 #include "binding/torch_glue.h"
 
 #include "cpu/exponential.h"
+#include "cpu/peaks.h"
 #include "cpu/simd.h"
 #include "ops/simcc_loss.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace fastpose {
 namespace {
@@ -48,7 +48,7 @@ class SimccVector {
 
   // Leaves exponentials instead of logits.
   SimccSums sums() {
-    const A highest = highest_logit();
+    const A highest = highest_of(logits_.data(), bins_);  // NaN is passed over; the sums meet it
     A* __restrict logits = logits_.data();
     const A *log_labels = log_labels_.data(), *labels = labels_.data();
     SimccSums sums{};
@@ -90,19 +90,6 @@ class SimccVector {
   }
 
  private:
-  // NaN is passed over; the sums meet it again.
-  A highest_logit() const {
-    A lanes[kLanes];
-    for (A& lane : lanes) lane = -std::numeric_limits<A>::infinity();
-    const int whole = bins_ - bins_ % kLanes;
-    const A* logits = logits_.data();
-    for (int i = 0; i < whole; i += kLanes)
-      for (int lane = 0; lane < kLanes; ++lane)
-        lanes[lane] = logits[i + lane] > lanes[lane] ? logits[i + lane] : lanes[lane];
-    for (int i = whole; i < bins_; ++i) lanes[0] = logits[i] > lanes[0] ? logits[i] : lanes[0];
-    return *std::max_element(lanes, lanes + kLanes);
-  }
-
   const SimccLossParams& p_;
   const int size_;
   int bins_ = 0;

@@ -7,6 +7,9 @@ namespace fastpose {
 namespace {
 
 constexpr int kVectorThreads = 128;  // a warp per vector
+// That an SM is to hold, hence 64 registers for a thread, or 128: left alone, ptxas takes fewer and spills.
+template <typename T>
+constexpr int kBlocksPerSm = sizeof(T) == 8 ? 4 : 8;
 constexpr int kTotalThreads = 256;
 constexpr int kPart = 64;  // bins of a lane after which its sums go on in float64
 
@@ -72,7 +75,8 @@ struct WarpVector {
 
 // Floor: the bytes of the predictions forward, twice that backward.
 template <typename T, bool kBackward>
-__global__ void __launch_bounds__(kVectorThreads) simcc_loss_kernel(const __grid_constant__ SimccLossParams p) {
+__global__ void __launch_bounds__(kVectorThreads, kBlocksPerSm<T>)
+    simcc_loss_kernel(const __grid_constant__ SimccLossParams p) {
   using A = accumulate_t<T>;
   if constexpr (!kBackward) let_next_kernel_get_ready();
   const int64_t vectors = 2 * p.batch * p.joints;
@@ -87,7 +91,7 @@ __global__ void __launch_bounds__(kVectorThreads) simcc_loss_kernel(const __grid
       const SimccGradientFactors factors = simcc_gradient_factors<A>(p, sums, joint.weight, axis.bins);
       const A of_predicted = static_cast<A>(factors.predicted), of_labels = static_cast<A>(factors.labels);
       T* grad = static_cast<T*>(axis.grad) + b * axis.grad_strides.b + k * axis.grad_strides.k;
-#pragma unroll 2
+#pragma unroll 1
       for (int i = vector.lane; i < axis.bins; i += 32) {
         const A label = vector.is_within_reach(i) ? vector.exponential(vector.log_label(i)) : vector.label.beyond;
         const A predicted = vector.exponential(vector.logit(i) - vector.highest);

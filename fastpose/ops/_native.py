@@ -114,8 +114,6 @@ def register(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
     inputs: int = 1,
-    *,
-    native: bool = True,
 ) -> None:
     """Registers what Python adds to fastpose::op, once per op.
 
@@ -131,7 +129,6 @@ def register(
             `inputs`, under the transforms of torch.func.
         backward, setup_context: its gradient in the first `inputs` arguments, tensors all of them, as
             torch.library.register_autograd takes it; None if `differentiable` serves for that, too.
-        native: False for an op that the library does not have: plain torch on every device, without a warning.
     """
     parameters = inspect.signature(plain).parameters
     names, defaults = list(parameters), tuple(parameter.default for parameter in parameters.values())
@@ -142,8 +139,7 @@ def register(
     def run(*arguments: Any) -> Any:
         arguments += defaults[len(arguments) :]  # torch leaves out those at the end that have their default
         expect_dense(op, names, arguments)
-        if native:
-            warn_of_fallback(arguments[0].device)
+        warn_of_fallback(arguments[0].device)
         try:
             return plain(*arguments)
         except (

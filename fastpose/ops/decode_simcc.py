@@ -189,4 +189,4 @@ def _fake(pred_x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     )
 
 
-register("decode_simcc", plain_decode_simcc, _fake, native=False)
+register("decode_simcc", plain_decode_simcc, _fake)

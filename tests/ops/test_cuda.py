@@ -159,13 +159,12 @@ FORWARD = [
     decode_channels_last,
     decode_dark,
     decode_dark_udp_channels_last,
+    decode_simcc,
     loss,
     loss_channels_last,
 ]
 BACKWARD = [gradient, gradient_channels_last, gradient_in_float16, gradient_of_simcc]
 each_call = pytest.mark.parametrize("call", FORWARD + BACKWARD, ids=lambda call: call.__name__)
-PLAIN = [decode_simcc]  # without a kernel of its own
-each_call_or_plain = pytest.mark.parametrize("call", FORWARD + BACKWARD + PLAIN, ids=lambda call: call.__name__)
 each_forward = pytest.mark.parametrize("call", FORWARD, ids=lambda call: call.__name__)
 
 
@@ -229,7 +228,7 @@ def test_launches_on_the_current_stream(call: Call) -> None:
     assert_same(got, expected)
 
 
-@each_call_or_plain
+@each_call
 def test_captures_in_a_graph_and_replays_on_new_inputs(call: Call) -> None:
     """Backward too, through autograd; captured on zeros, replayed on two batches that it has not seen."""
     buffers = blank_inputs(call, on_cuda(call))
@@ -252,7 +251,7 @@ def test_captures_in_a_graph_and_replays_on_new_inputs(call: Call) -> None:
         assert_same(got, expected)
 
 
-@each_call_or_plain
+@each_call
 def test_does_not_synchronise(call: Call) -> None:
     arguments = on_cuda(call)
     expected = call(*arguments)

@@ -36,6 +36,7 @@ PLAIN = {
     "affine_crop": affine_crop.plain_affine_crop,
     "crop_to_image_matrix": crop_to_image_matrix.plain_crop_to_image_matrix,
     "decode_heatmaps": decode_heatmaps.plain_decode_heatmaps,
+    "decode_simcc": decode_simcc.plain_decode_simcc,
     "heatmap_mse_loss": heatmap_mse_loss.plain_heatmap_mse_loss,
     "heatmap_mse_losses": heatmap_mse_loss.plain_heatmap_mse_losses,
     "heatmap_mse_loss_backward": heatmap_mse_loss.plain_heatmap_mse_loss_backward,

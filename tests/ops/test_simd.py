@@ -132,6 +132,11 @@ def vector_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
         loss.backward()
         yield f"simcc_loss {dtype} {softmax}", loss.detach()
         yield from ((f"its gradient {dtype} {softmax}", pred.grad) for pred in preds)
+        own, other = ([torch.randn(6, 5, n, generator=generator).to(dtype) for n in (93, 257)] for _ in range(2))
+        mirrored = {"flipped_x": other[0], "flipped_y": other[1], "flip_pairs": [(0, 1), (3, 4)]}
+        for refine, options in product(("none", "dark"), ({}, mirrored)):
+            decoded = fastpose.decode_simcc(*own, refine=refine, **options)
+            yield f"decode_simcc {refine} {dtype}", torch.cat([t.flatten() for t in decoded])
 
 
 def write_results(path: str) -> None:
