@@ -9,7 +9,7 @@
 # make gpu               all that a GPU is rented for, into OUT: docs/gpu.md; its parts are gpu-check, gpu-report, gpu-more
 # make compute-sanitizer the CUDA kernels under memcheck, racecheck and initcheck, into OUT; needs a GPU
 # make gpu-rehearsal     the same as make gpu on the CPU, as far as that goes without a driver
-# make integrations      fastpose inside mmpose, and networks of mmpose and transformers, in an environment of their own
+# make integrations      fastpose inside mmpose and transformers, and their networks, in an environment of their own
 # make fuzz    every op with arguments of every kind, for SECONDS in all; make libfuzzer: its C++ half by Clang's libFuzzer
 # make soak    trains for MINUTES on files and packs with bad images: do memory, descriptors and threads stay what they are?
 # make lint | cpp-test | sanitize | fuzz | emulate | cuda-compile | kernel-counts   what .ci/run adds to that
@@ -61,7 +61,7 @@ UPSTREAM := $(VENV)-integrations
 $(UPSTREAM)/.installed:
 	$(PYTHON) -m venv $(UPSTREAM)
 	$(UPSTREAM)/bin/pip install --quiet "$(TORCH)" "numpy<2" "opencv-python-headless<4.12" "setuptools<80" scipy matplotlib \
-	  jsonargparse pyyaml pycocotools "transformers>=5" addict json_tricks munkres rich six termcolor yapf pytest hypothesis
+	  torchvision jsonargparse pyyaml pycocotools "transformers>=5" addict json_tricks munkres rich six termcolor yapf pytest hypothesis
 	$(UPSTREAM)/bin/pip install --quiet --no-deps mmpose==1.3.2 mmengine==0.10.7 mmcv-lite==2.2.0 xtcocotools==1.14.3
 	touch $@
 
