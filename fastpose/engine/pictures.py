@@ -19,6 +19,7 @@ from fastpose.skeletons import Skeleton
 PREDICTION = "#1f6fff"
 GROUND_TRUTH = "#ffd21f"
 OTHER = "#8a8f98"
+MAPS = 32  # heatmaps in one picture: with a whole body's 308 joints it would have 290 million pixels
 
 
 class Person(NamedTuple):
@@ -106,7 +107,8 @@ def draw_heatmaps(
     *,
     udp: bool = False,
 ) -> None:
-    """One person: the final pose on the left, every joint's heatmap over the picture on the right.
+    """One person: the final pose on the left, every joint's heatmap over the picture on the right, or of more than MAPS
+    joints those of as many, evenly spread over them.
 
     Args:
         path: the PNG to write.
@@ -118,7 +120,8 @@ def draw_heatmaps(
         udp: whether the heatmaps span the box from first to last pixel centre, see crop_to_image_matrix.
     """
     height, width = picture.shape[:2]
-    columns, lines = 4, -(-len(heatmaps) // 4)
+    drawn = np.linspace(0, len(heatmaps) - 1, min(len(heatmaps), MAPS)).round().astype(int)
+    columns, lines = 4, -(-len(drawn) // 4)
     figure = Figure(figsize=(1.9 * (columns + lines) * width / height, 2.0 * lines))
     # Placed by hand: a layout engine takes seconds over seventeen axes.
     grid = figure.add_gridspec(
@@ -133,7 +136,8 @@ def draw_heatmaps(
     step_x, step_y = width / (heatmaps.shape[2] - udp), height / (heatmaps.shape[1] - udp)
     extent = (-step_x / 2, width + (udp - 0.5) * step_x, height + (udp - 0.5) * step_y, -step_y / 2)
     grey = picture.mean(axis=2) / 255.0
-    for number, (heatmap, name, score) in enumerate(zip(heatmaps, skeleton.joints, scores, strict=True)):
+    for number, joint in enumerate(drawn):
+        heatmap, name, score = heatmaps[joint], skeleton.joints[joint], scores[joint]
         axes = figure.add_subplot(grid[number // columns, lines + number % columns])
         shown = np.clip(heatmap / max(float(heatmap.max()), 1e-6), 0, 1)
         axes.imshow(grey, cmap="gray", vmin=0, vmax=1.4)
