@@ -10,16 +10,19 @@ Differences from transformers 5.24, besides rounding:
 
 * ViTPose's crops are not rounded to whole grey levels. Where a crop leaves its picture, the last pixel fades out over
   one pixel, as in `cv2.warpAffine` and in Sapiens2's processor; SciPy ends it sharply.
-* ViTPose's maps are blurred with zeros beyond their edge, where SciPy mirrors them: points within three pixels of a
+* ViTPose's maps are blurred with zeros beyond their edge, where SciPy mirrors them. Points within three pixels of a
   map's edge differ, and within six on a map that is not near 0 there.
-* Logarithms have a floor of 0.001 in both. Here blurred values are scaled to the map's maximum first, by the highest of
-  nine pixels; ViTPose's processor does not scale, Sapiens2's scales by the highest of the map. Scores below
-  about 0.002 and maxima among other maxima differ; so do values above 50, which are cut there.
-* A map without a positive value decodes to the crop's first pixel, there to a point beside (-1, -1).
-* ViTPose's "bbox" has the corners of the box. There it has its centre and its scale in their place.
+* Logarithms have a floor of 0.001 in both. Here blurred values are first scaled to the map's maximum by the highest of
+  the nine in use; ViTPose's processor does not scale, Sapiens2's scales by the highest of the map. Scores below about
+  0.002 and peaks beside deep valleys can differ. Values above 50 are cut there.
+* A map without a positive value decodes to the crop's first pixel, there to a point near (-1, -1) on the map.
+* ViTPose's "bbox" has the corners of the box. There it has its centre, and in place of the far corner sums with its
+  scale.
 * ViTPose's `normalize_factor` acts on crops and points, there on crops alone.
-* PIL pictures of any mode become RGB. Empty lists of boxes are fine. Boxes without an area, or a number of boxes that
-  fits neither pictures nor heatmaps, are errors.
+* Results are on the heatmaps' device; ViTPose's are on the CPU there.
+* Pictures are uint8 RGB; PIL's become so from any mode. Tensors are what "pt" gives, and there is no "np".
+* Empty lists of boxes are fine. Boxes without an area, or as many boxes as neither pictures nor heatmaps have, are
+  errors.
 """
 
 from __future__ import annotations
@@ -45,12 +48,13 @@ from fastpose import (
     render_heatmaps,
     transform_points,
 )
+from fastpose.data.pixels.source import to_device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 PADDING = 1.25  # of a box's width and height, in both of transformers' processors
-# What decides whether a picture is cropped to its persons: others are for other tasks.
+# Options of transformers' that other tasks have, with the value that crops of persons need.
 _REQUIRED = {"do_affine_transform": True, "do_center_crop": False}
 
 
@@ -62,8 +66,8 @@ class _PoseImageProcessor:
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
-    image_mean: Sequence[float] = IMAGENET_MEAN
-    image_std: Sequence[float] = IMAGENET_STD
+    image_mean: Sequence[float] | float = IMAGENET_MEAN
+    image_std: Sequence[float] | float = IMAGENET_STD
     device: torch.device | str | None = None
 
     @classmethod
@@ -85,16 +89,17 @@ class _PoseImageProcessor:
         return cls(**{name: has[name] for name in names if has.get(name) is not None} | changes)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: Any, **changes: Any) -> Self:
+    def from_pretrained(cls, name_or_folder: Any, **options: Any) -> Self:
         """With the options that a checkpoint's `preprocessor_config.json` has.
 
         Args:
             name_or_folder: of a checkpoint, as transformers' `from_pretrained` takes it.
-            changes: options that replace the file's, such as `device`.
+            options: of that `from_pretrained`, such as `revision`; and those that replace the file's, such as `device`.
         """
         from transformers.image_processing_base import ImageProcessingMixin
 
-        return cls.from_hf(ImageProcessingMixin.get_image_processor_dict(name_or_folder)[0], **changes)
+        config, changes = ImageProcessingMixin.get_image_processor_dict(name_or_folder, **options)
+        return cls.from_hf(config, **changes)
 
     def __post_init__(self) -> None:
         try:
@@ -102,13 +107,11 @@ class _PoseImageProcessor:
         except (KeyError, TypeError):
             raise ValueError(f'size must be {{"height": h, "width": w}}, got {self.size!r}') from None
 
-        self.image_mean, self.image_std = tuple(self.image_mean), tuple(self.image_std)
-
     def _color(self) -> Tensor:
         """The colour map of the rescaling and the normalisation."""
         unit = 255 * self.rescale_factor if self.do_rescale else 255.0  # what becomes of a value of 255
-        mean, std = (self.image_mean, self.image_std) if self.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-        return normalize_color([value / unit for value in mean], [value / unit for value in std])
+        mean, std = (self.image_mean, self.image_std) if self.do_normalize else (0.0, 1.0)
+        return normalize_color(*((np.broadcast_to(value, 3) / unit).tolist() for value in (mean, std)))
 
     def _frames(self, boxes: Tensor, padding: float) -> tuple[Tensor, Tensor]:
         """Centres and extents (w, h) of boxes [P, 4] (x, y, w, h), padded and widened to the crop's aspect ratio."""
@@ -118,8 +121,8 @@ class _PoseImageProcessor:
         return corner + 0.5 * extent, torch.stack([width.maximum(height * aspect), height.maximum(width / aspect)], 1)
 
     def _matrix(self, frames: tuple[Tensor, Tensor], size: tuple[int, int], device: torch.device) -> Tensor:
-        center, extent = frames  # computed where the boxes are: nothing waits for a GPU
-        return crop_to_image_matrix(center, extent / 200, 0.0, size, udp=True).to(device)
+        center, extent = frames
+        return to_device(crop_to_image_matrix(center, extent / 200, 0.0, size, udp=True), device)
 
     def _decoded(
         self, heatmaps: Tensor, boxes: Tensor, padding: float, kernel_size: int, blur_sigma: float
@@ -144,7 +147,7 @@ class VitPoseImageProcessor(_PoseImageProcessor):
     Args:
         size: {"height": h, "width": w} of the crops in pixels.
         do_rescale, rescale_factor: whether pixel values 0–255 are multiplied by a factor, and by which.
-        do_normalize, image_mean, image_std: whether the mean (three numbers, R G B, of rescaled values) is then
+        do_normalize, image_mean, image_std: whether the mean (R G B, or one number, of rescaled values) is then
             subtracted, and the result divided by the deviation.
         normalize_factor: 200 leaves boxes as they are; a crop is 200 / normalize_factor times as large.
         device: where the pictures go; None: where they are if they are tensors, else the CPU.
@@ -222,7 +225,7 @@ class VitPoseImageProcessor(_PoseImageProcessor):
             flat = flat * _table("target_sizes", target_sizes, len(flat)).repeat(1, 2)
         points, scores = self._decoded(outputs.heatmaps, flat, self._padding(), kernel_size, 0.8)
         corners = torch.cat([flat[:, :2], flat[:, :2] + flat[:, 2:] - 1], 1)
-        return _results(points, scores, corners.to(points.device), counts, threshold)
+        return _results(points, scores, to_device(corners, points.device), counts, threshold)
 
     def _padding(self) -> float:
         return PADDING * 200 / self.normalize_factor
@@ -285,7 +288,7 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
         if keypoints is not None:
             factor = options.keypoint_heatmap_downscale_factor
             heatmap_size = (options.size["height"] // factor, options.size["width"] // factor)
-            joints, visible = (part.to(batch.device) for part in _flat_joints(keypoints, counts))
+            joints, visible = (to_device(part, batch.device) for part in _flat_joints(keypoints, counts))
             matrix = options._matrix(frames, heatmap_size, batch.device)
             data["labels"], data["label_weights"] = render_heatmaps(
                 transform_points(joints, matrix, inverse=True),
@@ -303,7 +306,7 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
         crops = torch.empty((len(matrix), 3, height, width), device=batch.device)
         resample: Literal["bilinear", "bicubic"]
         for resample, chosen in (("bilinear", ~enlarges), ("bicubic", enlarges)):
-            some = chosen.nonzero()[:, 0].to(batch.device)  # known here: indexing by a mask would wait for a GPU
+            some = to_device(chosen.nonzero()[:, 0], batch.device)  # a mask would wait for a GPU
             part = affine_crop(
                 batch, matrix[some], size, image_index=index[some], color=self._color(), resample=resample
             )
@@ -345,7 +348,7 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
             heatmaps = (heatmaps + outputs_flipped.heatmaps) / 2
         sigma = 0.3 * ((kernel_size - 1) * 0.5 - 1) + 0.8
         points, scores = self._decoded(heatmaps, flat, PADDING, kernel_size, sigma)
-        corners = torch.cat([flat[:, :2], flat[:, :2] + flat[:, 2:]], 1).to(points.device)
+        corners = to_device(torch.cat([flat[:, :2], flat[:, :2] + flat[:, 2:]], 1), points.device)
         if target_sizes is not None:
             if source_sizes is None:
                 raise ValueError("source_sizes must be passed with target_sizes, got None")
@@ -353,7 +356,8 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
                 _table(name, sizes, len(counts))
                 for name, sizes in (("source_sizes", source_sizes), ("target_sizes", target_sizes))
             )
-            factor = (target / source).flip(1).repeat_interleave(torch.tensor(counts), 0).to(points.device)
+            factor = (target / source).flip(1).repeat_interleave(torch.tensor(counts), 0)
+            factor = to_device(factor, points.device)
             points, corners = points * factor[:, None], corners * factor.repeat(1, 2)
         return _results(points, scores, corners, counts, threshold)
 
@@ -376,7 +380,7 @@ def _image_batch(images: Any, layout: str | None, device: torch.device | str | N
     sizes = torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32)
     ends = 3 * sizes.to(torch.int64).prod(1).cumsum(0)
     offsets = torch.cat([ends.new_zeros(1), ends[:-1]])
-    return ImageBatch._trusted(data, offsets.to(device), sizes.to(device))
+    return ImageBatch._trusted(data, to_device(offsets, device), to_device(sizes, device))
 
 
 def _picture(n: int, image: Any, layout: str | None) -> Any:
@@ -387,7 +391,7 @@ def _picture(n: int, image: Any, layout: str | None) -> Any:
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(f"{name} must be a PIL picture, an array or a tensor, got {_kind(image)}")
     channels = 2 if layout == "channels_last" or (layout is None and image.ndim == 3 and image.shape[0] != 3) else 0
-    if image.ndim != 3 or image.shape[channels] != 3 or image.dtype not in (np.uint8, torch.uint8):
+    if image.ndim != 3 or image.shape[channels] != 3 or 0 in image.shape or image.dtype not in (np.uint8, torch.uint8):
         raise ValueError(f"{name} must be uint8 [h, w, 3] or [3, h, w] ({layout or 'either'}), got {_kind(image)}")
     if channels == 2:
         return image
@@ -430,7 +434,8 @@ def _flat_joints(keypoints: Any, counts: list[int]) -> tuple[Tensor, Tensor]:
 
 def _picture_of(counts: list[int], device: torch.device) -> Tensor:
     """Which picture each person is in, [P] int64."""
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64)).to(device)
+    index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    return to_device(index, device)
 
 
 def _table(name: str, values: Any, rows: int) -> Tensor:
