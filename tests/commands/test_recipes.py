@@ -54,7 +54,17 @@ def stepped() -> list[Any]:
         options = options_of(name)
         data = f"synthetic {options.dataset}" if options.synthetic_persons else options.dataset
         chosen[data, options.model.partition("-")[0] or options.head] = name
-    return [*chosen.values(), pytest.param(max(recipes(), key=cost_of), marks=pytest.mark.slow)]
+    huge = [name for name in chosen.values() if options_of(name).model.startswith("hf:sapiens2")]
+    cheap = [pytest.param(name, marks=pytest.mark.slow) if name in huge else name for name in chosen.values()]
+    return [*cheap, pytest.param(max(recipes(), key=cost_of), marks=pytest.mark.slow)]
+
+
+def need_network(options: network.NetworkOptions) -> None:
+    """Skips a test of a network of transformers that this environment has not."""
+    if options.of_transformers:
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+        if "sapiens2" in options.model and not hasattr(transformers, "Sapiens2ForPoseEstimation"):
+            pytest.skip("this transformers has no Sapiens2")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +91,16 @@ def test_each_published_setting_has_its_recipe() -> None:
         assert (options.missing, options.color_order, options.encoding) == ("ignore", "bgr", "msra"), name
 
 
+def test_vitpose_s_recipes_have_mmpose_s_settings() -> None:
+    # layer_decay_rate and drop_path_rate of td-hm_ViTPose-{small,base,large,huge}_8xb64-210e_coco-256x192.py.
+    for size, decay, drop_path in (("s", 0.8, 0.1), ("b", 0.75, 0.3), ("l", 0.8, 0.5), ("h", 0.85, 0.55)):
+        options = options_of(f"coco_vitpose_{size}_256x192")
+        assert (options.layer_decay, options.drop_path, options.model) == (decay, drop_path, f"hf:vitpose-{size}")
+        expected = {**vars(options_of("coco_vitpose_b_256x192"))}
+        expected |= {"layer_decay": decay, "drop_path": drop_path, "model": f"hf:vitpose-{size}"}
+        assert vars(options) == expected
+
+
 def test_the_two_coco_recipes_of_resnet_50_differ_in_their_head_only() -> None:
     deconv = options_of("coco_resnet50_deconv_256x192")
     assert options_of("coco_resnet50_fcn_256x192") == SimpleNamespace(**{**vars(deconv), "head": "fcn"})
@@ -91,6 +111,7 @@ def test_each_recipe_has_options_and_a_network_for_its_size(name: str, monkeypat
     monkeypatch.chdir(Path(__file__).parents[2])  # where a study's recipe begins to look for its skeleton
     settings = settle({}, recipe=read_recipe(find_recipe(name)))  # each value can be used, and they go together
     options = settings.network
+    need_network(options)
     joints = open_dataset(settings.data, options.size).skeleton.num_joints
     with torch.device("meta"):
         outputs = outputs_of(network.new_network(options, joints)(torch.empty(1, 3, *options.size)))
@@ -102,6 +123,7 @@ def test_a_dry_run_builds_steps_and_decodes(name, data, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     options = options_of(name)
     joints = {"coco": 17, "mpii": 16}[options.dataset]
+    need_network(settle({}, recipe=read_recipe(find_recipe(name))).network)
     if options.dataset == "coco":
         pytest.importorskip("pycocotools")
     arguments = ["--recipe", name, "--dry-run", "--device", "cpu", "--batch_size", "1", "--eval_batch_size", "1"]
