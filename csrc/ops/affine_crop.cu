@@ -223,10 +223,7 @@ __global__ void __launch_bounds__(kThreads) bicubic_crop_kernel(const __grid_con
       for (int c = 0; c < 3; ++c) out[c * p.out_strides.k] = to_output<T>(no_image_value<T>(p.fill));
       continue;
     }
-    float color[12];
-#pragma unroll
-    for (int i = 0; i < 12; ++i) color[i] = p.color != nullptr ? p.color[b * p.color_stride + i] : p.color_of_all[i];
-    crop_one_pixel<T, Resample::kBicubic>(p, image, p.crop_to_image + 6 * b, color, x, y, out);
+    crop_one_pixel<T, Resample::kBicubic>(p, image, p.crop_to_image + 6 * b, color_of_crop(p, b), x, y, out);
   }
 }
 
