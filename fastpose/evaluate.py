@@ -39,7 +39,7 @@ OFFERED = (
     *DATA_READING,
     *("max_image_pixels", "max_annotation_bytes", "max_annotation_depth"),
     *("score", "max_detections", "pck_norm", "pck_threshold", "pck_pixels"),
-    *("model", "size", "color_order", "udp"),
+    *("model", "targets", "split_ratio", "simcc_sigma", "size", "color_order", "udp"),
     *(field.name for field in dataclasses.fields(DecodeOptions)),
     *("on_bad_image", "decoder", "reduced_decode", "decode_threads", "eval_batch_size", "amp", "device"),
 )

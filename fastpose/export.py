@@ -31,7 +31,7 @@ write its weights, as safetensors with settings and joints, or alone as SimpleBa
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "simple_baselines": ".pth.tar"}
 OFFERED = (
-    *("model", "size", "dataset", "skeleton", "color_order", "udp"),
+    *("model", "targets", "split_ratio", "simcc_sigma", "size", "dataset", "skeleton", "color_order", "udp"),
     *(field.name for field in dataclasses.fields(DecodeOptions)),
 )
 OWN_DEFAULTS = {"flip_test": False}  # twice the work

@@ -30,7 +30,7 @@ DESCRIPTION = """Find the joints of a person, or of several in boxes, in each pi
 box and the joints of every person, and for every picture a copy with the skeletons drawn into it. """
 
 OFFERED = (
-    *("model", "size", "dataset", "skeleton", "color_order", "udp"),
+    *("model", "targets", "split_ratio", "simcc_sigma", "size", "dataset", "skeleton", "color_order", "udp"),
     *(field.name for field in dataclasses.fields(DecodeOptions)),
     *("exif", "sixteen_bits", "max_image_pixels", "device"),
 )

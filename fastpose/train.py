@@ -123,6 +123,8 @@ def make_plan(command: Command, own: TrainOptions, asked: dict[str, Any], claim:
     try:
         resumed, recipe = (values, None) if own.resume else (None, values)
         settings = settle(asked, run=resumed, recipe=recipe, trust_model=own.trust_model)
+        if own.resume and has_checkpoint(folder):
+            refuse_weights(asked, settings, values)
         open_dataset(settings.data, settings.network.size)
     except OptionError as error:
         command.parser.error(naming(error, file, values, asked))
@@ -131,6 +133,14 @@ def make_plan(command: Command, own: TrainOptions, asked: dict[str, Any], claim:
     if not own.resume and not own.dry_run:
         check_unused(folder)
     return Plan(own, settings, folder)
+
+
+def refuse_weights(asked: Mapping[str, Any], settings: Settings, run: Mapping[str, Any]) -> None:
+    """Raises OptionError where a run that has a checkpoint of its own is asked to begin with other weights."""
+    for name in ("weights", "backbone_weights"):
+        was = str(Path(run[name]).expanduser().resolve()) if run.get(name) else ""
+        if name in asked and getattr(settings.network, name) != was:
+            raise OptionError(name, f"a run that goes on has its own weights: leave it out, got {asked[name]}")
 
 
 def remember(folder: Path, own: TrainOptions, asked: dict[str, Any], launch: Any) -> None:
@@ -227,9 +237,8 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
             "or choose --flip 0 --flip_test false",
             skeleton.name,
         )
-    if resume and ranks.same(
-        lambda: has_checkpoint(folder)
-    ):  # whose weights come next, so that no other file is needed
+    saved = resume and ranks.same(lambda: has_checkpoint(folder))
+    if saved:  # its weights come next, so that no other file is needed
         network = dataclasses.replace(network, weights="", backbone_weights="")
     model = make_network(
         network,
@@ -272,7 +281,7 @@ def check_batches(
     sizes |= {-(-size // parts) for size in (batch_size, persons % batch_size)}
     if 1 not in sizes:
         return
-    if not network.own_code and network.size == (32, 32):
+    if network.of_fastpose and network.size == (32, 32):
         reason = "too little for batch normalisation"
     else:
         reason = check_trains_on(model, 1, network.size)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastpose.data.images import BadImageError
+from fastpose.models.hf import shown
 from fastpose.option import OptionError
 from fastpose.skeletons import Skeleton
 
@@ -31,7 +32,8 @@ def refuse_changes(was: Mapping[str, Any], now: Mapping[str, Any], names: Sequen
     """Raises OptionError if one of the settings `names` is not what it was when the run was saved."""
     for name in names:
         if was.get(name) != now[name]:
-            raise OptionError("--resume", f"{name} is {was.get(name)} in the run, got {now[name]}: {reason}")
+            before, after = (shown(str(values.get(name))) for values in (was, now))
+            raise OptionError("--resume", f"{name} is {before} in the run, got {after}: {reason}")
 
 
 def parts_of(skeleton: Skeleton) -> dict[str, Any]:

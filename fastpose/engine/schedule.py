@@ -50,9 +50,8 @@ class ScheduleOptions:
         "how the learning rate falls: in drops, after lr_drop_epochs or on a plateau; or, step by step, in a straight "
         "line or along half of a cosine to lr_floor at the end of the training",
     )
-    lr_decay_epochs: int = option(
-        0,
-        "epochs at the end of the training in which it falls in a line or along a cosine, count; 0: after the warm-up",
+    lr_decay_start: float = option(
+        0.0, "when it begins to fall in a line or along a cosine, share of the training, 0 to 1; not before the warm-up"
     )
     lr_floor: float = option(0.0, "where the line or the cosine ends, share of lr, 0 to 1")
     checkpoint_minutes: float = option(
@@ -77,17 +76,16 @@ class ScheduleOptions:
         check_at_least(self, 1, "epochs", "batch_size", "eval_batch_size", "lr_drop_patience", "eval_every")
         check_at_least(self, 1, "log_every", "lr_drop_factor")
         check_at_least(self, 0, "seed", "warmup_steps", "weight_decay", "checkpoint_minutes")
-        check_at_least(self, 0, "clip_grad_norm", "lr_decay_epochs")
+        check_at_least(self, 0, "clip_grad_norm")
         if not 0.0 < self.layer_decay <= 1.0:
             raise OptionError("layer_decay", f"expected a factor above 0 and up to 1, got {self.layer_decay}")
         if not 0.0 < self.lr < float("inf"):
             raise OptionError("lr", f"expected a positive number, got {self.lr}")
         if self.lr_decay != "drops" and self.lr_drop_epochs:
             raise OptionError("lr_decay", f"expected drops with lr_drop_epochs, got {self.lr_decay}")
-        if self.lr_decay_epochs > self.epochs:
-            raise OptionError("lr_decay_epochs", f"expected at most {self.epochs} epochs, got {self.lr_decay_epochs}")
-        if not 0.0 <= self.lr_floor <= 1.0:
-            raise OptionError("lr_floor", f"expected a share from 0 to 1, got {self.lr_floor}")
+        for name in ("lr_decay_start", "lr_floor"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise OptionError(name, f"expected a share from 0 to 1, got {getattr(self, name)}")
 
 
 @dataclass
@@ -117,7 +115,7 @@ class LearningRate:
     @classmethod
     def of(cls, schedule: ScheduleOptions, epoch_steps: int = 0) -> LearningRate:
         """`epoch_steps`: training steps of an epoch, which do not matter to drops."""
-        begins = schedule.epochs - schedule.lr_decay_epochs if schedule.lr_decay_epochs else 0
+        steps = schedule.epochs * epoch_steps
         return cls(
             schedule.lr,
             schedule.lr_drop_factor,
@@ -125,8 +123,8 @@ class LearningRate:
             schedule.lr_drop_patience,
             schedule.warmup_steps,
             schedule.lr_decay,
-            max(begins * epoch_steps, schedule.warmup_steps),
-            schedule.epochs * epoch_steps,
+            max(round(schedule.lr_decay_start * steps), schedule.warmup_steps),
+            steps,
             schedule.lr_floor,
         )
 

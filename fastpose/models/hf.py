@@ -60,6 +60,18 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 
 
+# What is a number in every config. A file may not ask for a network that takes hours to make.
+_NUMBERS = {
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_attention_heads",
+}
+_NUMBERS |= {"image_size", "patch_size", "num_channels", "mlp_ratio", "num_experts", "part_features", "scale_factor"}
+_MOST = {"num_hidden_layers": 256, "num_experts": 64}
+
+
 def is_hf(model: str) -> bool:
     """Whether option `model` names a network of transformers."""
     return model.startswith(PREFIX)
@@ -88,9 +100,13 @@ def settled(model: str) -> tuple[str, Path | None]:
     text = model.removeprefix(PREFIX)
     if text in NAMED or text.startswith("{"):
         return PREFIX + _text_of(config_of(model)) if text.startswith("{") else model, None
-    path = Path(text).expanduser()
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
+    try:
+        path = Path(text).expanduser()
+        file = path / "config.json" if path.is_dir() else path
+        found = file.is_file()
+    except (RuntimeError, OSError):  # no such home, a name that is too long
+        found = False
+    if not found:
         raise OptionError(
             "model",
             f"expected hf: and a folder with config.json, such a file, or one of {', '.join(NAMED)}, got "
@@ -282,6 +298,12 @@ def _checked(config: Any) -> dict[str, Any]:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in config.items():
+        if name in _NUMBERS and not (_is_number(value) or isinstance(value, list)):
+            raise OptionError("model", f"expected numbers as {name} of the config, got {str(value)[:40]!r}")
+        most = _MOST.get(name)
+        if most is not None and isinstance(value, (int, float)) and value > most:
+            raise OptionError("model", f"expected at most {most} as {name} of the config, got {value}")
     return {
         name: value
         for name, value in config.items()

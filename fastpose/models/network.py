@@ -110,8 +110,13 @@ class NetworkOptions:
 
     @property
     def own_code(self) -> bool:
-        """Whether the network is made by code that is not fastpose's."""
-        return self.model not in ("", *RTMPOSE) and not self.of_transformers
+        """Whether the network is made by the user's own code."""
+        return is_own_code(self.model)
+
+    @property
+    def of_fastpose(self) -> bool:
+        """Whether the network is made by fastpose's code, and not by the user's or transformers'."""
+        return not (self.own_code or self.of_transformers)
 
     @property
     def of_transformers(self) -> bool:
@@ -143,6 +148,11 @@ class NetworkOptions:
         channel is blue, by the mean and deviation of red: what SimpleBaselines' networks were trained on."""
         color = normalize_color(IMAGENET_MEAN, IMAGENET_STD)
         return color[:, [2, 1, 0, 3]] if self.color_order == "bgr" else color
+
+
+def is_own_code(model: str) -> bool:
+    """Whether option `model` names code of the user's own."""
+    return model not in ("", *RTMPOSE) and not is_hf(model)
 
 
 def read_weights_of(options: NetworkOptions, name: Literal["weights", "backbone_weights"]) -> Weights:
@@ -188,9 +198,8 @@ def make_network(
             read_weights, load_weights and load_backbone; or the weights are of another network.
     """
     torch.manual_seed(seed)
-    others_code = options.own_code or options.of_transformers
-    if options.backbone_weights and (others_code or options.weights):
-        other = f"--model {shown(options.model)}" if others_code else "--weights, which has a backbone too"
+    if options.backbone_weights and (options.weights or not options.of_fastpose):
+        other = f"--model {shown(options.model)}" if not options.of_fastpose else "--weights, which has a backbone too"
         raise OptionError(
             "backbone_weights", f"they go into a new ResNet or RTMPose of fastpose, and not together with {other}"
         )
@@ -218,7 +227,7 @@ def make_network(
         if options.backbone_weights:
             print(load_backbone(model, read_weights_of(options, "backbone_weights")), flush=True)
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]  # not in its stub
-    if others_code:
+    if not options.of_fastpose:
         check_outputs(model, shown(options.model), skeleton.num_joints, options.size, options.simcc)
     return model
 
@@ -239,12 +248,15 @@ def new_network(options: NetworkOptions, num_joints: int) -> nn.Module:
 
 def check_weights(weights: Weights, options: NetworkOptions) -> None:
     """Raises OptionError, saying what to do, if weights are of another network than the options describe."""
-    if options.own_code or options.of_transformers:
+    if not options.of_fastpose:
         return  # the names decide
     check_pose_network("weights", weights)
-    has = {"model": weights.model, "depth": weights.depth, "head": weights.head, "channels": weights.channels}
-    if options.model:
-        has = {"model": weights.model, "channels": weights.channels}
+    has: dict[str, Any] = {"depth": weights.depth, "head": weights.head} if weights.depth else {}
+    has |= {"model": weights.model, "channels": weights.channels}
+    if options.model and not weights.model:
+        has["model"] = "''"  # for a shell: none
+    elif not weights.model:
+        del has["model"]
     other = [f"--{name} {value}" for name, value in has.items() if value not in (None, getattr(options, name))]
     if other:
         raise OptionError("weights", f"{weights.path} holds a {weights}: to begin with them, add {' '.join(other)}")
@@ -326,7 +338,7 @@ def _misfits(state: Mapping[str, Any], options: NetworkOptions, skeleton: Skelet
     try:
         with torch.device("meta"):
             model = new_network(options, skeleton.num_joints)
-    except RuntimeError as error:  # a tensor of more bytes than there are numbers for
+    except (RuntimeError, TypeError, OverflowError) as error:  # of more bytes than there are numbers for
         return " ".join(str(error).split())
     return mismatches(model.state_dict(), state)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 STRIDE = 32  # of the backbone's last stage
 ATTENTION = 128  # features that joints are compared by
+MOST_BINS = 1 << 14  # of a vector: more than of any picture that is cropped, and no file may ask for terabytes
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ def bins_of(size: tuple[int, int], split_ratio: float) -> tuple[int, int]:
     """Bins (in y, in x) for crops of ``size`` (h, w).
 
     Raises:
-        ValueError: a side times `split_ratio` is not a positive whole number.
+        ValueError: a side times `split_ratio` is not a whole number from 2 to MOST_BINS.
     """
     bins = [side * split_ratio for side in size]
-    if not all(count >= 1 and count == int(count) for count in bins):
+    if not all(2 <= count <= MOST_BINS and count == int(count) for count in bins):
         raise ValueError(
-            f"split_ratio must be positive and give whole numbers of bins for {size[0]}x{size[1]} pixels, got "
+            f"split_ratio must give 2 to {MOST_BINS} bins, a whole number, for {size[0]}x{size[1]} pixels, got "
             f"{split_ratio}"
         )
     return int(bins[0]), int(bins[1])
@@ -54,6 +55,9 @@ class SimccHead(nn.Module):
         size: (h, w) of the network's input, pixels, multiples of 32.
         channels: features per joint.
         split_ratio: bins per pixel of the input.
+
+    Raises:
+        ValueError: an argument has another value; in `forward`: the features are of another size of input.
     """
 
     def __init__(
@@ -66,7 +70,13 @@ class SimccHead(nn.Module):
         split_ratio: float = 2.0,
     ) -> None:
         super().__init__()
+        if len(size) != 2 or any(side < STRIDE or side % STRIDE for side in size):
+            raise ValueError(f"size must be (h, w), positive multiples of {STRIDE} pixels, got {tuple(size)}")
+        for name, value in (("num_joints", num_joints), ("channels", channels)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
         bins_y, bins_x = bins_of(size, split_ratio)
+        self.size = (size[0], size[1])
         cells = (size[0] // STRIDE) * (size[1] // STRIDE)
         self.final_layer = nn.Conv2d(in_channels, num_joints, 7, padding=3)
         self.mlp = nn.Sequential(ScaleNorm(cells), nn.Linear(cells, channels, bias=False))
@@ -81,6 +91,11 @@ class SimccHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors in x [B, K, W · split_ratio] and in y [B, K, H · split_ratio], before any softmax."""
+        got = (STRIDE * features.shape[2], STRIDE * features.shape[3])
+        if got != self.size:
+            raise ValueError(
+                f"images must be {self.size[0]}x{self.size[1]}, which this head is for, got {got[0]}x{got[1]}"
+            )
         joints = self.gau(self.mlp(self.final_layer(features).flatten(2)))
         return self.cls_x(joints), self.cls_y(joints)
 

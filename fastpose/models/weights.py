@@ -30,6 +30,7 @@ _HEADS = ("fc.", "deconv_layers.", "fcn_layers.", "final_layer.", "mlp.", "gau."
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 # mmpose's names of its parts, and the versions that have them. Our ResNets have none of them but "head.", of SimCC.
 _MMPOSE = {"keypoint_head.": "mmpose 0.x", "head.": "mmpose 1.x", "backbone.": "mmpose"}
+_TRANSFORMERS = {"backbone.embeddings.": "transformers"}  # which has a backbone and a head, too
 # Where programs keep the state dict, the weights that were trained before their moving averages.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "state_dict_ema", "model_ema")
 _ARCHITECTURES = {"stem.2.conv.": "CSPNeXt", "stage2.": "HRNet", "patch_embed.": "ViT"}
@@ -43,7 +44,7 @@ class Weights:
         path: the file.
         state: the tensors, by their names in the file.
         origin: whose layout it is: "fastpose", "SimpleBaselines", "mmpose 0.x", "mmpose 1.x", "mmpose" (a backbone),
-            "torchvision", or "" if it is another.
+            "transformers", "torchvision", or "" if it is another.
         architecture: "ResNet", "CSPNeXt", "HRNet", "ViT", or "" for another.
         depth: layers of the ResNet; None if it is not a ResNet of ours.
         head: "deconv", "fcn", "simcc", or None where there is none of them.
@@ -120,7 +121,7 @@ def read_weights(path: str | PathLike[str]) -> Weights:
     heads: dict[Head, str] = {"deconv": "deconv_layers.", "fcn": "fcn_layers.", "simcc": "cls_x."}
     head = next((head for head, begins in heads.items() if _any_begins(of_head, begins)), None)
     bare = _unwrapped(state)
-    origin = next((version for part, version in _MMPOSE.items() if _any_begins(bare, part)), "")
+    origin = next((version for part, version in (_TRANSFORMERS | _MMPOSE).items() if _any_begins(bare, part)), "")
     if checkpoint is not None or (depth and head in ("fcn", "simcc") and not _any_begins(bare, "backbone.")):
         origin = "fastpose"
     elif depth and not origin:

@@ -73,7 +73,7 @@ def decode_simcc(
     if flipped_x is not None:
         if flip_pairs is None:
             raise ValueError("flip_pairs must be passed with flipped_x: (left, right) joint pairs, got None")
-        joints = tensor("pred_x", pred_x).size(1) if pred_x.dim() == 3 else 0
+        joints = pred_x.size(1) if tensor("pred_x", pred_x).dim() == 3 else 0
         mirrored = mirror_order(flip_pairs, joints) if joints else []
     return call(
         "decode_simcc",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import FLOATING, accumulate_type, choose, expect, expect_joint_weights, float32, tensor
+from ._arguments import FLOATING, accumulate_type, choose, exact_type, expect, expect_joint_weights, float32, tensor
 from ._native import call, register
 from .render_heatmaps import ENCODINGS, expect_target, factors
 
@@ -41,8 +41,9 @@ def heatmap_mse_loss(
         hard_joints: N, 1 to K: of each sample only the N joints with the largest losses count (online hard keypoint
             mining; Chen et al., "Cascaded Pyramid Network for Multi-Person Pose Estimation", 2018). A joint's loss is
             0.5 · mean over h·w of `weight · (pred − target)²`; the result is the mean over B·N of those that count. Of
-            equal losses the first joints' count. It equals HRNet's `JointsOHKMMSELoss`, and half of mmpose's
-            `KeypointOHKMMSELoss`, which leaves out the 0.5. None: all joints count.
+            equal losses the first joints' count. With ``missing="ignore"`` and the squares of its joint weights it
+            equals HRNet's `JointsOHKMMSELoss`, and half of mmpose's `KeypointOHKMMSELoss`, which leaves out the 0.5.
+            None: all joints count.
 
     Returns:
         Scalar, float32 (float64 for float64 input). An empty batch has loss 0. NaN in a prediction makes the loss NaN:
@@ -70,14 +71,16 @@ def _mean_of_hardest(losses: Tensor, count: int) -> Tensor:
     """The mean of the `count` largest of each row of [B, K]; NaN is larger than all numbers."""
     joints = losses.size(1)
     try:
-        whole = count if isinstance(count, torch.SymInt) else operator.index(count)
+        whole = count if isinstance(count, torch.SymInt) else 0 if isinstance(count, bool) else operator.index(count)
     except TypeError:
         whole = 0
     if not 1 <= whole <= joints:
         raise ValueError(f"hard_joints must be a whole number from 1 to the {joints} joints of pred, got {count!r}")
     # topk may take any of equal losses; a stable sort takes the first, on every device.
     hardest = losses.sort(dim=1, descending=True, stable=True).values[:, :whole]
-    return hardest.sum() / max(1, hardest.numel())
+    # Row by row and then in double precision, so that the number of threads changes no bit.
+    total = hardest.sum(1).to(exact_type(losses.device)).sum()
+    return (total / max(1, hardest.numel())).to(losses.dtype)
 
 
 def plain_heatmap_mse_loss(

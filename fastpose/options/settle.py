@@ -14,14 +14,15 @@ from fastpose.data.datasets import dataset_named, dataset_with_joints
 from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.hf import image_size, is_hf, settled
-from fastpose.models.network import check_pose_network, color_order_of_weights
+from fastpose.models.network import check_pose_network, color_order_of_weights, is_own_code
 from fastpose.models.weights import Weights
 from fastpose.ops.decode_simcc import REFINEMENTS as SIMCC_REFINEMENTS
+from fastpose.ops.decode_simcc import refinement
 from fastpose.option import OptionError
 from fastpose.options.settings import DEFAULTS, FIELDS, Settings
 
 # What options were, in effect, before they existed: for the checkpoints and config.yaml files of older runs.
-BEFORE: dict[str, Any] = {"reduced_decode": False, "color_order": "rgb"}
+BEFORE: dict[str, Any] = {"reduced_decode": False, "color_order": "rgb", "targets": "heatmap"}
 LAYOUT = ("train_annotations", "valid_annotations", "images", "valid_images")  # what a data set's layout names
 AS_THE_FILE_SAYS = ("model", "skeleton")  # what an empty value of these means where there is a file of weights
 PATHS = ("skeleton", "backbone_weights", "weights")  # files that are not below the data root
@@ -81,14 +82,13 @@ def settle(
     named = {**inherited, **(instead or {}), **wanted}
     values = {**DEFAULTS, **named}
     for level in (asked, recipe or {}):
-        if "head" in level or "targets" in level:
-            values["targets"] = level.get("targets", "auto")
-            if values["targets"] == "simcc" and not values["model"]:
-                values["head"] = level.get("head", "simcc")
+        if not level.keys().isdisjoint(("model", "head", "targets")):
+            values |= _head_and_targets(level, values)
             break
     try:
         if isinstance(values["model"], str) and is_hf(values["model"]):
-            values |= _of_transformers(values, named, begins=run is None and weights is None)
+            found = _of_transformers(values, wanted, weights, begins=run is None and weights is None)
+            values |= {name: value for name, value in found.items() if name == "model" or name not in wanted}
         settings = Settings.of(values)
     except (TypeError, OptionError) as error:
         if weights is not None and _is_inherited(error, wanted):
@@ -102,14 +102,9 @@ def settle(
         raise OptionError("model", f"{reason}add --model {model} or --trust_model")
 
     # Only now that each value by itself is good: how they go together.
-    if settings.network.returns_vectors and values["refine"] not in SIMCC_REFINEMENTS:
-        if "refine" in named:
-            known = " or ".join(SIMCC_REFINEMENTS)
-            raise OptionError("refine", f"SimCC's vectors are refined by {known}, got {values['refine']}")
-        values["refine"] = "none"
-    if settings.network.returns_vectors and settings.targets.hard_joints:
-        hard = settings.targets.hard_joints
-        raise OptionError("hard_joints", f"expected 0 with SimCC's vectors, it is for heatmaps, got {hard}")
+    values["targets"] = "simcc" if settings.network.returns_vectors else "heatmap"
+    if settings.network.simcc is not None:
+        values["refine"] = _refinement_of_vectors(settings, asked_for="refine" in named)
     root = settings.data.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{settings.data.dataset}"
     values["data_root"] = str(Path(root).expanduser().resolve())
     kind = dataset_named(settings.data.dataset)
@@ -125,14 +120,51 @@ def settle(
     return Settings.of(values)
 
 
-def _of_transformers(values: Mapping[str, Any], named: Mapping[str, Any], *, begins: bool) -> dict[str, Any]:
-    """What `--model hf:` stands for: the config itself, in place of the file that has it, the size it is for unless
-    one is named and, if a training `begins`, the folder's weights unless others are named."""
+def _head_and_targets(level: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
+    """Head and targets where `level`, the command line or a recipe, names one of them or the network."""
+    of_others = isinstance(values["model"], str) and is_own_code(values["model"])
+    if "targets" not in level:  # a network of the user's own keeps what it was said to return
+        return {} if of_others else {"targets": "auto"}
+    if "head" in level or values["model"] or level["targets"] not in ("heatmap", "simcc"):
+        return {}
+    if level["targets"] == "simcc":
+        return {"head": "simcc"}
+    return {"head": DEFAULTS["head"]} if values["head"] == "simcc" else {}
+
+
+def _refinement_of_vectors(settings: Settings, *, asked_for: bool) -> str:
+    """How SimCC's vectors are refined: as was asked for, else not.
+
+    Raises:
+        OptionError: an option does not go with them.
+    """
+    simcc, refine, hard = settings.network.simcc, settings.decode.refine, settings.targets.hard_joints
+    assert simcc is not None
+    if hard:
+        raise OptionError("hard_joints", f"expected 0 with SimCC's vectors, it is for heatmaps, got {hard}")
+    if refine not in SIMCC_REFINEMENTS:
+        if asked_for:
+            raise OptionError(
+                "refine", f"SimCC's vectors are refined by {' or '.join(SIMCC_REFINEMENTS)}, got {refine}"
+            )
+        return "none"
+    try:
+        refinement(refine, simcc.sigma)
+    except ValueError as error:
+        raise OptionError("simcc_sigma", str(error)) from None
+    return refine
+
+
+def _of_transformers(
+    values: Mapping[str, Any], wanted: Mapping[str, Any], weights: Weights | None, *, begins: bool
+) -> dict[str, Any]:
+    """What `--model hf:` stands for: the config itself, in place of the file that has it, the size it is for, unless a
+    run or a checkpoint has another, and, if a training `begins`, the folder's weights."""
     model, file = settled(values["model"])
     found: dict[str, Any] = {"model": model}
-    if "size" not in named:
+    if begins or (weights is not None and weights.checkpoint is None):
         found["size"] = image_size(model) or values["size"]
-    if begins and not values["weights"]:
+    if begins and not wanted.get("weights"):
         if file is not None:
             found["weights"] = str(file)
         elif Path(values["model"].removeprefix("hf:")).is_dir():

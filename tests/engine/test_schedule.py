@@ -130,7 +130,7 @@ def test_the_rate_falls_in_a_line_from_the_warm_up_to_the_end():
 
 def test_the_rate_falls_along_a_cosine_in_the_last_epochs():
     schedule = ScheduleOptions(
-        lr=4e-3, epochs=8, lr_decay="cosine", lr_decay_epochs=4, lr_floor=0.05, warmup_steps=3, lr_drop_patience=1
+        lr=4e-3, epochs=8, lr_decay="cosine", lr_decay_start=0.5, lr_floor=0.05, warmup_steps=3, lr_drop_patience=1
     )
     rate = LearningRate.of(schedule, epoch_steps=10)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=4e-3)
@@ -153,7 +153,7 @@ def test_the_rate_falls_along_a_cosine_in_the_last_epochs():
         ({"layer_decay": 1.5}, "layer_decay: expected a factor"),
         ({"clip_grad_norm": -1.0}, "clip_grad_norm: expected at least 0"),
         ({"lr_decay": "cosine", "lr_drop_epochs": (3,)}, "lr_decay: expected drops with lr_drop_epochs, got cosine"),
-        ({"lr_decay_epochs": 141}, "lr_decay_epochs: expected at most 140 epochs, got 141"),
+        ({"lr_decay_start": -0.5}, "lr_decay_start: expected a share from 0 to 1, got -0.5"),
         ({"lr_floor": 1.5}, "lr_floor: expected a share from 0 to 1, got 1.5"),
     ],
 )

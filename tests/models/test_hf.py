@@ -12,6 +12,7 @@ import torch
 
 from fastpose.models.hf import config_of
 from fastpose.models.network import NetworkOptions, new_network
+from fastpose.models.weights import read_weights
 from fastpose.option import OptionError
 from fastpose.options.settle import settle
 
@@ -51,9 +52,27 @@ def test_a_config_alone_and_a_name_begin_with_random_weights(folder, capsys):
     assert (named.model, named.size) == ("hf:sapiens2-0.4b", (1024, 768))
 
 
+def test_other_weights_are_for_the_size_of_the_config(folder):
+    torch.save({"head.conv.bias": torch.zeros(17)}, folder.parent / "pose.pth")
+    weights = read_weights(folder.parent / "pose.pth")
+    assert settle({"model": "hf:net", "dataset": "coco"}, weights=weights).network.size == (96, 64)
+    asked = {"model": "hf:net", "dataset": "coco", "size": (32, 48)}
+    assert settle(asked, weights=weights).network.size == (32, 48)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        ("hf:~nobody-of-that-name/net", "nothing is downloaded here"),
+        ("hf:" + 5000 * "n", "nothing is downloaded here"),
+        (
+            'hf:{"model_type": "sapiens2", "hidden_size": "32", "head_config": {}}',
+            "numbers as hidden_size .*, got",
+        ),
+        (
+            'hf:{"model_type": "sapiens2", "num_hidden_layers": 3000, "head_config": {}}',
+            "at most 256 as num_hidden",
+        ),
         ("hf:usyd-community/vitpose-base", "one of vitpose-s, .* got 'usyd-community/vitpose-base': nothing is downl"),
         ("hf:bert", r"net/config.json|got 'bert'"),
         ("hf:{", "a config as JSON"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ from fastpose.options.settings import Settings
 from fastpose.options.settle import settle
 from fastpose.skeletons import COCO, MPII
 from fastpose.trained import load_trained
-from tests.helpers.runs import write_recipe
+from tests.helpers.runs import save_weights, write_recipe
 from tests.helpers.settings import make_step
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -81,10 +82,25 @@ def test_rtmpose_has_the_published_number_of_parameters(name: Any, millions: flo
 def test_the_bins_are_as_many_as_the_ratio_says_or_an_error() -> None:
     x, y = pose_resnet(18, "simcc", 3, size=SIZE, split_ratio=1.5)(torch.zeros(2, 3, *SIZE))
     assert (x.shape[2], y.shape[2]) == (144, 96)
-    with pytest.raises(OptionError, match=r"split_ratio: .*whole numbers of bins for 64x96 pixels, got 2.01"):
+    with pytest.raises(OptionError, match=r"split_ratio: .*bins, a whole number, for 64x96 pixels, got 2.01"):
         NetworkOptions(head="simcc", size=SIZE, split_ratio=2.01)
     with pytest.raises(OptionError, match=r"simcc_sigma: expected two positive numbers of bins, got \[4.9\]"):
         NetworkOptions(head="simcc", simcc_sigma=(4.9,))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pose_resnet(18, "simcc", size=(100, 64)), r"size must be .* multiples of 32 pixels, got \(100, 64\)"),
+        (lambda: rtmpose("rtmpose-t", 0, SIZE), "num_joints must be a positive whole number, got 0"),
+        (lambda: rtmpose("rtmpose-t", 5, SIZE, channels=-3), "channels must be a positive whole number, got -3"),
+        (lambda: rtmpose("rtmpose-x", 5, SIZE), "name must be one of rtmpose-t, .*, got 'rtmpose-x'"),
+        (lambda: pose_resnet(18, "simcc", 5, size=SIZE)(torch.zeros(1, 3, 96, 64)), "must be 64x96, .* got 96x64"),
+    ],
+)
+def test_what_a_network_cannot_be_is_said(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 # ---- options ----
@@ -93,12 +109,16 @@ def test_the_bins_are_as_many_as_the_ratio_says_or_an_error() -> None:
 def test_head_and_targets_follow_from_each_other() -> None:
     for asked in ({"head": "simcc"}, {"targets": "simcc"}, {"model": "rtmpose-s"}):
         for recipe in ({"head": "fcn"}, {"depth": 18}, {"head": "deconv", "targets": "heatmap"}):
-            settings = settle(asked, recipe={**recipe} if "model" not in asked else {})
+            settings = settle(asked, recipe=recipe)
             assert settings.network.simcc is not None, (asked, recipe)
-            assert settings.decode.refine == "none"
-    assert settle({"head": "fcn"}, recipe={"targets": "simcc", "refine": "none"}).network.simcc is None
+            assert (settings.network.targets, settings.decode.refine) == ("simcc", "none")
+    for asked in ({"head": "fcn"}, {"targets": "heatmap"}):
+        for recipe in ({"targets": "simcc", "refine": "none"}, {"head": "simcc"}):
+            network = settle(asked, recipe=recipe).network
+            assert (network.head, network.targets, network.simcc) == ("fcn", "heatmap", None)
     assert settle({}, recipe={"head": "simcc", "refine": "dark"}).decode.refine == "dark"
-    own = settle({"model": "mine:make"}, recipe={"targets": "simcc", "size": [32, 48]}).network
+    for asked in ({"model": "mine:make"}, {"model": "mine:make", "head": "fcn"}):
+        own = settle(asked, recipe={"targets": "simcc", "size": [32, 48]}).network
     assert own.simcc == SimccVectors(2.0, (48**0.5 / 8**0.5, 2.0))  # RTMPose's: an eighth of the side, its root
 
 
@@ -112,6 +132,13 @@ def test_head_and_targets_follow_from_each_other() -> None:
             {"head": "simcc", "hard_joints": 8},
             "hard_joints: expected 0 with SimCC's vectors, it is for heatmaps, got 8",
         ),
+        ({"head": "simcc", "refine": "dark", "simcc_sigma": (500.0, 500.0)}, "simcc_sigma: .* got 500.0"),
+        (
+            {"head": "simcc", "split_ratio": 1e300},
+            r"split_ratio: must give 2 to 16384 bins, .*, got 1e\+300",
+        ),
+        ({"head": "simcc", "split_ratio": float("inf")}, "got inf"),
+        ({"head": "simcc", "split_ratio": float("nan")}, "got nan"),
         ({"model": "rtmpose-x"}, "model: expected PACKAGE.MODULE:FACTORY"),
     ],
 )
@@ -257,6 +284,28 @@ class SmallNetwork(nn.Module):
         return self.x(cells), self.y(cells)
 
 
+def test_a_file_cannot_ask_for_a_network_of_any_size(tmp_path, capsys) -> None:
+    config = Settings.of({"head": "simcc", "depth": 18, "size": [64, 64]}).as_plain() | {"split_ratio": 1e300}
+    save_weights(tmp_path / "best.pt", {}, config, skeleton=dataclasses.asdict(MPII))
+    assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt"), "--data_root", str(tmp_path)]) == 1
+    assert "split_ratio: must give 2 to 16384 bins" in capsys.readouterr().err
+
+
+def test_a_simcc_network_of_one_s_own_is_evaluated_from_its_weights(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "simcc_net.py").write_text(
+        "from tests.models.test_simcc_networks import SmallNetwork\n"
+        "def make(joints):\n    return SmallNetwork(18, 'simcc', joints, channels=4, size=(32, 64), split_ratio=1.0)\n"
+    )
+    model = SmallNetwork(18, "simcc", 16, channels=4, size=(32, 64), split_ratio=1.0)
+    torch.save(model.state_dict(), tmp_path / "net.pth")
+    words = ["--checkpoint", "net.pth", "--model", "simcc_net:make", "--targets", "simcc", "--split_ratio", "1"]
+    words += ["--data_root", str(write_tiny_mpii(tmp_path / "tiny")), "--dataset", "mpii", "--size", "32", "64"]
+    assert evaluate.main([*words, "--device", "cpu", "--out", str(tmp_path / "scores")]) == 0
+    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["persons"] == 10
+
+
 def test_a_run_trains_resumes_evaluates_and_exports(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(network, "pose_resnet", SmallNetwork)
     recipe = write_recipe(tmp_path, targets="simcc", size=[32, 64], epochs=1)
@@ -264,6 +313,10 @@ def test_a_run_trains_resumes_evaluates_and_exports(tmp_path, monkeypatch, capsy
     assert train.main(["--recipe", str(recipe), "--run", run]) == 0
     assert (tmp_path / "run" / "heatmaps.png").stat().st_size > 10_000
     assert train.main(["--resume", run, "--epochs", "2"]) == 0
+    assert train.main(["--resume", run, "--head", "simcc"]) == 0  # what it has
+    with pytest.raises(SystemExit):
+        train.main(["--resume", run, "--epochs", "3", "--weights", "other.pth"])
+    assert "error: weights: a run that goes on has its own weights: leave it out, got other.pth" in capsys.readouterr().err
     assert train.main(["--resume", run, "--epochs", "3", "--split_ratio", "1"]) == 1
     assert "split_ratio is 2.0 in the run, got 1.0: a run keeps its network" in capsys.readouterr().err
     assert evaluate.main(["--checkpoint", run, "--refine", "dark", "--out", str(tmp_path / "scores")]) == 0

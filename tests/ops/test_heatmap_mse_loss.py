@@ -333,6 +333,20 @@ def test_hard_joints_give_the_loss_of_hrnet(device: torch.device) -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_number_of_threads_changes_no_bit_of_the_hard_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pred = torch.randn(512, 133, 2, 2, generator=generator)
+    points, visible = torch.rand(512, 133, 2, generator=generator) * 2, torch.ones(512, 133)
+    before, losses = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            losses.append(fastpose.heatmap_mse_loss(pred, points, visible, hard_joints=100).item())
+    finally:
+        torch.set_num_threads(before)
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("hard_joints", [1, 3])
 def test_nan_in_any_joint_is_nan_in_the_loss_of_the_hard_ones(device: torch.device, hard_joints: int) -> None:
     pred, points, visible = batch_of(device)

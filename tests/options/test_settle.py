@@ -67,7 +67,7 @@ def test_a_run_that_goes_on_wins_over_the_defaults():
 
 def test_what_nobody_names_has_its_default():
     settings = settle({}).flat()
-    settled = {"data_root", "train_annotations", "valid_annotations", "images", "color_order"}
+    settled = {"data_root", "train_annotations", "valid_annotations", "images", "color_order", "targets"}
     assert {name for name, value in settings.items() if value != DEFAULTS[name]} == settled
 
 
