@@ -259,9 +259,8 @@ double number(Call& c, double right) {
 // ---- calling --------------------------------------------------------------------------------------------------------
 
 template <typename Function>
-const Function& entry(Op op) {
-  static const Function function = std::any_cast<Function>(torch::stable::registered().at(kOps[op]));
-  return function;
+Function entry(Op op) {
+  return std::any_cast<Function>(torch::stable::registered().at(kOps[op]));
 }
 
 // The result, or none after an error, which has to be the op's own.

@@ -98,6 +98,12 @@ def gradient_in_float16(maps: Tensor, joints: Tensor, visible: Tensor) -> tuple[
     return gradient(maps, joints, visible)
 
 
+def gradient_of_hard_joints(maps: Tensor, joints: Tensor, visible: Tensor) -> tuple[Tensor, ...]:
+    pred = maps.detach().requires_grad_()
+    value = fastpose.heatmap_mse_loss(pred, joints, visible, sigma=2.0, hard_joints=5)
+    return value.detach(), *torch.autograd.grad(value, pred)
+
+
 def decode_simcc(maps: Tensor, flipped: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
     mirror = {"flipped_x": flipped[..., 0, :], "flipped_y": flipped[..., 0], "flip_pairs": MPII.mirror_pairs}
     return fastpose.decode_simcc(maps[..., 0, :], maps[..., 0], crop_to_image=matrix, refine="dark", **mirror)
@@ -141,6 +147,7 @@ def inputs_of(call: Call, seed: int = 0) -> list[Tensor]:
         gradient: [maps[0], joints, visible],
         gradient_channels_last: [last[0], joints, visible],
         gradient_in_float16: [last[0].half(), joints, visible],
+        gradient_of_hard_joints: [last[0], joints, visible],
         decode_simcc: [maps[0], maps[1], matrix],
         gradient_of_simcc: [maps[0], joints, visible],
     }[call]
@@ -165,6 +172,8 @@ FORWARD = [
 ]
 BACKWARD = [gradient, gradient_channels_last, gradient_in_float16, gradient_of_simcc]
 each_call = pytest.mark.parametrize("call", FORWARD + BACKWARD, ids=lambda call: call.__name__)
+PLAIN = [gradient_of_hard_joints]  # not with kernels of its own alone
+each_call_or_plain = pytest.mark.parametrize("call", FORWARD + BACKWARD + PLAIN, ids=lambda call: call.__name__)
 each_forward = pytest.mark.parametrize("call", FORWARD, ids=lambda call: call.__name__)
 
 
@@ -228,7 +237,7 @@ def test_launches_on_the_current_stream(call: Call) -> None:
     assert_same(got, expected)
 
 
-@each_call
+@each_call_or_plain
 def test_captures_in_a_graph_and_replays_on_new_inputs(call: Call) -> None:
     """Backward too, through autograd; captured on zeros, replayed on two batches that it has not seen."""
     buffers = blank_inputs(call, on_cuda(call))
@@ -251,7 +260,7 @@ def test_captures_in_a_graph_and_replays_on_new_inputs(call: Call) -> None:
         assert_same(got, expected)
 
 
-@each_call
+@each_call_or_plain
 def test_does_not_synchronise(call: Call) -> None:
     arguments = on_cuda(call)
     expected = call(*arguments)

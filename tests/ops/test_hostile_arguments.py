@@ -131,6 +131,13 @@ CALLS: dict[str, Call] = {
         of("visible", torch.ones(2, 3)),
         joint_weights=of("joint_weights", torch.ones(3)),
     ),
+    "heatmap_mse_losses": lambda of: fastpose.heatmap_mse_loss(
+        of("pred", torch.rand(2, 3, 4, 4)),
+        of("keypoints", torch.rand(2, 3, 2)),
+        of("visible", torch.ones(2, 3)),
+        joint_weights=of("joint_weights", torch.ones(3)),
+        hard_joints=2,
+    ),
     "render_heatmaps": lambda of: fastpose.render_heatmaps(
         of("keypoints", torch.rand(2, 3, 2)), of("visible", torch.ones(2, 3)), (4, 4)
     ),

@@ -100,6 +100,8 @@ def map_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
                 loss.backward()
                 yield f"loss {layout} {name}", loss.detach()
                 yield f"gradient {layout} {name}", pred.grad
+                options = {"sigma": sigma, "encoding": encoding, "hard_joints": 2}
+                yield f"hard {layout} {name}", fastpose.heatmap_mse_loss(pred.detach(), keypoints, visible, **options)
         levels = torch.randint(-2, 3, (6, 5, *size), generator=generator).to(dtype)  # ties everywhere
         levels[0, 0], levels[0, 1], levels[0, 2] = float("nan"), float("-inf"), -0.0
         levels[1, 0, :, ::2] = float("nan")
