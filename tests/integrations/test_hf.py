@@ -58,7 +58,7 @@ def pictures(request: pytest.FixtureRequest) -> tuple[list[np.ndarray], list[lis
     """RGB pictures with the boxes of their persons; enlarged and shrunk ones, and such that leave the picture."""
     if request.param == "generated":
         picture = noise((300, 400))
-        inside = [[120, 60, 70, 160], [200, 100, 40, 30]]
+        inside = [[120, 60, 70, 160], [200, 100, 40, 30], [90, 70, 76.1, 101.5]]  # the last is enlarged in y alone
         return [picture, picture[50:, 30:]], [[*inside, [-30, -20, 100, 90], [320, 250, 200, 200]], [inside[0]]]
     folder: Path = request.getfixturevalue("real_data") / "coco"
     written = json.loads((folder / "person_keypoints.json").read_text())
