@@ -58,12 +58,25 @@ class Choices {
 struct Counts {
   uint64_t calls = 0, errors = 0, compared = 0, numbers = 0, differences = 0;
 };
-constexpr int kOpCount = 9;
+const char* const kOps[] = {"affine_crop",      "crop_to_image_matrix",      "decode_heatmaps",    "decode_simcc",
+                            "heatmap_mse_loss", "heatmap_mse_loss_backward", "heatmap_mse_losses", "render_heatmaps",
+                            "simcc_loss",       "simcc_loss_backward",       "swap_pairs",         "transform_points"};
+enum Op {
+  kCrop,
+  kMatrix,
+  kDecode,
+  kDecodeSimcc,
+  kLoss,
+  kLossBackward,
+  kLosses,
+  kRender,
+  kSimcc,
+  kSimccBackward,
+  kSwap,
+  kTransform,
+  kOpCount
+};
 Counts counts[kOpCount];
-const char* const kOps[] = {
-    "affine_crop",        "crop_to_image_matrix", "decode_heatmaps", "heatmap_mse_loss", "heatmap_mse_loss_backward",
-    "heatmap_mse_losses", "render_heatmaps",      "swap_pairs",      "transform_points"};
-enum Op { kCrop, kMatrix, kDecode, kLoss, kLossBackward, kLosses, kRender, kSwap, kTransform };
 
 // One call: what it draws, and whether its arguments are all as they should be.
 struct Call {
@@ -708,6 +721,218 @@ void fuzz_decode(Call& c) {
   }
 }
 
+// ---- SimCC ----------------------------------------------------------------------------------------------------------
+
+// [B, K, bins of x, bins of y].
+Shape vector_shape(Call& c) {
+  Shape shape{c.choose.between(0, 2), c.choose.between(0, 3), c.choose.between(1, 40), c.choose.between(1, 70)};
+  if (c.choose.one_in(64)) shape[2 + static_cast<size_t>(c.choose.below(2))] = c.choose.between(500, 2100);
+  if (c.choose.one_in(64)) {
+    c.spoilt = true;
+    shape[2 + static_cast<size_t>(c.choose.below(2))] = 0;
+  }
+  return shape;
+}
+
+void fuzz_simcc_loss(Call& c) {
+  const bool backward = c.op == kSimccBackward;
+  const Shape shape = vector_shape(c);
+  const int64_t batch = shape[0], joints = shape[1];
+  const ScalarType type = floating(c), wide = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const Tensor preds[2] = {tensor(c, {batch, joints, shape[2]}, type, 0.5f),
+                           tensor(c, {batch, joints, shape[3]}, type, 0.5f)};
+  const Tensor points = tensor(c, {batch, joints, 2}, ScalarType::Float, 20);
+  const Tensor visible = tensor(c, {batch, joints}, ScalarType::Float);
+  const auto weights = maybe(c, c.choose.coin() ? Shape{joints} : Shape{batch, joints}, ScalarType::Float);
+  const double ratio = c.choose.of({2.0, 1.0, 0.5, 3.0});
+  const double sigma[2] = {c.choose.of({4.9, 1.0, 0.3, 1e-20, 60.0}), c.choose.of({5.66, 2.0, 0.1, 1e20})};
+  const double beta = c.choose.of({10.0, 1.0, 3.0}), label_beta = c.choose.of({10.0, 0.5, 30.0});
+  const bool softmax = c.choose.coin();
+  const Tensor upstream = tensor(c, {}, wide);
+  maybe_fail_to_allocate(c);
+  using Forward = Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                             double, double, double, double, double, bool);
+  using Gradients = std::tuple<Tensor, Tensor>;
+  using Backward = Gradients (*)(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                 const std::optional<Tensor>&, double, double, double, double, double, bool);
+  const auto out = run(c, [&]() -> Gradients {
+    if (backward)
+      return entry<Backward>(kSimccBackward)(upstream, preds[0], preds[1], points, visible, weights, ratio, sigma[0],
+                                             sigma[1], beta, label_beta, softmax);
+    return {entry<Forward>(kSimcc)(preds[0], preds[1], points, visible, weights, ratio, sigma[0], sigma[1], beta,
+                                   label_beta, softmax),
+            Tensor()};
+  });
+  expect_error(c, !out, false);
+  if (!out || c.spoilt || !is_moderate(preds[0]) || !is_moderate(preds[1]) || !is_moderate(visible) ||
+      !is_moderate(weights) || !is_moderate(upstream))
+    return;
+  ++counts[c.op].compared;
+  const bool is_double = type == ScalarType::Double;
+  const Real scale = batch * joints > 0 ? 1.0 / static_cast<Real>(batch * joints) : 0;
+  Real sum = 0, lost = 0;
+  for (int64_t map = 0; map < batch * joints; ++map) {
+    Real center[2];
+    bool near = true;
+    for (int axis = 0; axis < 2; ++axis) {
+      center[axis] = std::nearbyint(static_cast<float>(get(points, 2 * map + axis)) * static_cast<float>(ratio));
+      near = near && center[axis] - 3 * sigma[axis] < static_cast<Real>(preds[axis].size(2)) &&
+             center[axis] + 3 * sigma[axis] + 1 >= 0;
+    }
+    const Real seen = get(visible, map);
+    const bool drawn = seen >= 0.5 && near;
+    float weight = near || seen < 0.5 ? static_cast<float>(seen) : 0.0f;
+    if (weights) weight *= static_cast<float>(get(*weights, weights->dim() == 1 ? map % joints : map));
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t bins = preds[axis].size(2), first = map * bins;
+      std::vector<Real> logits, labels;
+      Real highest = -1e300, largest = 0, label_sum = 0, exponentials = 0;
+      for (int64_t i = 0; i < bins; ++i) {
+        const Real distance = static_cast<Real>(i) - center[axis];
+        const Real label = drawn ? std::exp(-0.5 * (distance / sigma[axis]) * (distance / sigma[axis])) : 0;
+        labels.push_back(softmax ? std::exp(label_beta * label) : label);
+        logits.push_back(beta * get(preds[axis], first + i));
+        label_sum += labels.back();
+        highest = std::max(highest, logits.back());
+        largest = std::max(largest, std::fabs(logits.back()));
+      }
+      for (const Real logit : logits) exponentials += std::exp(logit - highest);
+      // In float32 logits lose their last bits, and so do distances from large middles.
+      const Real rounded = is_double ? 1e-13 * (1 + largest) : 1e-5 + 3e-7 * largest;
+      if (softmax)
+        for (Real& label : labels) label /= label_sum;
+      const Real total = softmax ? 1 : label_sum;
+      const Real factor = get(upstream, 0) * weight * beta * scale / static_cast<Real>(bins);
+      for (int64_t i = 0; i < bins; ++i) {
+        const auto at = static_cast<size_t>(i);
+        const Real logarithm = logits[at] - highest - std::log(exponentials), label = labels[at];
+        const Real entropy = label > 0 ? std::log(label) : 0;
+        sum += weight * label * (entropy - logarithm) / static_cast<Real>(bins);
+        lost += std::fabs(weight) * label * rounded * (std::fabs(entropy) + std::fabs(logarithm) + 1) /
+                static_cast<Real>(bins);
+        if (!backward) continue;
+        const Real predicted = std::exp(logarithm) * total, gradient = factor * (predicted - label);
+        if (type == ScalarType::Half && std::fabs(gradient) > 60000) continue;
+        c.compare(axis == 0 ? "gradient of pred_x" : "gradient of pred_y", first + i,
+                  get(axis == 0 ? std::get<0>(*out) : std::get<1>(*out), first + i), gradient,
+                  rounding(type, gradient) + std::fabs(factor) * rounded * (predicted + label) + 1e-42);
+      }
+    }
+  }
+  if (!backward) c.compare("loss", 0, get(std::get<0>(*out), 0), scale * sum, scale * lost + 1e-37);
+}
+
+// The step of dark, and whether its denominator is far enough from zero to be compared.
+struct BinStep {
+  Real of;
+  bool clear;
+};
+
+BinStep dark_bin_step(const std::vector<Real>& values, int64_t peak, int64_t side) {
+  const std::vector<Real> weights = gaussian(side);
+  const auto bins = static_cast<int64_t>(values.size());
+  std::vector<Real> blurred;
+  for (int64_t i = 0; i < bins; ++i) {
+    Real sum = 0;
+    for (int64_t tap = 0; tap < side; ++tap) {
+      const int64_t from = i + tap - side / 2;
+      if (from >= 0 && from < bins) sum += weights[static_cast<size_t>(tap)] * values[static_cast<size_t>(from)];
+    }
+    blurred.push_back(sum);
+  }
+  const Real highest = *std::max_element(blurred.begin(), blurred.end());
+  const Real scale = values[static_cast<size_t>(peak)] / highest;
+  Real f[5];
+  for (int64_t i = 0; i < 5; ++i) {
+    const auto at = static_cast<size_t>(std::clamp<int64_t>(peak + i - 2, 0, bins - 1));
+    f[i] = std::log(std::clamp(blurred[at] * scale, 1e-3, 50.0));
+  }
+  const Real denominator = 1e-9 + 0.25 * (f[4] - 2 * f[2] + f[0]);
+  return {0.5 * (f[3] - f[1]) / denominator, highest > 1e-3 && std::fabs(denominator) > 1e-4};
+}
+
+void fuzz_decode_simcc(Call& c) {
+  const Shape shape = vector_shape(c);
+  const int64_t batch = shape[0], joints = shape[1];
+  const ScalarType type = floating(c);
+  const Shape shapes[2] = {{batch, joints, shape[2]}, {batch, joints, shape[3]}};
+  const Tensor preds[2] = {tensor(c, shapes[0], type), tensor(c, shapes[1], type)};
+  const auto matrix = maybe(c, {batch, 2, 3}, ScalarType::Float);
+  const bool mirror = c.choose.coin();
+  std::optional<Tensor> flipped[2];
+  for (int axis = 0; axis < 2; ++axis)
+    if (mirror) flipped[axis] = tensor(c, shapes[axis], type);
+  if (mirror && c.choose.one_in(64)) {
+    c.spoilt = true;
+    flipped[c.choose.below(2)].reset();
+  }
+  const auto mirrored = permutation(c, joints);
+  const double ratio = c.choose.of({2.0, 1.0, 0.5, 3.0});
+  const int64_t refine = whole(c, c.choose.below(2), {-1, 2, kLeast, kMost});
+  int64_t sides[2];
+  for (int64_t& side : sides)
+    side = whole(c, c.choose.of<int64_t>({1, 3, 9, 11, 29, 35, 255}), {0, -1, 2, 256, 257, kLeast, kMost});
+  maybe_fail_to_allocate(c);
+  using Function = std::tuple<Tensor, Tensor> (*)(const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                                                  const std::optional<Tensor>&, const std::optional<Tensor>&,
+                                                  std::vector<int64_t>, double, int64_t, int64_t, int64_t);
+  const auto out = run(c, [&] {
+    return entry<Function>(kDecodeSimcc)(preds[0], preds[1], matrix, flipped[0], flipped[1], mirrored, ratio, refine,
+                                         sides[0], sides[1]);
+  });
+  expect_error(c, !out, false);
+  if (!out || c.spoilt) return;
+  ++counts[kDecodeSimcc].compared;
+  for (int64_t map = 0; map < batch * joints; ++map) {
+    std::vector<Real> values[2];
+    int64_t best[2] = {-1, -1};
+    bool moderate = true;
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t bins = preds[axis].size(2);
+      for (int64_t i = 0; i < bins; ++i) {
+        Real value = get(preds[axis], map * bins + i);
+        if (mirror) {
+          const int64_t k = mirrored[static_cast<size_t>(map % joints)], from = axis == 0 ? bins - 1 - i : i;
+          const Real other = get(*flipped[axis], ((map / joints) * joints + k) * bins + from);
+          value = type == ScalarType::Double ? (value + other) * 0.5
+                                             : Real((static_cast<float>(value) + static_cast<float>(other)) * 0.5f);
+        }
+        values[axis].push_back(value);
+        moderate = moderate && std::fabs(value) < 1e3;
+        if (!std::isnan(value) && (best[axis] < 0 || value > values[axis][static_cast<size_t>(best[axis])]))
+          best[axis] = i;
+      }
+    }
+    Real score = kNaN;
+    if (best[0] >= 0 && best[1] >= 0)
+      score = std::min(values[0][static_cast<size_t>(best[0])], values[1][static_cast<size_t>(best[1])]);
+    c.compare("scores", map, get(std::get<1>(*out), map), static_cast<float>(score), 0);
+    Real at[2] = {-1, -1}, tolerance = 0;
+    bool clear = true;
+    for (int axis = 0; axis < 2 && score > 0; ++axis) {
+      at[axis] = static_cast<Real>(best[axis]);
+      if (refine == 0) continue;
+      const BinStep step = moderate ? dark_bin_step(values[axis], best[axis], sides[axis]) : BinStep{0, false};
+      clear = clear && step.clear;
+      at[axis] -= step.of;
+      tolerance += 1e-6 * (1 + std::fabs(step.of)) / ratio;
+    }
+    if (!clear || (matrix && !is_moderate(matrix))) continue;
+    const Real x = at[0] / ratio, y = at[1] / ratio;
+    for (int64_t row = 0; row < 2; ++row) {
+      Sum to{row == 0 ? x : y, std::fabs(row == 0 ? x : y)};
+      Real stretch = 1;
+      if (matrix) {
+        to = through(*matrix, map / joints, row, x, y);
+        const int64_t first = 6 * (map / joints) + 3 * row;
+        stretch = std::fabs(get(*matrix, first)) + std::fabs(get(*matrix, first + 1));
+      }
+      c.compare("keypoints", 2 * map + row, get(std::get<0>(*out), 2 * map + row), to.value,
+                rounding(ScalarType::Float, to.magnitude) + tolerance * stretch);
+    }
+  }
+}
+
 // ---- cropping -------------------------------------------------------------------------------------------------------
 
 // Pixels as they are named by image, row and column; none where the tables leave the buffer.
@@ -904,8 +1129,8 @@ void fuzz_one(uint64_t seed, const uint8_t* bytes, size_t size) {
   Call call{Choices(seed, bytes, size), seed, kCrop};
   call.op = static_cast<Op>(call.choose.below(kOpCount));
   call.hostility = call.choose.of({0, 0, 1, 1, 2});
-  void (*const fuzz[])(Call&) = {fuzz_crop, fuzz_matrix, fuzz_decode, fuzz_loss,     fuzz_loss,
-                                 fuzz_loss, fuzz_render, fuzz_swap,   fuzz_transform};
+  void (*const fuzz[])(Call&) = {fuzz_crop, fuzz_matrix, fuzz_decode,     fuzz_decode_simcc, fuzz_loss, fuzz_loss,
+                                 fuzz_loss, fuzz_render, fuzz_simcc_loss, fuzz_simcc_loss,   fuzz_swap, fuzz_transform};
   fuzz[call.op](call);
 }
 
