@@ -11,7 +11,7 @@
 namespace fastpose {
 namespace {
 
-constexpr int kLanes = 16;  // blurred bins that are computed together
+constexpr int kLanes = 32;  // blurred bins that are computed together
 
 // Calls body(i, value) for all bins, with the usual strides known to the compiler, which then makes vector code.
 template <typename T, typename Body>
