@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
+from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock, patch
 
@@ -47,7 +48,10 @@ if importlib.util.find_spec("torchvision"):
 if not all(map(importlib.util.find_spec, ("torchvision", "transformers"))):
     collect_ignore += ["test_hf.py"]
 if importlib.util.find_spec("mmpose") is None:
-    collect_ignore += ["test_mmpose.py", "test_mmpose_pck.py", "test_mmpose_simcc.py", "test_published_networks.py"]
+    collect_ignore += [
+        "test_published_networks.py",
+        *(path.name for path in Path(__file__).parent.glob("test_mmpose*.py")),
+    ]
 else:
     missing = [name for name in ("torchvision", "mmdet") if importlib.util.find_spec(name) is None]
     # mmcv's compiled ops; mmcv-lite has none.
