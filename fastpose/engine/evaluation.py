@@ -134,8 +134,8 @@ def best_seen_person(persons: Persons, evaluation: Evaluation, among: NDArray[np
 
 @torch.inference_mode()
 def heatmaps_of(decoder: Decoder, loader: PoseLoader, row: int) -> np.ndarray:
-    """The heatmaps, float32 [K, h, w], of one person of a loader, without the mirror test. Of SimCC's vectors their
-    products, a pixel per bin, each vector from 0 to its maximum."""
+    """The heatmaps, float32 [K, h, w], of one person of a loader, without the mirror test. For a network of SimCC a map
+    is the product of a joint's two vectors, cut at 0, over its maximum; it has a pixel per bin."""
     decoder.model.eval()
     with decoder.compute.autocast(loader.device):
         outputs = decoder.model(loader.batch(torch.tensor([row])).images)

@@ -46,8 +46,8 @@ def affine_crop(
         fill: value 0–255 of pixels outside the image.
         dtype: float32, float16, bfloat16, or uint8 (rounded to nearest and saturated).
         memory_format: torch.contiguous_format (NCHW) or torch.channels_last.
-        resample: "bilinear", or "bicubic": cubic convolution with a = -0.75, as OpenCV's `INTER_CUBIC`, torch's
-            `grid_sample`, and therewith transformers' Sapiens2 where it enlarges; PIL's and torchvision's antialiased
+        resample: "bilinear", or "bicubic": cubic convolution with a = -0.75, as OpenCV's `INTER_CUBIC` and torch's
+            `grid_sample`, which transformers' Sapiens2 uses where it enlarges; PIL's and torchvision's antialiased
             bicubic have a = -0.5. It overshoots beside edges: floating crops leave the pixels' range by up to 45 % of
             it and are not clamped, as theirs are not; uint8 ones saturate.
         erase: [B, N, 4] float32, N boxes (x0, y0, x1, y1) in each crop, in crop pixels. Pixels whose centres lie in

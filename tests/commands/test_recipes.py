@@ -91,6 +91,32 @@ def test_each_published_setting_has_its_recipe() -> None:
         assert (options.missing, options.color_order, options.encoding) == ("ignore", "bgr", "msra"), name
 
 
+def test_rtmpose_s_recipes_have_mmpose_s_settings() -> None:
+    # rtmpose-{t,s,m,l}_8xb256-420e_coco-256x192.py and rtmpose-m_8xb64-210e_mpii-256x256.py.
+    for name, size, decay in (
+        *(
+            (f"coco_rtmpose_{letter}_256x192", (256, 192), decay)
+            for letter, decay in {"t": 0, "s": 0, "m": 0.05, "l": 0.05}.items()
+        ),
+        ("mpii_rtmpose_m_256", (256, 256), 0.05),
+    ):
+        options, coco = options_of(name), name.startswith("coco")
+        assert (options.model, options.size) == (f"rtmpose-{name.split('_')[2]}", size), name
+        assert (options.epochs, options.batch_size) == ((420, 2048) if coco else (210, 512)), name
+        assert (options.optimizer, options.lr, options.weight_decay) == ("adamw", 4e-3, decay), name
+        assert decay == 0 or not options.norm_decay, name
+        assert (options.warmup_steps, options.lr_decay) == (1000, "cosine"), name
+        assert (options.lr_decay_start, options.lr_floor, options.eval_every) == (0.5, 0.05, 10), name
+        assert (options.rotation, options.rotation_prob, options.scale_min, options.scale_max) == (80, 0.6, 0.6, 1.4), (
+            name
+        )
+        assert (options.shift, options.shift_prob, options.augmentation_draw) == (0.16, 0.3, "truncnorm"), name
+        assert (options.flip, options.half_body) == (0.5, 0.3), name
+        assert (options.erase, options.erase_min, options.erase_max) == (1.0, 0.2, 0.4), name
+        simcc = settle({}, recipe=read_recipe(find_recipe(name))).network.simcc
+        assert [round(sigma, 2) for sigma in simcc.sigma] == ([4.9, 5.66] if coco else [5.66, 5.66]), name
+
+
 def test_vitpose_s_recipes_have_mmpose_s_settings() -> None:
     # layer_decay_rate and drop_path_rate of td-hm_ViTPose-{small,base,large,huge}_8xb64-210e_coco-256x192.py.
     for size, decay, drop_path in (("s", 0.8, 0.1), ("b", 0.75, 0.3), ("l", 0.8, 0.5), ("h", 0.85, 0.55)):

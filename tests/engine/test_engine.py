@@ -22,7 +22,7 @@ from fastpose.engine.epoch import NotFiniteError, RunProgress, StopSignals, trai
 from fastpose.engine.evaluation import best_seen_person
 from fastpose.engine.schedule import LearningRate, make_optimizer
 from fastpose.engine.step import TrainStep, uses_cuda_graph
-from fastpose.models import FcnPoseResNet, pose_resnet
+from fastpose.models import FcnPoseResNet, pose_resnet, rtmpose
 from fastpose.models.decoding import Decoder
 from fastpose.options.settings import Settings
 from fastpose.skeletons import MPII
@@ -500,7 +500,12 @@ def test_steps_of_our_networks_are_captured_on_a_gpu_unless_something_speaks_aga
         schedule = changed(OPTIONS, optimizer=optimizer).schedule
         return uses_cuda_graph(ComputeOptions(**options), model, make_optimizer(model, schedule), device)
 
-    for ours in (pose_resnet(18), pose_resnet(18, "deconv")):
+    for ours in (
+        pose_resnet(18),
+        pose_resnet(18, "deconv"),
+        pose_resnet(18, "simcc"),
+        rtmpose("rtmpose-t", 4, (64, 64)),
+    ):
         values = ("auto", "on", "off", True, False)
         assert [captured(ours, cuda_graph=value) for value in values] == [True, True, False, True, False]
         assert not captured(ours, cpu)
