@@ -829,7 +829,7 @@ struct BinStep {
 };
 
 BinStep dark_bin_step(const std::vector<Real>& values, int64_t peak, int64_t side) {
-  const std::vector<Real> weights = gaussian(side);
+  const std::vector<Real> weights = gaussian(side, 0);
   const auto bins = static_cast<int64_t>(values.size());
   std::vector<Real> blurred;
   for (int64_t i = 0; i < bins; ++i) {
