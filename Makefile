@@ -58,7 +58,7 @@ bench-compare: $(VENV)/.installed-test
 # mmpose asks for packages that no longer build, and for NumPy 1; nothing of the former is called here. The library is
 # that of the other environment: same Python, same torch.
 UPSTREAM := $(VENV)-integrations
-$(UPSTREAM)/.installed:
+$(UPSTREAM)/.installed: Makefile
 	$(PYTHON) -m venv $(UPSTREAM)
 	$(UPSTREAM)/bin/pip install --quiet "$(TORCH)" "numpy<2" "opencv-python-headless<4.12" "setuptools<80" scipy matplotlib \
 	  torchvision jsonargparse pyyaml pycocotools "transformers>=5" addict json_tricks munkres rich six termcolor yapf pytest hypothesis

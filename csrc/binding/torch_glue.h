@@ -240,12 +240,12 @@ struct JointWeights {
   Tensor weights;
   int64_t stride_b;
 
-  JointWeights(const char* op, const Tensor& given, const Tensor& pred)
+  JointWeights(const char* op, const Tensor& given, const Tensor& pred, const char* name_of_pred = "pred")
       : weights(given), stride_b(given.dim() == 2 ? pred.size(1) : 0) {
     const Argument argument(op, "joint_weights", given);
     given.dim() == 2 ? argument.shape({pred.size(0), pred.size(1)}, "[B, K]")
                      : argument.shape({pred.size(1)}, "[K] or [B, K]");
-    argument.type({ScalarType::Float}).on_device_of(pred, "pred");
+    argument.type({ScalarType::Float}).on_device_of(pred, name_of_pred);
     weights = contiguous(op, "joint_weights", given);
   }
 };

@@ -170,7 +170,7 @@ struct SimccLossArguments {
     keypoints = contiguous(op, "keypoints", keypoints_);
     visible = contiguous(op, "visible", visible_);
     if (joint_weights_) {
-      joint_weights.emplace(op, *joint_weights_, pred_x);
+      joint_weights.emplace(op, *joint_weights_, pred_x, "pred_x");
       params.joint_weights = data<float>(joint_weights->weights);
       params.weight_stride_b = joint_weights->stride_b;
     }

@@ -13,7 +13,7 @@ constexpr int kBlocksPerSm = sizeof(T) == 8 ? 4 : 8;
 constexpr int kTotalThreads = 256;
 constexpr int kPart = 64;  // bins of a lane after which its sums go on in float64
 
-__device__ __forceinline__ double warp_sum(double value) {
+__device__ __forceinline__ double warp_sum_everywhere(double value) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
   return value;
 }
@@ -69,7 +69,7 @@ struct WarpVector {
       sums.labels += static_cast<double>(labels);
       sums.products += static_cast<double>(products);
     }
-    return {warp_sum(sums.predicted), warp_sum(sums.labels), warp_sum(sums.products)};
+    return {warp_sum_everywhere(sums.predicted), warp_sum_everywhere(sums.labels), warp_sum_everywhere(sums.products)};
   }
 };
 

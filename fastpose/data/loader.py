@@ -24,8 +24,8 @@ from fastpose.data.augmentation import Augmentation, Draws, erased_boxes
 from fastpose.data.boxes import body_boxes
 from fastpose.data.images import BadImageError
 from fastpose.data.persons import Persons
-from fastpose.data.pixels.source import PixelSource, to_device
-from fastpose.device import making_device
+from fastpose.data.pixels.source import PixelSource
+from fastpose.device import making_device, to_device
 from fastpose.option import OptionError
 from fastpose.ranks import ALONE, Ranks
 

@@ -32,7 +32,7 @@ class ScheduleOptions:
         "ViTPose has 0.75 to 0.85; 1: all layers have the same rate",
     )
     norm_decay: bool = option(
-        True, "weight decay also of biases, norms and tables of positions; false: of the other weights alone"
+        True, "weight decay also of vectors (biases, norms) and tables of positions; false: of the other weights alone"
     )
     clip_grad_norm: float = option(
         0.0, "scale each step's gradients down to at most this norm over all parameters; 0: leave them as they are"
@@ -82,10 +82,14 @@ class ScheduleOptions:
         if not 0.0 < self.lr < float("inf"):
             raise OptionError("lr", f"expected a positive number, got {self.lr}")
         if self.lr_decay != "drops" and self.lr_drop_epochs:
-            raise OptionError("lr_decay", f"expected drops with lr_drop_epochs, got {self.lr_decay}")
+            hint = "a recipe's go with --lr_drop_epochs and no number"
+            raise OptionError("lr_decay", f"expected drops with lr_drop_epochs, got {self.lr_decay}: {hint}")
         for name in ("lr_decay_start", "lr_floor"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise OptionError(name, f"expected a share from 0 to 1, got {getattr(self, name)}")
+        if self.lr_decay == "drops" and (self.lr_decay_start or self.lr_floor):
+            name = "lr_decay_start" if self.lr_decay_start else "lr_floor"
+            raise OptionError(name, f"it is for lr_decay linear and cosine, got {getattr(self, name)}")
 
 
 @dataclass

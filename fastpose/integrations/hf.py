@@ -48,14 +48,16 @@ from fastpose import (
     render_heatmaps,
     transform_points,
 )
-from fastpose.data.pixels.source import to_device
+from fastpose.device import to_device
+from fastpose.integrations.hf_inputs import flat_boxes, flat_joints, image_batch, kind, picture_of, table
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 PADDING = 1.25  # of a box's width and height, in both of transformers' processors
 # Options of transformers' that other tasks have, with the value that crops of persons need.
-_REQUIRED = {"do_affine_transform": True, "do_center_crop": False}
+_REQUIRED = {"do_affine_transform": True, "do_center_crop": False, "data_format": "channels_first"}
+_WITHOUT_EFFECT = ("do_convert_rgb", "disable_grouping")
 
 
 @dataclass(kw_only=True)
@@ -82,9 +84,7 @@ class _PoseImageProcessor:
             ValueError: an option that crops are not made with, such as `do_affine_transform=False`.
         """
         has = processor if isinstance(processor, Mapping) else vars(processor)
-        for name, required in _REQUIRED.items():
-            if has.get(name, required) not in (required, None):
-                raise ValueError(f"{name} must be {required} for pose estimation, got {has[name]!r}")
+        _check_required(has)
         names = {f.name for f in dataclasses.fields(cls)} - {"device"}
         return cls(**{name: has[name] for name in names if has.get(name) is not None} | changes)
 
@@ -101,11 +101,25 @@ class _PoseImageProcessor:
         config, changes = ImageProcessingMixin.get_image_processor_dict(name_or_folder, **options)
         return cls.from_hf(config, **changes)
 
+    def _changed(self, changes: Mapping[str, Any]) -> Self:
+        _check_required(changes)
+        changes = {n: value for n, value in changes.items() if n not in (*_REQUIRED, *_WITHOUT_EFFECT)}
+        if unknown := changes.keys() - {f.name for f in dataclasses.fields(self)}:
+            raise ValueError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}")
+        return dataclasses.replace(self, **changes)
+
     def __post_init__(self) -> None:
+        size = self.size
         try:
-            self.size = {name: int(self.size[name]) for name in ("height", "width")}
-        except (KeyError, TypeError):
-            raise ValueError(f'size must be {{"height": h, "width": w}}, got {self.size!r}') from None
+            height, width = size if isinstance(size, (tuple, list)) else (size["height"], size["width"])
+            self.size = {"height": int(height), "width": int(width)}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f'size must be {{"height": h, "width": w}} or (h, w), got {size!r}') from None
+        numbers = {"size": min(self.size.values())}
+        numbers |= {name: getattr(self, name, 1) for name in ("normalize_factor", "keypoint_heatmap_downscale_factor")}
+        for name, number in numbers.items():
+            if not number > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def _color(self) -> Tensor:
         """The colour map of the rescaling and the normalisation."""
@@ -186,12 +200,12 @@ class VitPoseImageProcessor(_PoseImageProcessor):
         Raises:
             ValueError: names the argument that is wrong.
         """
-        options = dataclasses.replace(self, **changes)
-        batch = _image_batch(images, input_data_format, device or self.device)
-        flat, counts = _flat_boxes(boxes, len(batch))
+        options = self._changed(changes)
+        batch = image_batch(images, input_data_format, device or self.device)
+        flat, counts = flat_boxes(boxes, len(batch))
         size = (options.size["height"], options.size["width"])
         matrix = options._matrix(options._frames(flat, options._padding()), size, batch.device)
-        crops = affine_crop(batch, matrix, size, image_index=_picture_of(counts, batch.device), color=options._color())
+        crops = affine_crop(batch, matrix, size, image_index=picture_of(counts, batch.device), color=options._color())
         return _features({"pixel_values": crops}, return_tensors)
 
     def post_process_pose_estimation(
@@ -220,9 +234,9 @@ class VitPoseImageProcessor(_PoseImageProcessor):
         Raises:
             ValueError: names the argument that is wrong.
         """
-        flat, counts = _flat_boxes(boxes)
+        flat, counts = flat_boxes(boxes)
         if target_sizes is not None:
-            flat = flat * _table("target_sizes", target_sizes, len(flat)).repeat(1, 2)
+            flat = flat * table("target_sizes", target_sizes, len(flat)).repeat(1, 2)
         points, scores = self._decoded(outputs.heatmaps, flat, self._padding(), kernel_size, 0.8)
         corners = torch.cat([flat[:, :2], flat[:, :2] + flat[:, 2:] - 1], 1)
         return _results(points, scores, to_device(corners, points.device), counts, threshold)
@@ -279,16 +293,16 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
             ValueError: names the argument that is wrong.
         """
         if segmentation_maps is not None:
-            raise ValueError(f"segmentation_maps must be None for pose estimation, got {_kind(segmentation_maps)}")
-        options = dataclasses.replace(self, **changes)
-        batch = _image_batch(images, input_data_format, device or self.device)
-        flat, counts = _flat_boxes(boxes, len(batch))
+            raise ValueError(f"segmentation_maps must be None for pose estimation, got {kind(segmentation_maps)}")
+        options = self._changed(changes)
+        batch = image_batch(images, input_data_format, device or self.device)
+        flat, counts = flat_boxes(boxes, len(batch))
         frames = options._frames(flat, PADDING)
         data = {"pixel_values": options._crops(batch, frames, counts)}
         if keypoints is not None:
             factor = options.keypoint_heatmap_downscale_factor
             heatmap_size = (options.size["height"] // factor, options.size["width"] // factor)
-            joints, visible = (to_device(part, batch.device) for part in _flat_joints(keypoints, counts))
+            joints, visible = (to_device(part, batch.device) for part in flat_joints(keypoints, counts))
             matrix = options._matrix(frames, heatmap_size, batch.device)
             data["labels"], data["label_weights"] = render_heatmaps(
                 transform_points(joints, matrix, inverse=True),
@@ -301,9 +315,9 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
 
     def _crops(self, batch: ImageBatch, frames: tuple[Tensor, Tensor], counts: list[int]) -> Tensor:
         height, width = size = self.size["height"], self.size["width"]
-        matrix, index = self._matrix(frames, size, batch.device), _picture_of(counts, batch.device)
+        matrix, index = self._matrix(frames, size, batch.device), picture_of(counts, batch.device)
         enlarges = (torch.tensor([width - 1, height - 1]) / frames[1]).amin(1) >= 1
-        crops = torch.empty((len(matrix), 3, height, width), device=batch.device)
+        crops = torch.empty((len(matrix), 3, height, width), dtype=torch.float32, device=batch.device)
         resample: Literal["bilinear", "bicubic"]
         for resample, chosen in (("bilinear", ~enlarges), ("bicubic", enlarges)):
             some = to_device(chosen.nonzero()[:, 0], batch.device)  # a mask would wait for a GPU
@@ -342,7 +356,7 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
         Raises:
             ValueError: names the argument that is wrong.
         """
-        flat, counts = _flat_boxes(boxes)
+        flat, counts = flat_boxes(boxes)
         heatmaps = outputs.heatmaps
         if outputs_flipped is not None:
             heatmaps = (heatmaps + outputs_flipped.heatmaps) / 2
@@ -353,7 +367,7 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
             if source_sizes is None:
                 raise ValueError("source_sizes must be passed with target_sizes, got None")
             source, target = (
-                _table(name, sizes, len(counts))
+                table(name, sizes, len(counts))
                 for name, sizes in (("source_sizes", source_sizes), ("target_sizes", target_sizes))
             )
             factor = (target / source).flip(1).repeat_interleave(torch.tensor(counts), 0)
@@ -362,87 +376,10 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
         return _results(points, scores, corners, counts, threshold)
 
 
-def _image_batch(images: Any, layout: str | None, device: torch.device | str | None) -> ImageBatch:
-    if layout not in (None, "channels_first", "channels_last"):
-        raise ValueError(f"input_data_format must be 'channels_first', 'channels_last' or None, got {layout!r}")
-    if isinstance(images, ImageBatch):
-        return images if device is None else images.to(device)
-    if not isinstance(images, (list, tuple)):
-        images = list(images) if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4 else [images]
-    pictures = [_picture(n, image, layout) for n, image in enumerate(images)]
-    tensors = [picture.device for picture in pictures if isinstance(picture, Tensor)]
-    device = torch.device(device if device is not None else tensors[0] if tensors else "cpu")
-    if not any(where.type == device.type for where in tensors):
-        return ImageBatch.from_list([p.cpu() if isinstance(p, Tensor) else p for p in pictures], device=device)
-    # What is there already is put together there, and takes no way through the host.
-    dense = [torch.as_tensor(np.ascontiguousarray(p) if isinstance(p, np.ndarray) else p) for p in pictures]
-    data = torch.cat([picture.to(device).reshape(-1) for picture in dense])
-    sizes = torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32)
-    ends = 3 * sizes.to(torch.int64).prod(1).cumsum(0)
-    offsets = torch.cat([ends.new_zeros(1), ends[:-1]])
-    return ImageBatch._trusted(data, to_device(offsets, device), to_device(sizes, device))
-
-
-def _picture(n: int, image: Any, layout: str | None) -> Any:
-    """[h, w, 3] uint8, an array or a tensor."""
-    if hasattr(image, "convert"):  # PIL's, which is not imported for that
-        return np.array(image.convert("RGB"))
-    name = f"images[{n}]"
-    if not isinstance(image, (np.ndarray, Tensor)):
-        raise ValueError(f"{name} must be a PIL picture, an array or a tensor, got {_kind(image)}")
-    channels = 2 if layout == "channels_last" or (layout is None and image.ndim == 3 and image.shape[0] != 3) else 0
-    if image.ndim != 3 or image.shape[channels] != 3 or 0 in image.shape or image.dtype not in (np.uint8, torch.uint8):
-        raise ValueError(f"{name} must be uint8 [h, w, 3] or [3, h, w] ({layout or 'either'}), got {_kind(image)}")
-    if channels == 2:
-        return image
-    return image.permute(1, 2, 0) if isinstance(image, Tensor) else image.transpose(1, 2, 0)
-
-
-def _flat_boxes(boxes: Any, pictures: int | None = None) -> tuple[Tensor, list[int]]:
-    """float32 [P, 4] on the CPU, and how many of them each picture has."""
-    if boxes is None or isinstance(boxes, (str, Mapping)):
-        raise ValueError(f"boxes must be a list of boxes (x, y, w, h) for each picture, got {_kind(boxes)}")
-    rows = []
-    for n, one in enumerate(boxes):
-        row = np.asarray(one.cpu() if isinstance(one, Tensor) else one, np.float32)
-        row = row.reshape(0, 4) if row.size == 0 else row
-        if row.ndim != 2 or row.shape[1] != 4:
-            raise ValueError(f"boxes[{n}] must be [persons, 4] (x, y, w, h), got {list(row.shape)}")
-        bad = ~(np.isfinite(row).all(1) & (row[:, 2:] > 0).all(1))
-        if bad.any():
-            wanted = "finite (x, y, w, h) with w and h above 0"
-            raise ValueError(f"boxes[{n}][{bad.argmax()}] must be {wanted}, got {row[bad.argmax()].tolist()}")
-        rows.append(row)
-    if pictures is not None and len(rows) != pictures:
-        raise ValueError(f"boxes must have one list per picture, {pictures}, got {len(rows)}")
-    flat = np.concatenate([np.zeros((0, 4), np.float32), *rows])
-    return torch.from_numpy(flat), [len(row) for row in rows]
-
-
-def _flat_joints(keypoints: Any, counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Joints [P, K, 2] and whether they are visible [P, K], float32."""
-    if [len(one) for one in keypoints] != counts:
-        raise ValueError(f"keypoints must have one entry per box, {counts} by picture, got {[*map(len, keypoints)]}")
-    persons = [np.asarray(person, np.float32) for one in keypoints for person in one]
-    shapes = {person.shape for person in persons}
-    if any(len(shape) != 2 or shape[1] not in (2, 3) for shape in shapes) or len(shapes) > 1:
-        raise ValueError(f"keypoints must all be [K, 2] or [K, 3] (x, y, visibility), got {sorted(shapes)}")
-    joints = torch.from_numpy(np.stack(persons) if persons else np.zeros((0, 0, 2), np.float32))
-    visible = joints[..., 2] > 0 if joints.shape[2] == 3 else torch.ones(joints.shape[:2])
-    return joints[..., :2], visible.to(torch.float32)
-
-
-def _picture_of(counts: list[int], device: torch.device) -> Tensor:
-    """Which picture each person is in, [P] int64."""
-    index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-    return to_device(index, device)
-
-
-def _table(name: str, values: Any, rows: int) -> Tensor:
-    table = torch.as_tensor(np.asarray(values.cpu() if isinstance(values, Tensor) else values, np.float32))
-    if table.shape != (rows, 2):
-        raise ValueError(f"{name} must be [{rows}, 2], got {list(table.shape)}")
-    return table
+def _check_required(options: Mapping[str, Any]) -> None:
+    for name, required in _REQUIRED.items():
+        if options.get(name, required) not in (required, None):
+            raise ValueError(f"{name} must be {required} for pose estimation, got {options[name]!r}")
 
 
 def _features(data: dict[str, Tensor], return_tensors: str | None) -> Any:
@@ -458,15 +395,11 @@ def _results(
 ) -> list[list[dict[str, Tensor]]]:
     columns: list[Any] = [points, scores, torch.arange(points.shape[1], device=points.device).expand(scores.shape)]
     if threshold is not None:
-        keep = scores > threshold
-        joints = keep.sum(1).tolist()
-        columns = [column[keep].split(joints) for column in columns]
+        keep = (scores > threshold).cpu()  # the one wait; an index by a mask would be another
+        kept, joints = to_device(keep.flatten().nonzero()[:, 0], scores.device), keep.sum(1).tolist()
+        columns = [column.flatten(0, 1).index_select(0, kept).split(joints) for column in columns]
     names = ("keypoints", "scores", "labels", "bbox")
     persons: Iterator[dict[str, Tensor]] = (
         dict(zip(names, person, strict=True)) for person in zip(*columns, corners, strict=True)
     )
     return [list(islice(persons, count)) for count in counts]
-
-
-def _kind(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__

@@ -69,7 +69,8 @@ _NUMBERS = {
     "num_key_value_attention_heads",
 }
 _NUMBERS |= {"image_size", "patch_size", "num_channels", "mlp_ratio", "num_experts", "part_features", "scale_factor"}
-_MOST = {"num_hidden_layers": 256, "num_experts": 64}
+_MOST_LAYERS = 256
+_MOST = {"num_hidden_layers": _MOST_LAYERS, "num_experts": 64}
 
 
 def is_hf(model: str) -> bool:
@@ -301,6 +302,10 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if name in _NUMBERS and not (_is_number(value) or isinstance(value, list)):
             raise OptionError("model", f"expected numbers as {name} of the config, got {str(value)[:40]!r}")
+        if isinstance(value, list) and len(value) > _MOST_LAYERS:
+            raise OptionError(
+                "model", f"expected at most {_MOST_LAYERS} numbers as {name} of the config, got {len(value)}"
+            )
         most = _MOST.get(name)
         if most is not None and isinstance(value, (int, float)) and value > most:
             raise OptionError("model", f"expected at most {most} as {name} of the config, got {value}")

@@ -83,6 +83,8 @@ def positive(name: str, value: float) -> float:
         number = math.nan
     if not 0.0 < number < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value!r}")
+    if not 1e-30 <= number <= 1e30:  # its square must still be a number to divide by, and it a float32
+        raise ValueError(f"{name} must be from 1e-30 to 1e30, got {value!r}")
     return number
 
 

@@ -13,7 +13,7 @@ from fastpose.data.dataset import DATA_FILES, DATA_READING
 from fastpose.data.datasets import dataset_named, dataset_with_joints
 from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
 from fastpose.models.checkpoint import CheckpointError
-from fastpose.models.hf import image_size, is_hf, settled
+from fastpose.models.hf import NAMED, image_size, is_hf, settled
 from fastpose.models.network import check_pose_network, color_order_of_weights, is_own_code
 from fastpose.models.weights import Weights
 from fastpose.ops.decode_simcc import REFINEMENTS as SIMCC_REFINEMENTS
@@ -160,6 +160,9 @@ def _of_transformers(
 ) -> dict[str, Any]:
     """What `--model hf:` stands for: the config itself, in place of the file that has it, the size it is for, unless a
     run or a checkpoint has another, and, if a training `begins`, the folder's weights."""
+    name = values["model"].removeprefix("hf:")
+    if begins and name in NAMED and Path(name).is_dir():
+        raise OptionError("model", f"{name} is the name of a network and a folder here: hf:./{name} is the folder")
     model, file = settled(values["model"])
     found: dict[str, Any] = {"model": model}
     if begins or (weights is not None and weights.checkpoint is None):
@@ -167,8 +170,8 @@ def _of_transformers(
     if begins and not wanted.get("weights"):
         if file is not None:
             found["weights"] = str(file)
-        elif Path(values["model"].removeprefix("hf:")).is_dir():
-            print(f"no model.safetensors in {values['model'].removeprefix('hf:')}: random weights", flush=True)
+        elif not name.startswith("{") and Path(name).is_dir():
+            print(f"no model.safetensors in {name}: random weights", flush=True)
     return found
 
 

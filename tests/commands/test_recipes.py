@@ -125,6 +125,13 @@ def test_vitpose_s_recipes_have_mmpose_s_settings() -> None:
         expected = {**vars(options_of("coco_vitpose_b_256x192"))}
         expected |= {"layer_decay": decay, "drop_path": drop_path, "model": f"hf:vitpose-{size}"}
         assert vars(options) == expected
+    assert (options.epochs, options.batch_size, options.optimizer, options.lr) == (210, 512, "adamw", 5e-4)
+    assert (options.weight_decay, options.norm_decay, options.warmup_steps) == (0.1, False, 500)
+    assert options.clip_grad_norm == 0.5  # of a loss that is half of theirs
+    assert (options.lr_drop_epochs, options.lr_drop_factor) == ((170, 200), 10)
+    assert (options.udp, options.encoding, options.sigma, options.missing) == (True, "udp", 2, "ignore")
+    assert (options.rotation, options.rotation_prob, options.scale_min, options.scale_max) == (80, 0.6, 0.5, 1.5)
+    assert (options.shift, options.shift_prob, options.augmentation_draw) == (0.16, 0.3, "truncnorm")
 
 
 def test_the_two_coco_recipes_of_resnet_50_differ_in_their_head_only() -> None:

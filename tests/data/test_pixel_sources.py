@@ -12,7 +12,7 @@ from fastpose import ImageBatch
 from fastpose.data.boxes import reductions
 from fastpose.data.images import BadImageError, image_size, read_image
 from fastpose.data.pixels import DecodeThreads, ImageFiles, Pixels, ResidentImages, resident
-from fastpose.data.pixels.source import to_device
+from fastpose.device import to_device
 from tests.helpers.persons import persons_of
 
 CPU = torch.device("cpu")

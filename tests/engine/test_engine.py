@@ -629,6 +629,7 @@ def no_tf32():
         {"amp": "off", "optimizer": "adamw", "weight_decay": 1e-2, "encoding": "udp"},
         {"amp": "off", "optimizer": "adamw", "foreach": "on", "weight_decay": 1e-2},
         {"amp": "off", "optimizer": "adamw", "weight_decay": 1e-2, "norm_decay": False, "clip_grad_norm": 0.1},
+        {"amp": "off", "optimizer": "adamw", "layer_decay": 0.5, "network": lambda: small_resnet("fcn")},
     ],
 )
 def test_a_replayed_step_trains_like_an_eager_one(persons, changes):

@@ -153,6 +153,8 @@ def test_the_rate_falls_along_a_cosine_in_the_last_epochs():
         ({"layer_decay": 1.5}, "layer_decay: expected a factor"),
         ({"clip_grad_norm": -1.0}, "clip_grad_norm: expected at least 0"),
         ({"lr_decay": "cosine", "lr_drop_epochs": (3,)}, "lr_decay: expected drops with lr_drop_epochs, got cosine"),
+        ({"lr_decay_start": 0.5}, "lr_decay_start: it is for lr_decay linear and cosine, got 0.5"),
+        ({"lr_floor": 0.1}, "lr_floor: it is for lr_decay linear and cosine, got 0.1"),
         ({"lr_decay_start": -0.5}, "lr_decay_start: expected a share from 0 to 1, got -0.5"),
         ({"lr_floor": 1.5}, "lr_floor: expected a share from 0 to 1, got 1.5"),
     ],

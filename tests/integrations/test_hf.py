@@ -330,7 +330,7 @@ IMAGE = np.zeros((50, 60, 3), np.uint8)
         ({"boxes": [[[1, 2, 0, 4]]]}, r"boxes\[0\]\[0\] must be finite .* above 0, got \[1.0, 2.0, 0.0, 4.0\]"),
         ({"boxes": [[*BOX[0], [1, 2, np.nan, 4]]]}, r"boxes\[0\]\[1\] must be finite"),
         ({"return_tensors": "np"}, "return_tensors must be 'pt' or None, got 'np'"),
-        ({"size": 64}, r'size must be \{"height": h, "width": w\}, got 64'),
+        ({"size": 64}, r'size must be \{"height": h, "width": w\} or \(h, w\), got 64'),
     ],
 )
 def test_errors_of_crops_name_the_argument(kind, change, message):
@@ -372,3 +372,35 @@ def test_errors_of_targets_name_the_argument(change, message):
     ours, _ = processors("Sapiens2")
     with pytest.raises(ValueError, match=message):
         ours(IMAGE, boxes=BOX, **change)
+
+
+@each_kind
+def test_options_that_crops_of_persons_cannot_have_otherwise_may_be_named(kind: str) -> None:
+    ours, _ = processors(kind)
+    picture, boxes = np.zeros((60, 80, 3), np.uint8), [[[5.0, 6.0, 30.0, 40.0]]]
+    neutral = {"do_affine_transform": True, "do_convert_rgb": True, "disable_grouping": None, "data_format": None}
+    plain = ours(picture, boxes=boxes, return_tensors="pt")["pixel_values"]
+    named = ours(picture, boxes=boxes, return_tensors="pt", size=(128, 96), **neutral)["pixel_values"]
+    assert torch.equal(plain, named)
+    for option, message in (
+        ({"do_affine_transform": False}, "do_affine_transform must be True"),
+        ({"data_format": "channels_last"}, "data_format must be channels_first"),
+        ({"do_what": 1}, f"{kind}ImageProcessor has no option do_what"),
+        ({"size": (0, 96)}, "size must be positive"),
+        ({"size": 7}, "size must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours(picture, boxes=boxes, **option)
+
+
+def test_another_default_dtype_changes_no_crop() -> None:
+    ours, _ = processors("Sapiens2")
+    picture = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+    boxes = [[[5.0, 6.0, 30.0, 40.0], [0.0, 0.0, 280.0, 290.0]]]  # one is enlarged
+    expected = ours(picture, boxes=boxes, return_tensors="pt")["pixel_values"]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = ours(picture, boxes=boxes, return_tensors="pt")["pixel_values"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, expected)

@@ -60,9 +60,17 @@ def test_other_weights_are_for_the_size_of_the_config(folder):
     assert settle(asked, weights=weights).network.size == (32, 48)
 
 
+def test_a_folder_with_the_name_of_a_network_is_not_mistaken_for_it(folder):
+    folder.rename(folder.parent / "vitpose-b")
+    with pytest.raises(OptionError, match=r"a network and a folder here: hf:\./vitpose-b"):
+        settle({"model": "hf:vitpose-b"})
+    assert settle({"model": "hf:./vitpose-b"}).network.size == (96, 64)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        ('hf:{"model_type": "sapiens2", "head_config": {"k": [' + "1," * 300 + "1]}}", "at most 256 numbers as k "),
         ("hf:~nobody-of-that-name/net", "nothing is downloaded here"),
         ("hf:" + 5000 * "n", "nothing is downloaded here"),
         (

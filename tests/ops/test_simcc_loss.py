@@ -221,6 +221,8 @@ def test_an_empty_batch_adds_nothing(device: torch.device) -> None:
         ({"sigma": (2.0, -1.0)}, "sigma must be a positive number, got -1.0"),
         ({"split_ratio": 0.0}, "split_ratio must be a positive number, got 0.0"),
         ({"beta": math.nan}, "beta must be a positive number, got nan"),
+        ({"sigma": (1e-200, 2.0)}, "sigma must be from 1e-30 to 1e30, got 1e-200"),
+        ({"beta": 1e39}, r"beta must be from 1e-30 to 1e30, got 1e\+39"),
         ({"label_beta": math.inf}, "label_beta must be a positive number, got inf"),
     ],
 )

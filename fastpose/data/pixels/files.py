@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpose.data.images import BadImageError, read_image
-from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
+from fastpose.data.pixels.source import DecodeThreads, Pixels
 from fastpose.data.reading import AS_STORED, Reading
+from fastpose.device import to_device
 from fastpose.ops.image_batch import ImageBatch
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fastpose.data.images import read_checked, turned_tensor
 from fastpose.data.pixels.files import read_or_error
-from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
+from fastpose.data.pixels.source import DecodeThreads, Pixels
 from fastpose.data.reading import AS_STORED, Reading
+from fastpose.device import to_device
 from fastpose.ops.image_batch import ImageBatch
 from fastpose.option import OptionError
 

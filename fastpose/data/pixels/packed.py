@@ -22,7 +22,8 @@ from torch import Tensor
 from fastpose.data.images import BadImageError
 from fastpose.data.pack.files import jpeg_size, open_whole, read_table
 from fastpose.data.pack.format import INDEX, PackError, margins_of, pack_of, read_index, split_files
-from fastpose.data.pixels.source import DecodeThreads, Pixels, to_device
+from fastpose.data.pixels.source import DecodeThreads, Pixels
+from fastpose.device import to_device
 from fastpose.ops.image_batch import ImageBatch
 
 MAP_FIXED = 0x10  # on Linux and macOS

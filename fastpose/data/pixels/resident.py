@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fastpose.data.images import BadImageError, image_size
 from fastpose.data.pixels.files import ImageFiles
-from fastpose.data.pixels.source import DecodeThreads, Pixels, PixelSource, to_device
+from fastpose.data.pixels.source import DecodeThreads, Pixels, PixelSource
 from fastpose.data.reading import AS_STORED, Reading
+from fastpose.device import to_device
 from fastpose.ops.image_batch import ImageBatch
 from fastpose.option import OptionError
 

@@ -143,8 +143,3 @@ class DecodeThreads(Executor):
         for begun in [self.submit(job) for _ in range(min(self._count, len(items)))]:
             begun.result()
         return [results[n] for n in range(len(items))]
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on `device`; to a GPU by way of pinned memory, in the current stream, without waiting."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
