@@ -333,7 +333,7 @@ def test_hard_joints_give_the_loss_of_hrnet(device: torch.device) -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_number_of_threads_changes_no_bit_of_the_hard_ones() -> None:
+def test_the_number_of_threads_changes_no_bit_of_the_hard_ones_on_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     pred = torch.randn(512, 133, 2, 2, generator=generator)
     points, visible = torch.rand(512, 133, 2, generator=generator) * 2, torch.ones(512, 133)
