@@ -48,9 +48,9 @@ def decode_simcc(
         alone gives that point with score NaN. Not differentiable.
 
     Raises:
-        ValueError: unknown refine, a split_ratio or sigma that is not positive, with "dark" a sigma whose blur would
-        not be 1 to 255 bins, one of flipped_x and flipped_y alone, either without `flip_pairs`, or pairs that overlap.
-        RuntimeError: wrong shape, dtype or device.
+        ValueError: unknown refine, a split_ratio or sigma that is not from 1e-30 to 1e30, with "dark" a sigma whose
+        blur would not be 1 to 255 bins, one of flipped_x and flipped_y alone, either without `flip_pairs`, or pairs
+        that overlap. RuntimeError: wrong shape, dtype or device.
 
     Refinements:
 

@@ -55,8 +55,8 @@ def simcc_loss(
         prediction makes the loss NaN, whatever the weight.
 
     Raises:
-        ValueError: a sigma that is not a pair, or a split_ratio, sigma, beta or label_beta that is not positive and
-        finite. RuntimeError: wrong shape, dtype or device.
+        ValueError: a sigma that is not a pair, or a split_ratio, sigma, beta or label_beta that is not from 1e-30
+        to 1e30. RuntimeError: wrong shape, dtype or device.
     """
     sigma_x, sigma_y = sigmas_of(sigma)
     return call(
