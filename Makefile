@@ -67,6 +67,7 @@ $(UPSTREAM)/.installed: Makefile
 
 integrations: $(VENV)/.installed $(UPSTREAM)/.installed
 	$(UPSTREAM)/bin/python -m pytest tests/integrations
+	$(UPSTREAM)/bin/python -m pytest tests/commands/test_recipes.py -k "vitpose or sapiens2"
 
 # Machines with a GPU may be offline: these take the environment if it is there, else the system's Python, which needs
 # torch and the packages of bench/gpu_packages.txt. They fail where torch sees no GPU.
