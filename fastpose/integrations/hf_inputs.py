@@ -15,6 +15,16 @@ from fastpose.device import to_device
 
 
 def image_batch(images: Any, layout: str | None, device: torch.device | str | None) -> ImageBatch:
+    """Pictures as transformers' processors take them, on one device.
+
+    Args:
+        images: one picture or several, see `fastpose.integrations.hf.VitPoseImageProcessor.preprocess`.
+        layout: "channels_first", "channels_last", or None: see `picture`.
+        device: where they are wanted; None: where the first tensor among them is, else on the CPU.
+
+    Raises:
+        ValueError: names the picture, or the layout, that is wrong.
+    """
     if layout not in (None, "channels_first", "channels_last"):
         raise ValueError(f"input_data_format must be 'channels_first', 'channels_last' or None, got {layout!r}")
     if isinstance(images, ImageBatch):
@@ -36,7 +46,8 @@ def image_batch(images: Any, layout: str | None, device: torch.device | str | No
 
 
 def picture(n: int, image: Any, layout: str | None) -> Any:
-    """[h, w, 3] uint8, an array or a tensor."""
+    """Picture number `n` as [h, w, 3] uint8, an array or a tensor; without a `layout` a first axis of three elements is
+    that of the channels. ValueError if it is none."""
     if hasattr(image, "convert"):  # PIL's, which is not imported for that
         return np.array(image.convert("RGB"))
     name = f"images[{n}]"
@@ -51,7 +62,10 @@ def picture(n: int, image: Any, layout: str | None) -> Any:
 
 
 def flat_boxes(boxes: Any, pictures: int | None = None) -> tuple[Tensor, list[int]]:
-    """float32 [P, 4] on the CPU, and how many of them each picture has."""
+    """The boxes of all pictures, float32 [P, 4] (x, y, w, h) in pixels on the CPU, and how many each picture has.
+
+    ValueError unless there are boxes for as many `pictures` (None: any number), finite and with an area.
+    """
     if boxes is None or isinstance(boxes, (str, Mapping)):
         raise ValueError(f"boxes must be a list of boxes (x, y, w, h) for each picture, got {kind(boxes)}")
     rows = []
@@ -72,7 +86,8 @@ def flat_boxes(boxes: Any, pictures: int | None = None) -> tuple[Tensor, list[in
 
 
 def flat_joints(keypoints: Any, counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Joints [P, K, 2] and whether they are visible [P, K], float32."""
+    """Joints [P, K, 2] and whether they are visible [P, K], float32 on the CPU. ValueError unless there are as many as
+    boxes, `counts` by picture."""
     if [len(one) for one in keypoints] != counts:
         raise ValueError(f"keypoints must have one entry per box, {counts} by picture, got {[*map(len, keypoints)]}")
     persons = [
@@ -94,6 +109,7 @@ def picture_of(counts: list[int], device: torch.device) -> Tensor:
 
 
 def table(name: str, values: Any, rows: int) -> Tensor:
+    """Two numbers per row, float32 [rows, 2] on the CPU, or a ValueError with the argument's name."""
     table = torch.as_tensor(np.asarray(values.cpu() if isinstance(values, Tensor) else values, np.float32))
     if table.shape != (rows, 2):
         raise ValueError(f"{name} must be [{rows}, 2], got {list(table.shape)}")
@@ -101,4 +117,5 @@ def table(name: str, values: Any, rows: int) -> Tensor:
 
 
 def kind(value: Any) -> str:
+    """What was passed, for messages."""
     return f"{value.dtype} {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__

@@ -142,9 +142,8 @@ def register(
         warn_of_fallback(arguments[0].device)
         try:
             return plain(*arguments)
-        except (
-            RuntimeError
-        ) as error:  # torch's own, such as of memory that it cannot allocate, names neither op nor shape
+        except RuntimeError as error:
+            # torch's own, such as of memory that it cannot allocate, names neither op nor shape.
             if type(error) not in (RuntimeError, torch.OutOfMemoryError) or str(error).startswith(f"{op}: "):
                 raise
             passed = ", ".join(
