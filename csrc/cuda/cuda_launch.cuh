@@ -70,6 +70,11 @@ cudaError_t dispatch_device_floating(ScalarKind kind, const Body& body) {
   }
 }
 
+// Whether the kernels that share maps by their layout are compiled for a type. Networks do not run in float64, which is
+// for checking gradients: it takes those for any strides.
+template <typename T>
+constexpr bool kHasLayoutKernels = sizeof(T) < 8;
+
 // 16 bytes of neighbouring elements: the widest load and store of one thread.
 template <typename T>
 struct alignas(16) Vector {

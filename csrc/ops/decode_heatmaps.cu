@@ -194,7 +194,7 @@ struct PlanarMaps {
 // looked up once per map. So a vector costs its maxima, a comparison and two selections: a branch to its elements would
 // be taken in every round by some lane.
 template <typename T, bool kBlurs, bool kFlipped>
-__global__ void __launch_bounds__(32 * kMapWarps, blocks_per_sm<kBlurs && sizeof(T) == 8>(32 * kMapWarps))
+__global__ void __launch_bounds__(32 * kMapWarps, blocks_per_sm<false>(32 * kMapWarps))
     decode_planar_kernel(const __grid_constant__ PlanarMaps t) {
   using A = accumulate_t<T>;
   constexpr int V = Vector<T>::kSize, kUnroll = kFlipped ? 2 : 4;
@@ -422,26 +422,29 @@ PlanarMaps planar_maps(const DecodeHeatmapsParams& p) {
 
 template <typename T, bool kBlurs>
 cudaError_t launch_kernel(const DecodeHeatmapsParams& params, cudaStream_t stream) {
-  const bool flipped = params.flipped != nullptr;
-  const int64_t maps = params.batch * params.joints, pixels = static_cast<int64_t>(params.height) * params.width;
-  // The fast kernels count in 32 bits; a round of a block may step beyond the end.
-  constexpr int64_t kMost = INT32_MAX - (1 << 16);
-  const auto all_are = [&](MapLayout layout) {
-    return is_readable<T>(params, params.heatmaps, params.strides, layout) &&
-           (!flipped || is_readable<T>(params, params.flipped, params.flipped_strides, layout));
-  };
-  const int64_t row_vectors = params.width / Vector<T>::kSize;
-  // SmallDivisor's condition.
-  const bool divides = (params.height * row_vectors + 1) * row_vectors <= UINT32_MAX;
-  if (maps <= 1 << 30 && pixels <= kMost && divides && all_are(MapLayout::kPlanar)) {
-    const PlanarMaps planar = planar_maps<T, kBlurs>(params);
-    return launch(flipped ? decode_planar_kernel<T, kBlurs, true> : decode_planar_kernel<T, kBlurs, false>,
-                  grid_for(maps, planar.in_pieces ? 1 : kMapWarps), 32 * kMapWarps, stream, planar);
-  }
-  if (params.joints <= kSampleThreads && pixels * params.joints <= kMost && all_are(MapLayout::kChannelsLast)) {
-    return launch(
-        flipped ? decode_channels_last_kernel<T, kBlurs, true> : decode_channels_last_kernel<T, kBlurs, false>,
-        grid_for(params.batch, 1), kSampleThreads, stream, params, ChannelsLastLanes<T>::bytes());
+  const int64_t maps = params.batch * params.joints;
+  if constexpr (kHasLayoutKernels<T>) {
+    const bool flipped = params.flipped != nullptr;
+    const int64_t pixels = static_cast<int64_t>(params.height) * params.width;
+    // The fast kernels count in 32 bits; a round of a block may step beyond the end.
+    constexpr int64_t kMost = INT32_MAX - (1 << 16);
+    const auto all_are = [&](MapLayout layout) {
+      return is_readable<T>(params, params.heatmaps, params.strides, layout) &&
+             (!flipped || is_readable<T>(params, params.flipped, params.flipped_strides, layout));
+    };
+    const int64_t row_vectors = params.width / Vector<T>::kSize;
+    // SmallDivisor's condition.
+    const bool divides = (params.height * row_vectors + 1) * row_vectors <= UINT32_MAX;
+    if (maps <= 1 << 30 && pixels <= kMost && divides && all_are(MapLayout::kPlanar)) {
+      const PlanarMaps planar = planar_maps<T, kBlurs>(params);
+      return launch(flipped ? decode_planar_kernel<T, kBlurs, true> : decode_planar_kernel<T, kBlurs, false>,
+                    grid_for(maps, planar.in_pieces ? 1 : kMapWarps), 32 * kMapWarps, stream, planar);
+    }
+    if (params.joints <= kSampleThreads && pixels * params.joints <= kMost && all_are(MapLayout::kChannelsLast)) {
+      return launch(
+          flipped ? decode_channels_last_kernel<T, kBlurs, true> : decode_channels_last_kernel<T, kBlurs, false>,
+          grid_for(params.batch, 1), kSampleThreads, stream, params, ChannelsLastLanes<T>::bytes());
+    }
   }
   return launch(decode_strided_kernel<T, kBlurs>, grid_for(maps * 32, kThreads), kThreads, stream, params);
 }

@@ -11,9 +11,6 @@ constexpr int kLossThreads = 32 * kTilesPerBlock;
 constexpr int kMaxSampleThreads = 512;
 constexpr int kTotalThreads = 256;
 
-// What a pass over the maps gives: the sum of all squared errors, the sum of each map, or the gradient.
-enum class Pass { kTotal, kOfMaps, kBackward };
-
 struct TiledLoss {
   HeatmapMseLossParams op;
   LossTiling tiling;
@@ -42,11 +39,10 @@ __device__ __forceinline__ void add_squares(accumulate_t<T> (&sums)[kCount], con
 
 // A warp per tile of one map, no barrier but that of the sum at the end. Where the target is 0 it is not looked at: the
 // difference is the prediction. Floor: the bytes of the prediction forward, twice that backward.
-template <typename T, Pass kPass>
+template <typename T, bool kBackward>
 __global__ void __launch_bounds__(kLossThreads, 8) loss_planar_kernel(const __grid_constant__ TiledLoss t) {
   using A = accumulate_t<T>;
   constexpr int V = Vector<T>::kSize, kUnroll = 4;
-  constexpr bool kBackward = kPass == Pass::kBackward;
   const HeatmapMseLossParams& p = t.op;
   if constexpr (!kBackward) let_next_kernel_get_ready();
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -111,13 +107,14 @@ __global__ void __launch_bounds__(kLossThreads, 8) loss_planar_kernel(const __gr
       total = static_cast<double>(sum) * static_cast<double>(weight);
     }
   }
-  if constexpr (kPass == Pass::kTotal) {
-    total = block_sum(total);
-    if (threadIdx.x == 0) p.partial_sums[blockIdx.x] = total;
-  }
-  if constexpr (kPass == Pass::kOfMaps) {  // tiles of a map follow each other
-    total = warp_sum(total);
-    if (lane == 0 && index < static_cast<unsigned>(t.tiling.count)) p.partial_sums[index] = total;
+  if constexpr (!kBackward) {
+    if (p.of_maps) {  // tiles of a map follow each other
+      total = warp_sum(total);
+      if (lane == 0 && index < static_cast<unsigned>(t.tiling.count)) p.partial_sums[index] = total;
+    } else {
+      total = block_sum(total);
+      if (threadIdx.x == 0) p.partial_sums[blockIdx.x] = total;
+    }
   }
 }
 
@@ -144,11 +141,10 @@ struct SampleLayout {
 // same joints: it adds up the squares of each by itself, and weighs the sums. Most vectors lie in no window, which two
 // words show: the bits of the joints whose windows have its columns, and of those whose windows have its row.
 // Floor: the bytes of the prediction forward, twice that backward.
-template <typename T, Pass kPass>
+template <typename T, bool kBackward>
 __global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_channels_last_kernel(const __grid_constant__ TiledLoss t) {
   using A = accumulate_t<T>;
   constexpr int V = Vector<T>::kSize, kUnroll = 4;
-  constexpr bool kBackward = kPass == Pass::kBackward;
   const HeatmapMseLossParams& p = t.op;
   const MapTiles& tiles = t.tiling.tiles;
   if constexpr (!kBackward) let_next_kernel_get_ready();
@@ -248,17 +244,18 @@ __global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_channels_last_kerne
     first_row += kUnroll * rows_at_once;
     load_ahead(loaded, pred, first_row * row_step + column, rows_at_once * row_step, rows * row_step);
   }
-  if constexpr (kPass == Pass::kTotal) {
-    A total = A(0);
-    if (has_vectors) {  // no elements, no part in a weight that is no number
+  if constexpr (!kBackward) {
+    if (!p.of_maps) {
+      A total = A(0);
+      if (has_vectors) {  // no elements, no part in a weight that is no number
 #pragma unroll
-      for (int i = 0; i < V; ++i) total += sums[i] * weights[joint + i];
+        for (int i = 0; i < V; ++i) total += sums[i] * weights[joint + i];
+      }
+      const double sum = block_sum(static_cast<double>(total));
+      if (thread == 0) p.partial_sums[blockIdx.x] = sum;
+      return;
     }
-    const double sum = block_sum(static_cast<double>(total));
-    if (thread == 0) p.partial_sums[blockIdx.x] = sum;
-  }
-  // The threads' sums, side by side as the elements of their vectors are: every `joints`-th belongs to one joint.
-  if constexpr (kPass == Pass::kOfMaps) {
+    // The threads' sums, side by side as the elements of their vectors are: every `joints`-th belongs to one joint.
 #pragma unroll
     for (int i = 0; i < V; ++i) sums[i] *= weights[joint + i];
     __syncthreads();  // nobody reads the tables any more
@@ -277,11 +274,10 @@ __global__ void __launch_bounds__(kMaxSampleThreads, 2) loss_channels_last_kerne
   }
 }
 
-// Any strides, widths and alignments: one block per map, one element at a time.
-template <typename T, Pass kPass>
+// Any strides, widths and alignments, and float64: one block per map, one element at a time.
+template <typename T, bool kBackward>
 __global__ void __launch_bounds__(kLossThreads) loss_strided_kernel(const __grid_constant__ TiledLoss t) {
   using A = accumulate_t<T>;
-  constexpr bool kBackward = kPass == Pass::kBackward;
   const HeatmapMseLossParams& p = t.op;
   for (int64_t map = blockIdx.x; map < p.batch * p.joints; map += gridDim.x) {
     const int64_t b = map / p.joints, k = map - b * p.joints;
@@ -343,26 +339,26 @@ __global__ void map_losses_kernel(const __grid_constant__ TiledLoss t) {
 }
 
 // One pass over the maps in either direction; which kernel depends on how they lie in memory.
-template <typename T, Pass kPass>
+template <typename T, bool kBackward>
 cudaError_t launch_pass(const TiledLoss& t, cudaStream_t stream) {
-  using A = accumulate_t<T>;
   const LossTiling& tiling = t.tiling;
   if (tiling.count == 0) return cudaSuccess;
   const unsigned blocks = grid_for(blocks_of(tiling), 1);
-  switch (tiling.layout) {
-    case MapLayout::kPlanar:
-      return launch(loss_planar_kernel<T, kPass>, blocks, kLossThreads, stream, t,
-                    sizeof(A) * kTilesPerBlock * t.factors);
-    case MapLayout::kChannelsLast: {
+  if constexpr (kHasLayoutKernels<T>) {
+    if (tiling.layout == MapLayout::kPlanar) {
+      return launch(loss_planar_kernel<T, kBackward>, blocks, kLossThreads, stream, t,
+                    sizeof(accumulate_t<T>) * kTilesPerBlock * t.factors);
+    }
+    if (tiling.layout == MapLayout::kChannelsLast) {
       constexpr int V = Vector<T>::kSize;
       const int joints = static_cast<int>(t.op.joints), vectors = tiling.tiles.width * joints / V * t.rows_at_once;
       size_t shared_bytes = SampleLayout<T>(tiling.tiles, joints).end;
-      if (kPass == Pass::kOfMaps) shared_bytes = std::max(shared_bytes, vectors * V * sizeof(A));
-      return launch(loss_channels_last_kernel<T, kPass>, blocks, divided_up(vectors, 32) * 32, stream, t, shared_bytes);
+      if (!kBackward && t.op.of_maps) shared_bytes = std::max(shared_bytes, vectors * V * sizeof(accumulate_t<T>));
+      return launch(loss_channels_last_kernel<T, kBackward>, blocks, divided_up(vectors, 32) * 32, stream, t,
+                    shared_bytes);
     }
-    default:
-      return launch(loss_strided_kernel<T, kPass>, blocks, kLossThreads, stream, t);
   }
+  return launch(loss_strided_kernel<T, kBackward>, blocks, kLossThreads, stream, t);
 }
 
 // The tiling, unless tiles are too many for 32-bit numbers, or the joints of channels-last maps for a block's threads
@@ -372,7 +368,7 @@ TiledLoss tiled_loss(const HeatmapMseLossParams& params) {
   constexpr int V = Vector<T>::kSize;
   TiledLoss t{params, loss_tiling(params), loss_scale(params), SmallDivisor(1), 0, 0};
   const MapTiles& tiles = t.tiling.tiles;
-  bool fits = blocks_of(t.tiling) <= 1 << 28;
+  bool fits = kHasLayoutKernels<T> && blocks_of(t.tiling) <= 1 << 28;
   if (t.tiling.layout == MapLayout::kPlanar) {
     t.row = SmallDivisor(tiles.width / V);
     t.factors = factors_of_tile<accumulate_t<T>, V>(params.spec, tiles);
@@ -396,23 +392,22 @@ cudaError_t launch_heatmap_mse_loss(const HeatmapMseLossParams& params, cudaStre
   return dispatch_device_floating(params.kind, [&](auto zero) {
     using T = decltype(zero);
     const TiledLoss tiled = tiled_loss<T>(params);
-    if (params.of_maps) {
-      if (tiled.tiling.count == 0) return cudaSuccess;
-      const cudaError_t error = launch_pass<T, Pass::kOfMaps>(tiled, stream);
-      const unsigned blocks = grid_for(params.batch * params.joints, kThreads / 32);
-      return error != cudaSuccess ? error : launch_dependent(map_losses_kernel<T>, blocks, kThreads, stream, tiled);
-    }
+    const bool is_empty = tiled.tiling.count == 0;
+    if (is_empty && params.of_maps) return cudaSuccess;
     // Of an empty batch the total is the first kernel.
-    if (tiled.tiling.count == 0) return launch(total_loss_kernel<T>, 1, kTotalThreads, stream, tiled);
-    const cudaError_t error = launch_pass<T, Pass::kTotal>(tiled, stream);
-    return error != cudaSuccess ? error : launch_dependent(total_loss_kernel<T>, 1, kTotalThreads, stream, tiled);
+    if (is_empty) return launch(total_loss_kernel<T>, 1, kTotalThreads, stream, tiled);
+    const cudaError_t error = launch_pass<T, false>(tiled, stream);
+    if (error != cudaSuccess) return error;
+    if (!params.of_maps) return launch_dependent(total_loss_kernel<T>, 1, kTotalThreads, stream, tiled);
+    const unsigned blocks = grid_for(params.batch * params.joints, kThreads / 32);
+    return launch_dependent(map_losses_kernel<T>, blocks, kThreads, stream, tiled);
   });
 }
 
 cudaError_t launch_heatmap_mse_loss_backward(const HeatmapMseLossParams& params, cudaStream_t stream) {
   return dispatch_device_floating(params.kind, [&](auto zero) {
     using T = decltype(zero);
-    return launch_pass<T, Pass::kBackward>(tiled_loss<T>(params), stream);
+    return launch_pass<T, true>(tiled_loss<T>(params), stream);
   });
 }
 

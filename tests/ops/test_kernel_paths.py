@@ -508,7 +508,7 @@ def test_ties_between_elements_vectors_warps_and_rounds(
 # A map takes one warp if that can read it in one go (128 vectors), or if there are 1,024 maps of at most 1,023 vectors,
 # with a blur 2,048. Other maps take four warps. Sizes are (rows, vectors across).
 ONE_WARP_OR_FOUR = [
-    *(((1, 3), size, dtype) for size in ((127, 1), (64, 2), (43, 3), (33, 4)) for dtype in FLOATS),
+    *(((1, 3), size, dtype) for size in ((127, 1), (64, 2), (43, 3), (33, 4)) for dtype in FLOATS[:3]),
     ((31, 33), (43, 3), torch.float32),
     ((32, 32), (43, 3), torch.bfloat16),
     ((32, 32), (341, 3), torch.float16),
@@ -533,7 +533,7 @@ def test_maps_that_take_one_warp_and_four(
 
 
 @pytest.mark.tiles
-@each("size, dtype", ((43, 3), torch.float64), ((512, 4), torch.float32), ((683, 3), torch.bfloat16))
+@each("size, dtype", ((43, 3), torch.float16), ((512, 4), torch.float32), ((683, 3), torch.bfloat16))
 def test_refines_maps_that_take_one_warp_and_four(
     device: torch.device, size: tuple[int, int], dtype: torch.dtype
 ) -> None:
@@ -675,13 +675,12 @@ def test_loss_of_maps_of_several_tiles(device: torch.device, layout: Any, shape:
     assert_loss(device, prediction(shape), layout)
 
 
-# Planar tiles are at most 2,048 columns wide, or 1,024 in float64. Joints side by side are at most 512, or as many as
-# leave room for their factors in a block's 48 KiB of shared memory: of 8 x 16 maps 478 in half types, 374 in float64.
-# Their tiles are about 256 vectors wide.
+# Planar tiles are at most 2,048 columns wide. Joints side by side are at most 512, or as many as leave room for their
+# factors in a block's 48 KiB of shared memory: of 8 x 16 maps 478 in half types. Their tiles are about 256 vectors wide.
 BARELY_TILED = [
     *((planar, (1, 1, 2, width)) for width in (1_016, 1_024, 1_032, 2_040, 2_048, 2_056, 4_096, 4_104, 20_000)),
     *((planar, (1, 2, height, 8)) for height in (127, 128, 129, 255, 257, 513, 1_100)),
-    *((channels_last, (1, joints, 8, 16)) for joints in (374, 375, 376, 478, 479, 480, 512, 513, 520)),
+    *((channels_last, (1, joints, 8, 16)) for joints in (478, 479, 480, 512, 513, 520)),
     *((channels_last, (1, 16, 2, width)) for width in (31, 32, 33, 63, 64, 66, 128, 130, 136, 768)),
     *((channels_last, (2, 4, height, 1)) for height in (255, 1_749, 8_200)),
 ]
@@ -693,7 +692,7 @@ BARELY_TILED = [
 def test_loss_of_maps_that_hardly_fit_tiles(
     device: torch.device, layout: Any, shape: tuple[int, ...], encoding: str
 ) -> None:
-    for dtype in (torch.float32, torch.float16, torch.float64):
+    for dtype in (torch.float32, torch.float16):
         assert_loss(device, prediction(shape, dtype), layout, encoding=encoding)
 
 
