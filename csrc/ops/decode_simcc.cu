@@ -22,30 +22,51 @@ __device__ __forceinline__ Peak<accumulate_t<T>> peak_of_vector(const DecodedVec
   return best_of_warp(best);
 }
 
-template <typename T>
-__device__ __forceinline__ double blurred_at(const DecodeSimccAxis& axis, const DecodedVector<T>& vector, int bin) {
-  const auto value = [&](int i) { return i < 0 || i >= axis.bins ? 0.0 : static_cast<double>(vector.at(i)); };
-  double sum = axis.blur[0] * value(bin);
+constexpr int kBlurredAtOnce = 128;  // bins by a warp
+constexpr int kStaged = kBlurredAtOnce + kMaxBlurKernel - 1;
+
+// Calls visit(bin, value) with the blurred value of each bin from `begin` up to `end`, at most kBlurredAtOnce; a lane
+// has every 32nd. What the blur reaches, zeros beyond either end, first goes to shared memory: it is loaded, merged and
+// converted once and not for every weight.
+template <typename T, typename Visit>
+__device__ __forceinline__ void blur_bins(const DecodeSimccAxis& axis, const DecodedVector<T>& vector, double* staged,
+                                          int begin, int end, const Visit& visit) {
+  const int lane = threadIdx.x % 32, first = begin - axis.blur_radius, count = end - begin + 2 * axis.blur_radius;
+#pragma unroll 2
+  for (int i = lane; i < count; i += 32) {
+    const int bin = first + i;
+    staged[i] = bin < 0 || bin >= axis.bins ? 0.0 : static_cast<double>(vector.at(bin));
+  }
+  __syncwarp();
 #pragma unroll 1
-  for (int d = 1; d <= axis.blur_radius; ++d) sum += axis.blur[d] * (value(bin - d) + value(bin + d));
-  return sum;
+  for (int bin = begin + lane; bin < end; bin += 32) {
+    const double* middle = staged + (bin - first);
+    double sum = axis.blur[0] * middle[0];
+#pragma unroll 4
+    for (int d = 1; d <= axis.blur_radius; ++d) sum += axis.blur[d] * (middle[-d] + middle[d]);
+    visit(bin, sum);
+  }
+  __syncwarp();
 }
 
-// The step of dark, in every lane of a warp whose lanes all know the peak: a lane blurs every 32nd bin.
+// The step of dark, in every lane of a warp whose lanes all know the peak.
 template <typename T>
 __device__ __forceinline__ double warp_step(const DecodeSimccAxis& axis, const DecodedVector<T>& vector,
-                                            const Peak<accumulate_t<T>>& peak) {
+                                            const Peak<accumulate_t<T>>& peak, double* staged) {
   constexpr int kSide = 2 * kDarkReach + 1;
-  const int lane = threadIdx.x % 32;
   double highest = -static_cast<double>(INFINITY);
 #pragma unroll 1
-  for (int i = lane; i < axis.bins; i += 32) highest = max_number(highest, blurred_at(axis, vector, i));
+  for (int begin = 0; begin < axis.bins; begin += kBlurredAtOnce)
+    blur_bins(axis, vector, staged, begin, min(begin + kBlurredAtOnce, axis.bins),
+              [&](int, double value) { highest = max_number(highest, value); });
   for (int offset = 16; offset > 0; offset /= 2)
     highest = max_number(highest, __shfl_xor_sync(kFullWarp, highest, offset));
-  const double mine = blurred_at(axis, vector, dark_bin(peak.index, min(lane, kSide - 1), axis.bins));
+  const int first = dark_bin(peak.index, 0, axis.bins), last = dark_bin(peak.index, kSide - 1, axis.bins);
+  double mine = 0.0;
+  blur_bins(axis, vector, staged, first, last + 1, [&](int, double value) { mine = value; });
   double window[kSide];
 #pragma unroll
-  for (int i = 0; i < kSide; ++i) window[i] = __shfl_sync(kFullWarp, mine, i);
+  for (int i = 0; i < kSide; ++i) window[i] = __shfl_sync(kFullWarp, mine, dark_bin(peak.index, i, axis.bins) - first);
   return dark_step(window, static_cast<double>(peak.value), highest);
 }
 
@@ -62,9 +83,10 @@ __global__ void __launch_bounds__(kJointThreads, kBlocksPerSm<kDark || sizeof(T)
                                             peak_of_vector(vectors[1], p.axes[1].bins)};
     double steps[2] = {0.0, 0.0};
     if constexpr (kDark) {
+      __shared__ double staged[kJointThreads / 32][kStaged];
       if (is_found(peaks[0]) && is_found(peaks[1])) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) steps[i] = warp_step(p.axes[i], vectors[i], peaks[i]);
+        for (int i = 0; i < 2; ++i) steps[i] = warp_step(p.axes[i], vectors[i], peaks[i], staged[threadIdx.x / 32]);
       }
     }
     if (threadIdx.x % 32 == 0) write_simcc_point(p, b, k, peaks, steps);
