@@ -65,9 +65,9 @@ $(UPSTREAM)/.installed: Makefile
 	$(UPSTREAM)/bin/pip install --quiet --no-deps mmpose==1.3.2 mmengine==0.10.7 mmcv-lite==2.2.0 xtcocotools==1.14.3
 	touch $@
 
+# In one call of pytest: tests/integrations/conftest.py also lets the recipes' networks import a torchvision for CUDA.
 integrations: $(VENV)/.installed $(UPSTREAM)/.installed
-	$(UPSTREAM)/bin/python -m pytest tests/integrations
-	$(UPSTREAM)/bin/python -m pytest tests/commands/test_recipes.py -k "vitpose or sapiens2"
+	$(UPSTREAM)/bin/python -m pytest tests/integrations tests/commands/test_recipes.py -k "integrations or vitpose or sapiens2"
 
 # Machines with a GPU may be offline: these take the environment if it is there, else the system's Python, which needs
 # torch and the packages of bench/gpu_packages.txt. They fail where torch sees no GPU.
