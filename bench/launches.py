@@ -27,10 +27,11 @@ from bench.sass.state import Launch
 BATCH, SAMPLES = 256, 8  # what the bounds are about, and how many samples of maps are run
 ROOT = Path(__file__).resolve().parents[1]
 
-P, I64, I32, F32, F64, BOOL = (
+P, I64, I32, I16, F32, F64, BOOL = (
     ctypes.c_void_p,
     ctypes.c_int64,
     ctypes.c_int,
+    ctypes.c_int16,
     ctypes.c_float,
     ctypes.c_double,
     ctypes.c_bool,

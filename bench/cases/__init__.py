@@ -184,6 +184,15 @@ def work_on_maps(
     )
 
 
+def work_on_joints(
+    launcher: str, parameters: Any, memory: Memory, bytes_: int, check: Callable[[list[Launch], int], None]
+) -> KernelWork:
+    """A kernel's work on the SimCC vectors of a few samples, which moves `bytes_` at least."""
+    joints = parameters.batch * parameters.joints
+    of_batch = bytes_ * BATCH // parameters.batch
+    return KernelWork(launcher, parameters, memory, "joint", joints, BATCH * parameters.joints, of_batch, check)
+
+
 # ---- inputs ----------------------------------------------------------------------------------------------------------
 
 

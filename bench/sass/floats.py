@@ -302,12 +302,15 @@ def _i2f(machine: State, instruction: Instruction) -> Step:
     to_double = "F64" in modifiers
     text = instruction.operands[1]
     if modifiers & {"U64", "S64"}:
+        get_wide, is_signed = wide(machine, instruction, text), "S64" in modifiers
         if to_double:
+            if rounding:
+                raise instruction.unsupported()
+            write_double = put_double(machine, instruction.operands[0])
+            return lambda mask: write_double(get_wide().view(I64 if is_signed else U64).astype(F64), mask)
+        if is_signed:
             raise instruction.unsupported()
-        get_wide, write = wide(machine, instruction, text), put_single(machine, instruction.operands[0])
-        signed_wide = "S64" in modifiers
-        if signed_wide:
-            raise instruction.unsupported()
+        write = put_single(machine, instruction.operands[0])
         return lambda mask: write(_to_float(get_wide(), rounding), mask)
     width, signed = _INTEGERS[next(iter(modifiers & set(_INTEGERS)), "S32")]
     get = integer(machine, instruction, text)

@@ -17,7 +17,18 @@ import torch
 
 import fastpose
 from bench import bench_pipeline, cases, cpu, gpu, lock, page
-from bench.cases import Case, Joints, Peer, Run, affine_crop, decode_heatmaps, heatmap_mse_loss, render_heatmaps
+from bench.cases import (
+    Case,
+    Joints,
+    Peer,
+    Run,
+    affine_crop,
+    decode_heatmaps,
+    decode_simcc,
+    heatmap_mse_loss,
+    render_heatmaps,
+    simcc_loss,
+)
 from bench.cpu import COPY, ONE_THREAD, OWN
 from bench.page import DECODE, GOALS, PIPELINE, RENDER, Goal
 from fastpose import ImageBatch
@@ -87,6 +98,9 @@ def test_peers_do_equal_work(seed: int) -> None:
     dark = predicted_maps(2.0, (24, 18), seed, 0.02)
     dark[0, 0] = -1.0
     assert_equal_work(decode_case(dark, refine="dark"), decode_heatmaps.DARK_PEERS)
+    assert_equal_work(simcc_loss.case(cases.CPU, 2, dtype=torch.float32), simcc_loss.PEERS)
+    for refine, peers in (("none", decode_simcc.PEERS), ("dark", decode_simcc.DARK)):
+        assert_equal_work(decode_simcc.case(cases.CPU, 2, dtype=torch.float32, refine=refine), peers)
 
 
 def test_peers_do_equal_work_on_upright_and_turned_boxes(device: torch.device) -> None:

@@ -26,7 +26,15 @@ from torch import Tensor
 
 import fastpose
 from bench import cases, gpu, gpu_report, kernels, pipeline, report, train_step, user_loader
-from bench.cases import Case, affine_crop, decode_heatmaps, heatmap_mse_loss, render_heatmaps
+from bench.cases import (
+    Case,
+    affine_crop,
+    decode_heatmaps,
+    decode_simcc,
+    heatmap_mse_loss,
+    render_heatmaps,
+    simcc_loss,
+)
 from bench.gpu import Timer, Timing
 from bench.report import Report
 from fastpose import ImageBatch
@@ -48,6 +56,8 @@ PEERS = {
     "render_heatmaps": {"plain_torch[products]", "limit_torch_zeros"},
     "decode_heatmaps": {"plain_torch[the fallback]", "limit_torch_amax"},
     "heatmap_mse_loss": {"plain_torch[squares]", "our_render_and_mse_loss"},
+    "simcc_loss": {"plain_torch", "stored_labels"},
+    "decode_simcc": {"plain_torch"},
 }
 
 
@@ -265,6 +275,10 @@ WRONG = [
     (decode_heatmaps.case, SINGLE | {"refine": "dark"}, with_a_quarter, "keypoints"),
     (heatmap_mse_loss.case, SINGLE, lambda out: (out[0] * 1.001, out[1]), "loss"),
     (heatmap_mse_loss.case, HALF, lambda out: (out[0], out[1] * 1.01), "gradient"),
+    (simcc_loss.case, SINGLE, lambda out: (out[0] * 1.001, *out[1:]), "loss"),
+    (simcc_loss.case, HALF, lambda out: (out[0], out[1], out[2] * 1.01), "gradient in y"),
+    (decode_simcc.case, SINGLE, lambda out: (out[0] + 0.3, out[1]), "keypoints"),
+    (decode_simcc.case, HALF | {"refine": "dark"}, lambda out: (out[0], out[1] + 0.001), "scores"),
 ]
 
 
@@ -531,6 +545,9 @@ def test_the_bytes_of_an_op_are_counted_from_its_sizes() -> None:
     for half, passes in (("both", 3), ("forward", 1), ("backward", 2)):
         loss = heatmap_mse_loss.case(CPU, 3, dtype=torch.float32, half=half)
         assert loss.bytes == passes * 3 * 16 * 64 * 64 * 4
+    simcc = simcc_loss.case(CPU, 3, dtype=torch.bfloat16)
+    assert simcc.bytes == 3 * 3 * 16 * (384 + 512) * 2
+    assert decode_simcc.case(CPU, 3, dtype=torch.float32).bytes == 3 * (16 * (2 * (384 + 512) * 4 + 8 + 4) + 2 * 3 * 4)
     source = affine_crop.case(CPU, 2, dtype=torch.uint8, size=(32, 32)).bytes - 2 * 3 * 32 * 32
     # Four taps of 3 bytes, two of them in a row: from one sector for many pixels to four for each.
     assert 0 < source <= 2 * 32 * 32 * 4 * affine_crop.SECTOR

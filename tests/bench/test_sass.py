@@ -253,6 +253,15 @@ def test_comparisons_know_nan() -> None:
     assert [bool(p[0, 0]) for p in machine.predicates] == [False, True, True, False, True, False, True]
 
 
+def test_numbers_of_64_bits_become_doubles() -> None:
+    """Rounded to the nearest, half to even: 2^53 + 1 lies in the middle."""
+    for value in (0, -5, 2**53 + 1, -(2**63), 2**63 - 1):
+        low, high = value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF
+        machine = run("I2F.F64.S64 R4, R2\nI2F.F64.U64 R6, R2", registers={2: low, 3: high})
+        assert float(double(machine, 4)) == float(value)
+        assert float(double(machine, 6)) == float(value % 2**64)
+
+
 def test_conversions_to_integers_saturate() -> None:
     code = "\n".join(f"F2I.TRUNC.NTZ R{10 + i}, R{i}\nF2I.FTZ.U32.TRUNC.NTZ R{20 + i}, R{i}" for i in range(5))
     machine = run(code, registers=dict(enumerate(bits(-2.7, 2.7, 3e9, 1e20, np.nan))))
