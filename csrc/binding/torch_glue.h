@@ -319,8 +319,9 @@ template <typename Params>
 void run_emulated(const char* op, const Params& params, cudaError_t (*run_kernels)(const Params&, cudaStream_t)) {
   if (run_kernels(params, nullptr) != cudaSuccess) fail(op, ": the emulated launch failed");
 }
-// The kernels run instead of the CPU function: what tests say of the CPU, they then say of the kernels.
-#define FASTPOSE_RUN(op, on, params, cpu) (static_cast<void>(&cpu), run_emulated(#op, params, &launch_##op))
+// The kernels run instead of the CPU function: what tests say of the CPU, they then say of the kernels. The function is
+// named and not used, so that the compiler leaves it out, which halves the time that this build takes.
+#define FASTPOSE_RUN(op, on, params, cpu) (static_cast<void>(sizeof(&cpu)), run_emulated(#op, params, &launch_##op))
 #elif defined(FASTPOSE_WITH_CUDA)
 // torch's current stream. Looked up at run time: CPU builds of libtorch lack the symbol, and one library serves both.
 cudaStream_t current_cuda_stream(int32_t device_index);
