@@ -197,7 +197,7 @@ OP = Op(
     ),
     case=case,
     peers=PEERS,
-    goals=[{"dtype": dtype} for dtype in DTYPES],
+    goals=[{"dtype": dtype} for dtype in DTYPES[:2]],  # half types take the same kernels
     extra=[{"dtype": torch.bfloat16, "refine": "dark", "detail": "dark"}],
     kernels={
         **{

@@ -232,7 +232,7 @@ OP = Op(
     benches=(Bench("simcc_loss", "simcc_loss forward + backward", cpu_case, PEERS),),
     case=case,
     peers=PEERS,
-    goals=[{"dtype": dtype} for dtype in DTYPES],
+    goals=[{"dtype": dtype} for dtype in DTYPES[:2]],  # half types take the same kernels
     extra=[{"dtype": torch.bfloat16, "joints": 133, "detail": "133 joints"}],
     kernels={
         f"simcc_loss {half}, {cases.dtype_name(dtype)}": partial(kernel, dtype, half)
