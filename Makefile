@@ -36,8 +36,9 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and (cuda or not tiles)"
 
+# Four at once, however few the cores: these mostly wait.
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) -m slow
+	$(PYTEST) -n 4 -m slow
 
 fallback: $(VENV)/.installed-test
 	FASTPOSE_FALLBACK=1 $(PYTEST) $(filter-out %kernel_paths.py,$(OP_TESTS)) tests/ops/test_compile.py

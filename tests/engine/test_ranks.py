@@ -178,7 +178,9 @@ def test_fewer_persons_in_a_batch_than_ranks_are_refused(persons):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("data"), size=[64, 64], batch_size=4, epochs=3, sync_batch_norm=True)
+    """Every step is clipped: its gradients' norm is above 0.001."""
+    options = {"sync_batch_norm": True, "clip_grad_norm": 0.001}
+    return write_recipe(tmp_path_factory.mktemp("data"), size=[64, 64], batch_size=4, epochs=3, **options)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
