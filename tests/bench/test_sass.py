@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import cases, kernels, launches
+from bench import kernels, launches
 from bench.sass import floats
 from bench.sass.machine import DeadlockError, Machine
 from bench.sass.memory import Counts, Memory, MemoryFaultError, wavefronts_per_warp

@@ -15,8 +15,8 @@ namespace cuda_emulation {
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-// What a context is told of its stack, which goes on below: AddressSanitizer clears what it knows of all of that at every
-// switch, and five times as many tests fit into a minute where it is little.
+// What a context is told of its stack, which goes on below: AddressSanitizer clears what it knows of all of that at
+// every switch, and five times as many tests fit into a minute where it is little.
 constexpr size_t kSaidBytes = 4096;
 constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kMaxShared = 48 * 1024;

@@ -676,7 +676,8 @@ def test_loss_of_maps_of_several_tiles(device: torch.device, layout: Any, shape:
 
 
 # Planar tiles are at most 2,048 columns wide. Joints side by side are at most 512, or as many as leave room for their
-# factors in a block's 48 KiB of shared memory: of 8 x 16 maps 478 in half types. Their tiles are about 256 vectors wide.
+# factors in a block's 48 KiB of shared memory: of 8 x 16 maps 478 in half types. Their tiles are about 256 vectors
+# wide.
 BARELY_TILED = [
     *((planar, (1, 1, 2, width)) for width in (1_016, 1_024, 1_032, 2_040, 2_048, 2_056, 4_096, 4_104, 20_000)),
     *((planar, (1, 2, height, 8)) for height in (127, 128, 129, 255, 257, 513, 1_100)),
