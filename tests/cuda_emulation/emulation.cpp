@@ -15,8 +15,8 @@ namespace cuda_emulation {
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-// What a context is told of its stack, which goes on below: AddressSanitizer clears what it knows of all of that at
-// every switch, and five times as many tests fit into a minute where it is little.
+// How large a context is told that its stack is: its upper end. It grows on into the rest, which nobody checks. At every
+// switch AddressSanitizer clears its shadow of what a context was told of; for all of it that took most of the time.
 constexpr size_t kSaidBytes = 4096;
 constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kMaxShared = 48 * 1024;
