@@ -34,7 +34,7 @@ KERNEL_TESTS = [
     f"tests/ops/test_{name}.py"
     for name in (
         *("cuda", "kernel_paths", "affine_crop", "render_heatmaps", "decode_heatmaps", "heatmap_mse_loss"),
-        *("geometry", "soft_argmax", "color"),
+        *("decode_simcc", "simcc_loss", "geometry", "soft_argmax", "color"),
     )
 ]
 PROCESSES = min(8, os.cpu_count() or 1)
@@ -43,7 +43,8 @@ SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "WarpStateStats", "Memor
 WAITS_FOR_LOADS = "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio"
 # Without torch's caching every tensor is an allocation of its own, so that accesses beyond one are seen.
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-PATHS = ["tests/ops/test_kernel_paths.py", "-k", "crops or ties or number_of_joints or layouts"]
+PATHS = [f"tests/ops/test_{name}.py" for name in ("kernel_paths", "decode_simcc", "simcc_loss")]
+PATHS += ["-k", "crops or ties or number_of_joints or layouts or part_by_part or strides"]
 
 
 @dataclass(frozen=True)

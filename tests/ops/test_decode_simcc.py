@@ -97,6 +97,32 @@ def test_dark_finds_the_centre_of_a_gaussian_between_bins(device: torch.device) 
     torch.testing.assert_close(keypoints[0], centers[:, None].expand(3, 2), rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("bins", [(128, 129), (257, 512)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("sigma", [(4.9, 5.66), (38.6, 0.5)], ids=str)
+def test_dark_of_vectors_that_are_blurred_part_by_part(
+    device: torch.device, bins: tuple[int, int], dtype: torch.dtype, sigma: tuple[float, float]
+) -> None:
+    """The CUDA kernel blurs 128 bins at a time; a sigma of 38.6 has the widest blur that there is, 255 bins, and one of
+    0.5 none. Maxima lie at both ends and around the end of a part; a wider bump
+    elsewhere is the highest where both are blurred."""
+    vectors = []
+    for n in bins:
+        peaks = torch.tensor([0, 1, 63, 126, 127, 128, 129, n - 2, n - 1]).clamp(max=n - 1)
+        along = torch.arange(n)
+        vector = torch.exp(-((along - peaks[:, None]) ** 2) / (2 * 3.0**2))
+        wide = 0.9 * torch.exp(-((along - (peaks[:, None] + n // 2) % n) ** 2) / (2 * 9.0**2))
+        vectors.append(torch.maximum(vector, wide)[None].to(device, dtype))
+    options: dict[str, Any] = {"refine": "dark", "sigma": sigma}
+    expected = reference.decode_simcc(*(vector.cpu() for vector in vectors), **options)
+    found = fastpose.decode_simcc(*vectors, **options)
+    np.testing.assert_allclose(found[0].cpu(), expected[0], rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(found[1].cpu(), expected[1])
+    flipped = {"flipped_x": vectors[0].flip(2), "flipped_y": vectors[1], "flip_pairs": []}
+    merged = fastpose.decode_simcc(*vectors, **flipped, **options)
+    torch.testing.assert_close(merged, found, rtol=0, atol=0)
+
+
 def test_a_mirrored_picture_decodes_to_the_same_points(device: torch.device) -> None:
     vectors = [v.abs() for v in random_vectors((24, 32))]
     order = torch.tensor([3, 2, 1, 0, 4])
