@@ -36,9 +36,10 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and (cuda or not tiles)"
 
-# Four at once, however few the cores: these mostly wait.
+# Four at once, whatever the number of cores: these mostly wait.
+test-slow: PARALLEL := -n 4 --dist=worksteal
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) -n 4 -m slow
+	$(PYTEST) -m slow
 
 fallback: $(VENV)/.installed-test
 	FASTPOSE_FALLBACK=1 $(PYTEST) $(filter-out %kernel_paths.py,$(OP_TESTS)) tests/ops/test_compile.py
@@ -66,7 +67,8 @@ $(UPSTREAM)/.installed: Makefile
 	$(UPSTREAM)/bin/pip install --quiet --no-deps mmpose==1.3.2 mmengine==0.10.7 mmcv-lite==2.2.0 xtcocotools==1.14.3
 	touch $@
 
-# In one call of pytest: tests/integrations/conftest.py also lets the recipes' networks import a torchvision for CUDA.
+# In one call of pytest, so that tests/integrations/conftest.py is loaded for the recipes, too: it lets a torchvision for
+# CUDA be imported beside a torch for the CPU, as pip installs them.
 integrations: $(VENV)/.installed $(UPSTREAM)/.installed
 	$(UPSTREAM)/bin/python -m pytest tests/integrations tests/commands/test_recipes.py -k "integrations or vitpose or sapiens2"
 

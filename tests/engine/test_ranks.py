@@ -178,9 +178,7 @@ def test_fewer_persons_in_a_batch_than_ranks_are_refused(persons):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    """Every step is clipped: its gradients' norm is above 0.001."""
-    options = {"sync_batch_norm": True, "clip_grad_norm": 0.001}
-    return write_recipe(tmp_path_factory.mktemp("data"), size=[64, 64], batch_size=4, epochs=3, **options)
+    return write_recipe(tmp_path_factory.mktemp("data"), size=[64, 64], batch_size=4, epochs=3, sync_batch_norm=True)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -214,6 +212,18 @@ def test_any_number_of_ranks_has_the_losses_of_one(runs):
         assert other["progress"]["total_samples"] == first["progress"]["total_samples"] == 30
         for name, value in first["model"].items():
             torch.testing.assert_close(other["model"][name], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_gradients_are_clipped_by_their_norm_over_all_ranks(recipe, runs, tmp_path):
+    clipped = []
+    for ranks in (1, 2):
+        words = ("--recipe", str(recipe), "--run", str(tmp_path / str(ranks)), "--clip_grad_norm", "0.001")
+        processes = RankProcesses(tmp_path / f"{ranks} ranks", ranks, train_small, *words)
+        assert processes.wait() == [0] * ranks, [processes.said(rank) for rank in range(ranks)]
+        clipped.append([line["loss"] for line in lines(tmp_path / str(ranks))])
+    assert clipped[1] == pytest.approx(clipped[0], rel=1e-5)
+    assert clipped[0] != pytest.approx([line["loss"] for line in lines(runs[0])], rel=1e-3)
 
 
 def test_any_number_of_ranks_has_the_predictions_and_scores_of_one_to_the_bit(persons, tmp_path):
