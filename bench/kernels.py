@@ -9,7 +9,8 @@ Instructions are counted by executing the machine code of sm_90 (bench/sass) on 
 result that is not what fastpose.reference gives is an error, and so is a count more than 5 % away from the stored one.
 
 A kernel's bound is the time in which the instructions could be issued if nothing ever waited: of the busiest pipe, with
-every SM always full. It is for a batch of 256 with 16 joints, 64 x 64 maps and 256 x 256 crops.
+every SM always full. It is for a batch of 256 with 16 joints, 64 x 64 maps, 256 x 256 crops, and the SimCC vectors of
+192 x 256 crops.
 """
 
 from __future__ import annotations

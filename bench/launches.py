@@ -24,7 +24,10 @@ import torch
 from bench.sass.memory import Array, Memory
 from bench.sass.state import Launch
 
-BATCH, SAMPLES = 256, 8  # what the bounds are about, and how many samples of maps are run
+BATCH, SAMPLES = (
+    256,
+    8,
+)  # what the bounds are about, and how many samples of maps or vectors are run, if nothing else is said
 ROOT = Path(__file__).resolve().parents[1]
 
 P, I64, I32, I16, F32, F64, BOOL = (

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, CHART = ROOT / "bench/results", ROOT / "docs/benchmarks.md", ROOT / "docs/images/benchmarks.png"
 CROP, RENDER, DECODE = "affine_crop", "render_heatmaps", "decode_heatmaps"
 LOSS, PIPELINE = "heatmap_mse_loss forward + backward", "pipeline, per sample"
-SIMCC_LOSS, SIMCC_DECODE = "simcc_loss forward + backward", "decode_simcc, mirror test"
+SIMCC_LOSS = "simcc_loss forward + backward"
+SIMCC_DECODE, SIMCC_DARK = "decode_simcc, mirror test", "decode_simcc, mirror test, dark"
 NOISY = 0.25  # an interquartile range above this share of the median
 
 HEADER = """# Benchmarks
@@ -94,8 +95,13 @@ GOALS = [
     *(Goal(RENDER, f"torch_compile[{way}]", 1) for way in ("products", "pasted")),
     *(Goal(DECODE, f"torch_compile[{way}]", 1) for way in ("the fallback", "two stages")),
     *(Goal(LOSS, f"torch_compile[{way}]", 1) for way in ("squares", "mse_loss")),
-    *(Goal(SIMCC_LOSS, row, bound) for row, bound in (("stored_labels", 2.5), ("torch_compile", 1))),
-    *(Goal(SIMCC_DECODE, row, bound) for row, bound in (("mmpose", 3), ("torch_compile", 1))),
+    Goal(SIMCC_LOSS, "stored_labels", 2.5),
+    *(Goal(SIMCC_LOSS, f"torch_compile{what}", 1) for what in ("", "[stored_labels]")),
+    *(
+        Goal(op, row, bound)
+        for op in (SIMCC_DECODE, SIMCC_DARK)
+        for row, bound in (("mmpose", 3), ("torch_compile", 1))
+    ),
     *(Goal(op, ONE_THREAD, 1.8) for op in (CROP, RENDER, DECODE, LOSS, SIMCC_LOSS, SIMCC_DECODE)),
     Goal(PIPELINE, OWN, 2),
     Goal(PIPELINE, "pack[jpeg]", 5),

@@ -76,8 +76,16 @@ def assert_equal_work(case: Case, peers: dict[str, Peer], *left_out: str) -> Non
     ]
     names = [name for name in names if name not in left_out]
     assert names
+    own = case.own(0)
     for name in names:
-        cpu.assert_same(peers[name].make(case.work)(0), case.own(0), peers[name].atol)
+        peer = peers[name].make(case.work)(0)
+        cpu.assert_same(peer, own, peers[name].atol)
+        # And it would be noticed if a peer left one of its results out.
+        results = peer if isinstance(peer, tuple) else (peer,)
+        for n, result in enumerate(results):
+            zeros = result * 0
+            with pytest.raises(AssertionError):
+                cpu.assert_same((*results[:n], zeros, *results[n + 1 :]), own, peers[name].atol)
 
 
 @pytest.fixture(autouse=True)
