@@ -71,8 +71,8 @@ cudaError_t dispatch_device_floating(ScalarKind kind, const Body& body) {
 }
 
 // Whether the kernels that share maps by their layout are compiled for a type. Networks do not run in float64, which is
-// for checking gradients, and takes the kernels for any strides. So gradcheck sees those alone: that the others have the
-// same gradients is for tests/ops/test_kernel_paths.py to show.
+// for checking gradients, and takes the kernels for any strides. So gradcheck sees those alone: that the others have
+// the same gradients is for tests/ops/test_kernel_paths.py to show.
 template <typename T>
 constexpr bool kHasLayoutKernels = sizeof(T) < 8;
 

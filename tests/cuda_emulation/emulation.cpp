@@ -15,8 +15,9 @@ namespace cuda_emulation {
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-// How large a context is told that its stack is: its upper end. It grows on into the rest, which nobody checks. At every
-// switch AddressSanitizer clears its shadow of what a context was told of; for all of it that took most of the time.
+// How large a context is told that its stack is: its upper end. It grows on into the rest, which nobody checks. At
+// every switch AddressSanitizer clears its shadow of what a context was told of; for all of it that took most of the
+// time.
 constexpr size_t kSaidBytes = 4096;
 constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kMaxShared = 48 * 1024;
