@@ -53,12 +53,12 @@ def labels_of(joints: Joints) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def with_gradients(loss_of: Loss, work: Work) -> Run:
-    def run(n: int) -> tuple[Tensor, ...]:
-        one, (x, y) = work.joints[n], work.pred[n]
-        loss = loss_of(x, y, one.keypoints, one.visible)
-        return loss.detach(), *torch.autograd.grad(loss, (x, y), work.scale)
+    return lambda n: differentiated(loss_of(*work.pred[n], work.joints[n].keypoints, work.joints[n].visible), work, n)
 
-    return run
+
+def differentiated(loss: Tensor, work: Work, n: int) -> tuple[Tensor, ...]:
+    """A loss of predictions n and its gradients in both of them."""
+    return loss.detach(), *torch.autograd.grad(loss, work.pred[n], work.scale)
 
 
 def fastpose_s(x: Tensor, y: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
@@ -151,12 +151,7 @@ def discret_loss(pred_x: Tensor, pred_y: Tensor, label_x: Tensor, label_y: Tenso
 def stored(function: Callable[..., Tensor], work: Work) -> Run:
     """`discret_loss` on labels that the loader has made; making them is not timed."""
     labels = [labels_of(joints) for joints in work.joints]
-
-    def run(n: int) -> tuple[Tensor, ...]:
-        loss = function(*work.pred[n], *labels[n])
-        return loss.detach(), *torch.autograd.grad(loss, work.pred[n], work.scale)
-
-    return run
+    return lambda n: differentiated(function(*work.pred[n], *labels[n]), work, n)
 
 
 def numpy_reference(work: Work) -> Run:
