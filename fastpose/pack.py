@@ -25,7 +25,8 @@ with the annotations, in a few large files. Train and evaluate on it with --data
 where it was when it is called again; on a complete pack it compares all checksums and mends what is damaged."""
 
 OFFERED = (
-    *("train_annotations", "valid_annotations", "head_boxes", "split_list", "images", "missing_images", "on_bad_image"),
+    *("dataset", "skeleton", "train_annotations", "valid_annotations", "head_boxes", "split_list", "images"),
+    *("missing_images", "on_bad_image"),
     *DATA_READING,
     *("max_image_pixels", "max_annotation_bytes", "max_annotation_depth"),
     *("score", "size", "rotation", "scale_min", "scale_max", "scale_prob", "shift", "half_body", "reduced_decode"),

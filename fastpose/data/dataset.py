@@ -17,7 +17,7 @@ import numpy as np
 from fastpose.data.persons import Persons
 from fastpose.data.reading import MOST_PIXELS, Reading
 from fastpose.option import OptionError, check_at_least, option
-from fastpose.skeletons import Skeleton
+from fastpose.skeletons import SKELETONS, Skeleton
 
 Split = Literal["train", "valid"]
 
@@ -40,7 +40,9 @@ class DataOptions:
         "AP (pip install pycocotools) or, with --score pck, by PCK",
     )
     skeleton: str = option(
-        "", "joints of a data set in COCO's format: a YAML file (see docs/skeletons.md); empty: the data set's own"
+        "",
+        f"joints of a data set in COCO's format: {', '.join(SKELETONS)}, or a YAML file (see docs/skeletons.md); empty: "
+        "the data set's own",
     )
     train_annotations: str = option(
         "",

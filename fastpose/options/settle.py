@@ -20,6 +20,7 @@ from fastpose.ops.decode_simcc import REFINEMENTS as SIMCC_REFINEMENTS
 from fastpose.ops.decode_simcc import refinement
 from fastpose.option import OptionError
 from fastpose.options.settings import DEFAULTS, FIELDS, Settings
+from fastpose.skeletons import SKELETONS
 
 # What options were, in effect, before they existed: for the checkpoints and config.yaml files of older runs.
 BEFORE: dict[str, Any] = {"reduced_decode": False, "color_order": "rgb", "targets": "heatmap"}
@@ -110,7 +111,7 @@ def settle(
     kind = dataset_named(settings.data.dataset)
     values |= _named_files(values, kind.layout)
     for name in PATHS:
-        if values[name]:
+        if values[name] and not (name == "skeleton" and values[name] in SKELETONS):
             values[name] = str(Path(values[name]).expanduser().resolve())
     if settings.network.color_order == "auto":
         of_weights = weights.color_order if weights else color_order_of_weights(settings.network)

@@ -4,7 +4,7 @@
 from fastpose.data.boxes import crop_boxes
 from fastpose.data.coco.annotations import AnnotationError, read_coco
 from fastpose.data.coco.ap import CocoTruth, keypoint_ap, keypoint_results, rescore
-from fastpose.data.coco.dataset import Coco
+from fastpose.data.coco.dataset import Coco, read_split, scorer_of
 from fastpose.data.coco.oks import oks, oks_nms
 from fastpose.data.coco.pck import auc, epe, nme, pck
 from fastpose.data.coco.pck_score import PckScorer
@@ -28,5 +28,7 @@ __all__ = [
     "oks_nms",
     "pck",
     "read_coco",
+    "read_split",
     "rescore",
+    "scorer_of",
 ]

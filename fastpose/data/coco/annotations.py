@@ -62,6 +62,7 @@ def read_coco(
     images: str | PathLike[str],
     size: tuple[int, int],
     *,
+    contents: Any = None,
     skeleton: Skeleton = COCO,
     detections: str | PathLike[str] | None = None,
     missing_images: MissingImages = "error",
@@ -93,6 +94,8 @@ def read_coco(
             ``image_info_test-dev2017.json``, it goes with ``detections``.
         images: the folder the file names are relative to.
         size: (h, w) of the network's input; only the aspect ratio counts.
+        contents: what ``annotations`` would have as JSON, where a reader of another format has made it of that file,
+            which messages then name; None: it is read.
         skeleton: the joints; their number must be that of the file.
         detections: a detector's boxes, a list of ``{"image_id", "category_id", "bbox", "score"}``: the persons are then
             these boxes, without joints, for evaluation. Other categories, images that are not in ``annotations``, empty
@@ -122,7 +125,7 @@ def read_coco(
     file, root = Path(annotations), Path(images)
     if missing_images != "keep" and not root.is_dir():
         raise FileNotFoundError(f"images: no folder {root}")
-    contents = read_json(file, limits)
+    contents = read_json(file, limits) if contents is None else contents
     if not isinstance(contents, dict):
         raise AnnotationError(f"{file}: must be an object with 'images' and 'annotations', got {as_json(contents, 40)}")
     categories = choose_categories(contents, category, skeleton, file)

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 from fastpose.data.annotation_rows import JsonLimits
 from fastpose.data.coco.annotations import read_coco
@@ -15,7 +16,7 @@ from fastpose.data.coco.score import ApScorer
 from fastpose.data.dataset import DataOptions, Scorer, Split
 from fastpose.data.persons import Persons
 from fastpose.files import check_is_file
-from fastpose.skeletons import COCO, Skeleton, read_skeleton
+from fastpose.skeletons import COCO, Skeleton, find_skeleton
 
 
 class Coco:
@@ -34,31 +35,53 @@ class Coco:
 
     def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
         self.data, self.size = data, size
-        self.skeleton = skeleton or (read_skeleton(data.skeleton) if data.skeleton else COCO)
+        self.skeleton = skeleton or (find_skeleton(data.skeleton) if data.skeleton else COCO)
 
     def read(self, split: Split) -> Persons:
-        data = self.data
-        annotations = data.path(f"{split}_annotations")
-        check_is_file(f"{split}_annotations", annotations)
-        detections = data.path("detections") if data.detections and split == "valid" else None
-        if detections:
-            check_is_file("detections", detections)
-        return read_coco(
-            annotations,
-            data.images_path(split),
-            self.size,
-            skeleton=self.skeleton,
-            detections=detections,
-            missing_images=data.missing_images,
-            reading=data.reading,
-            for_evaluation=split == "valid",
-            box_sides=data.score == "pck",
-            category=data.category,
-            visibility=Visibility(data.least_visibility, data.visibility_3 == "annotated"),
-            limits=JsonLimits(data.max_annotation_bytes, data.max_annotation_depth),
-        )
+        file = self.data.path(f"{split}_annotations")
+        check_is_file(f"{split}_annotations", file)
+        return read_split(self.data, split, self.size, self.skeleton, file)
 
     def scorer(self, persons: Persons) -> Scorer:
-        if self.data.score == "pck":
-            return PckScorer(persons, self.data)
-        return ApScorer(persons, cast("CocoTruth | None", persons.truth), self.data.max_detections)
+        return scorer_of(persons, self.data)
+
+
+def read_split(
+    data: DataOptions,
+    split: Split,
+    size: tuple[int, int],
+    skeleton: Skeleton,
+    file: Path,
+    contents: Any = None,
+    images: Path | None = None,
+) -> Persons:
+    """The persons of a split of COCO's form, read as the options say; see `read_coco`.
+
+    Formats that hold the same in other files are read through this: `contents` is what they have, as COCO's JSON would
+    have it, `file` names it in messages, and `images` is the folder of the images, None: the options'.
+    """
+    detections = data.path("detections") if data.detections and split == "valid" else None
+    if detections:
+        check_is_file("detections", detections)
+    return read_coco(
+        file,
+        data.images_path(split) if images is None else images,
+        size,
+        contents=contents,
+        skeleton=skeleton,
+        detections=detections,
+        missing_images=data.missing_images,
+        reading=data.reading,
+        for_evaluation=split == "valid",
+        box_sides=data.score == "pck",
+        category=data.category,
+        visibility=Visibility(data.least_visibility, data.visibility_3 == "annotated"),
+        limits=JsonLimits(data.max_annotation_bytes, data.max_annotation_depth),
+    )
+
+
+def scorer_of(persons: Persons, data: DataOptions) -> Scorer:
+    """The score that the options choose for persons of `read_split`: AP or PCK."""
+    if data.score == "pck":
+        return PckScorer(persons, data)
+    return ApScorer(persons, cast("CocoTruth | None", persons.truth), data.max_detections)

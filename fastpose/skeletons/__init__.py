@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Skeletons: which joints a data set annotates, in which order, and how they belong together."""
+"""Skeletons: which joints a data set annotates, in which order, and how they belong together.
+
+`SKELETONS` are those known by name: MPII's and COCO's, and one for each YAML file in this folder.
+"""
 
 from __future__ import annotations
 
@@ -214,6 +217,24 @@ COCO = Skeleton(
     ),
     upper_body=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
 )
+
+FILES = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+SKELETONS = (COCO.name, MPII.name, *FILES)
+
+
+def find_skeleton(name: str) -> Skeleton:
+    """The skeleton of a name in `SKELETONS`, else of a YAML file, see `read_skeleton`.
+
+    Raises:
+        FileNotFoundError: neither; the message lists the names.
+        ValueError: see `read_skeleton`.
+    """
+    known = {skeleton.name: skeleton for skeleton in (COCO, MPII)}
+    if name in known:
+        return known[name]
+    if name not in FILES and not Path(name).exists():
+        raise FileNotFoundError(f"skeleton: {name!r} is neither a file nor one of {', '.join(SKELETONS)}")
+    return read_skeleton(FILES.get(name, Path(name)))
 
 
 def read_skeleton(path: str | PathLike[str]) -> Skeleton:
