@@ -41,7 +41,7 @@ class DataOptions:
     )
     skeleton: str = option(
         "",
-        f"joints of a data set in COCO's format: {', '.join(SKELETONS)}, or a YAML file (see docs/skeletons.md); empty: "
+        f"joints of data in COCO's format: {', '.join(SKELETONS)}, or a YAML file (see docs/skeletons.md); empty: "
         "the data set's own",
     )
     train_annotations: str = option(
