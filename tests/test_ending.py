@@ -68,6 +68,9 @@ def test_a_stop_in_a_callback_that_may_raise_nothing_comes_a_moment_later(second
     before = signal.getsignal(signal.SIGTERM), sys.unraisablehook, threading.active_count()
     assert command(work)([]) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
+    deadline = time.monotonic() + 60  # the thread that repeats the signal may still be on its way out
+    while threading.active_count() > before[2] and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook, threading.active_count()) == before
 
 
