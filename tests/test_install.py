@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import setuptools
 import fastpose
 from fastpose import doctor
 from fastpose._namesake import namesake
+from fastpose.skeletons import SKELETONS
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_a_checkout = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="this package is not a checkout")
@@ -61,6 +63,29 @@ def test_an_editable_install_is_a_path_and_not_an_import_hook(tmp_path: Path) ->
     (path,) = (name for name in files.namelist() if ".dist-info/" not in name)
     assert path.endswith(".pth")
     assert files.read(path).decode().split("\n") == [str(checkout), ""]
+
+
+@needs_a_checkout
+def test_a_wheel_and_an_sdist_have_the_skeletons_and_recipes(tmp_path: Path) -> None:
+    checkout = tmp_path / "fastpose"
+    for name in ("fastpose", "train"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    program = "import sys; from setuptools.build_meta import build_sdist, build_wheel; out = sys.argv[1]; "
+    program += "build_wheel(out); build_sdist(out)"
+    built = python("-c", program, str(tmp_path), cwd=checkout, FASTPOSE_NATIVE="0")
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("fastpose_torch-*.whl")
+    (sdist,) = tmp_path.glob("fastpose_torch-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        sources = {name.partition("/")[2] for name in archive.getnames()}
+    names = {path.name for path in (ROOT / "fastpose" / "skeletons").glob("*.yaml")}
+    assert {"coco", "mpii", *(Path(name).stem for name in names)} == set(SKELETONS)
+    assert {f"fastpose/skeletons/{name}" for name in names} <= set(zipfile.ZipFile(wheel).namelist()) & sources
+    recipes = {path.name for path in (ROOT / "train").glob("*.yaml")}
+    assert {f"fastpose/recipes/{name}" for name in recipes} <= set(zipfile.ZipFile(wheel).namelist())
+    assert {f"train/{name}" for name in recipes} <= sources
 
 
 def test_another_package_of_the_name_is_reported(
