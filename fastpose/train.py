@@ -34,6 +34,7 @@ from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming,
 from fastpose.options.settings import FIELDS, Settings
 from fastpose.options.settle import completed, settle
 from fastpose.ranks import ALONE, OtherRankError, RankLostError, Ranks, joined_ranks, report_lost
+from fastpose.skeletons.sides import pairs_by_name
 
 log = logging.getLogger("fastpose.train")  # __name__ is __main__ in a program
 
@@ -231,7 +232,9 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
         valid, network, pixels, compute, device, batch_size=schedule.eval_batch_size, ranks=ranks
     )
     scorer.needs(to_train=True)
-    if not skeleton.mirror_pairs and (settings.augmentation.flip > 0 or settings.decode.flip_test):
+    mirrors = settings.augmentation.flip > 0 or settings.decode.flip_test
+    # Of names with sides check_sense has warned, with the pairs.
+    if mirrors and not skeleton.mirror_pairs and not pairs_by_name(skeleton.joints):
         log.warning(
             "skeleton %r has no mirror_pairs, so that left joints count as left in mirrored pictures: name the pairs, "
             "or choose --flip 0 --flip_test false",

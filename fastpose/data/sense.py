@@ -7,7 +7,6 @@ Each check keeps quiet on MPII, COCO and LSP extended; the thresholds are well b
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from fastpose.data.images import BadImageError, image_size
 from fastpose.data.persons import Persons
 from fastpose.skeletons import Skeleton
+from fastpose.skeletons.sides import contradiction, missing_pairs, pairs_by_name, pairs_in_yaml
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ _EYES, _LEAST_EYES = 0.3, 10  # COCO: the left eye is on the right of the pictur
 _TRUNK, _LEAST_TRUNK = 0.4, 100  # shoulders and hips: 0.63 to 0.77, since most people are photographed from the front
 
 _CALLED = {"train": "the training data", "valid": "the validation data"}
-_SIDE = re.compile(r"(?i:left|right)|(?<![A-Za-z])[lrLR](?![a-z])|(?<=[a-z])[LR](?![A-Za-z])")
-_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 def check_sense(train: Persons, valid: Persons) -> None:
@@ -50,13 +48,15 @@ def check_sense(train: Persons, valid: Persons) -> None:
 
 
 def report_doubts(splits: Mapping[str, Persons]) -> None:
-    """Warns of what is doubtful in one or both splits, "train" and "valid", with counts and an example."""
+    """Warns of what is doubtful in one or both splits, "train" and "valid", with counts and an example, and in the
+    skeleton, which they share."""
     for split, persons in splits.items():
         for doubt in doubts(persons):
             log.warning("%s: %s", _CALLED[split], doubt)
+    for doubt in doubts_about_names(next(iter(splits.values())).skeleton):
+        log.warning("%s", doubt)
     if len(splits) > 1:
-        train, valid = splits["train"], splits["valid"]
-        for doubt in (*doubts_about_names(train.skeleton), *doubts_about_splits(train, valid)):
+        for doubt in doubts_about_splits(splits["train"], splits["valid"]):
             log.warning("%s", doubt)
 
 
@@ -138,12 +138,9 @@ def _doubts_about_sides(persons: Persons) -> list[str]:
     joints, seen = persons.skeleton.joints, persons.visible > 0
     for parts, share, least in ((("eye",), _EYES, _LEAST_EYES), (("shoulder", "hip"), _TRUNK, _LEAST_TRUNK)):
         usual = total = 0
-        for left, name in enumerate(joints):
-            side, other = _SIDE.search(name), _counterpart(name)
-            is_left = side is not None and side.group().lower().startswith("l")
-            if not is_left or other not in joints or not any(part in name.lower() for part in parts):
+        for right, left in pairs_by_name(joints):
+            if not any(part in joints[left].lower() for part in parts):
                 continue
-            right = joints.index(other)
             x = persons.keypoints[seen[:, left] & seen[:, right], :, 0]
             usual, total = usual + int((x[:, left] > x[:, right]).sum()), total + len(x)
         if total >= least and usual < share * total:
@@ -155,22 +152,17 @@ def _doubts_about_sides(persons: Persons) -> list[str]:
 
 
 def doubts_about_names(skeleton: Skeleton) -> list[str]:
-    """Mirror pairs whose names are not the left and the right one of a joint."""
-    partner = {a: b for pair in skeleton.mirror_pairs for a, b in (pair, pair[::-1])}
-    wrong = []
-    for joint, name in enumerate(skeleton.joints):
-        expected = _counterpart(name)
-        if not partner or expected not in skeleton.joints:
-            continue
-        other = partner.get(joint)
-        if other is None or skeleton.joints[other] != expected:
-            got = "none" if other is None else skeleton.joints[other]
-            wrong.append(f"of {name} expected {expected}, got {got}")
-    if not wrong:
+    """Mirror pairs that the joints' names contradict, as a checkpoint or a pack may hold them, or that are missing."""
+    joints, pairs = skeleton.joints, skeleton.mirror_pairs
+    if wrong := contradiction(joints, pairs):
+        return [f"skeleton {skeleton.name!r}: mirror_pairs: {wrong}"]
+    if not (missing := missing_pairs(joints, pairs)):
         return []
+    of = f" for {2 * len(missing)} of its joints with sides" if pairs else ""
     return [
-        f"skeleton {skeleton.name!r}: {len(wrong)} joints have other partners in mirror_pairs than their names say; "
-        f"the first: {wrong[0]}"
+        f"skeleton {skeleton.name!r} has no mirror_pairs{of}, so that left joints count as left in mirrored pictures: "
+        "choose --flip 0 --flip_test false, or write into its file: mirror_pairs: "
+        f"{pairs_in_yaml(joints, [*pairs, *missing])}"
     ]
 
 
@@ -236,15 +228,3 @@ def _repeated(persons: Persons) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         again[row], elsewhere[row] = image in before, bool(before) and image not in before
         before.add(image)
     return again, elsewhere
-
-
-def _counterpart(name: str) -> str | None:
-    """The name with left for right and right for left; None if it has neither."""
-
-    def other(found: re.Match[str]) -> str:
-        word = found.group()
-        swapped = _OTHER[word.lower()]
-        return swapped.upper() if word.isupper() else swapped.title() if word[0].isupper() else swapped
-
-    swapped = _SIDE.sub(other, name)
-    return None if swapped == name else swapped

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpose.files import read_yaml
+from fastpose.skeletons.sides import contradiction
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,8 @@ def read_skeleton(path: str | PathLike[str]) -> Skeleton:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML, or a key that is missing, unknown or of other contents; names the file and the key.
+        ValueError: not YAML, or a key that is missing, unknown or of other contents, or mirror pairs that the joints'
+            names contradict; names the file and the key.
     """
     path = Path(path)
     if not path.exists():
@@ -280,9 +282,14 @@ def read_skeleton(path: str | PathLike[str]) -> Skeleton:
     for key in ("sigmas", "joint_weights"):
         fields[key] = tuple(_checked(path, contents, key, (float, int), "numbers"))
     try:
-        return Skeleton(**fields)
+        skeleton = Skeleton(**fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    # Not in Skeleton: checkpoints and packs of earlier versions may hold such pairs, of which there was only a warning,
+    # and must still load. They still get it.
+    if wrong := contradiction(joints, skeleton.mirror_pairs):
+        raise ValueError(f"{path}: mirror_pairs: {wrong}")
+    return skeleton
 
 
 def _checked(path: Path, contents: dict[str, Any], key: str, kind: type | tuple[type, ...], expected: str) -> list[Any]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fastpose.skeletons import COCO, FILES, SKELETONS, find_skeleton
@@ -122,3 +124,17 @@ def test_a_mirrored_face_is_a_face() -> None:
     placed = [(right, left) for right, left in pairs if right in x]
     assert len(placed) == len(x) // 2
     assert all(x[right] == -x[left] < 0 for right, left in placed)  # facing the camera, its right side is on the left
+
+
+def test_the_manual_lists_each_skeleton_with_its_counts_and_where_sigmas_are_from() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "skeletons.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")
+    ]
+    table = {row[0].strip("`"): row[2:] for row in rows if len(row) == 6}
+    assert tuple(table) == SKELETONS
+    for name, (joints, pairs, limbs, sigmas) in table.items():
+        skeleton = find_skeleton(name)
+        counts = [skeleton.num_joints, len(skeleton.mirror_pairs), len(skeleton.limbs)]
+        assert [int(joints), int(pairs), int(limbs)] == counts, name
+        assert (sigmas == "none published") == (not skeleton.sigmas), name

@@ -15,14 +15,15 @@ import cv2
 import numpy as np
 import pytest
 
-from fastpose import train
+from fastpose import evaluate, train
 from fastpose.data.coco.annotations import read_coco
 from fastpose.data.mpii import read_mpii
 from fastpose.data.persons import Persons
 from fastpose.data.sense import check_sense, doubts, doubts_about_names, doubts_about_splits
 from fastpose.data.synthetic import generate
-from fastpose.skeletons import COCO, MPII, Skeleton
+from fastpose.skeletons import COCO, MPII, Skeleton, read_skeleton
 from tests.helpers.persons import persons_of
+from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 WIDTH, HEIGHT = 640, 480
@@ -352,33 +353,73 @@ def test_train_ends_with_one_line_where_no_joint_is_annotated(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {expected}\n"
 
 
+EYES_AND_EARS = ("left_eye", "right_eye", "left_ear", "right_ear")
+
+
 @pytest.mark.parametrize(
     ("joints", "pairs", "message"),
     [
         (
-            ("left_eye", "right_eye", "left_ear", "right_ear"),
+            EYES_AND_EARS,
             ((0, 2), (1, 3)),
-            "of left_eye expected right_eye, got left_ear",
+            "mirror_pairs: expected [right_eye, left_eye], as the names say, got [left_eye, left_ear]",
         ),
-        (
-            ("left_eye", "right_eye", "left_ear", "right_ear"),
-            ((1, 0),),
-            "2 joints .* of left_ear expected right_ear, got none",
-        ),
-        (("lEye", "rEye", "Nose", "Chin"), ((0, 2), (1, 3)), "of lEye expected rEye, got Nose"),
-        (("Eye.L", "Eye.R", "a", "b"), ((0, 2), (1, 3)), "of Eye.L expected Eye.R, got a"),
-        (("LeftPaw", "RightPaw", "a", "b"), ((0, 2), (1, 3)), "of LeftPaw expected RightPaw, got a"),
+        (("lEye", "rEye", "Nose"), ((0, 2),), "expected [rEye, lEye], as the names say, got [lEye, Nose]"),
+        (("Eye.L", "Eye.R", "a"), ((2, 1),), 'expected ["Eye.R", "Eye.L"], as the names say, got [a, "Eye.R"]'),
+        (("LeftPaw", "RightPaw", "a"), ((0, 2),), "expected [RightPaw, LeftPaw], as the names say, got [LeftPaw, a]"),
+        (EYES_AND_EARS, (), "has no mirror_pairs, so that left joints count as left in mirrored pictures: choose"),
+        (EYES_AND_EARS, ((1, 0),), "has no mirror_pairs for 2 of its joints with sides, so that left joints count"),
         (("pawLeft", "pawRight", "bright", "b"), ((1, 0), (2, 3)), None),
         (("lower_lip", "upper_lip"), ((0, 1),), None),
         (("links", "rechts"), ((0, 1),), None),
-        (("left_eye", "right_eye"), (), None),  # of which training warns anyhow
+        (("left_eye", "right_ear", "L1", "L2"), (), None),  # nobody's counterpart is there
     ],
 )
-def test_mirror_pairs_whose_names_are_not_left_and_right_of_a_joint_are_doubted(joints, pairs, message):
+def test_mirror_pairs_that_are_missing_or_that_names_contradict_are_doubted(joints, pairs, message):
     said = doubts_about_names(Skeleton("s", joints, pairs, ()))
     assert len(said) == (message is not None)
     if message is not None:
-        assert re.search(message, said[0]), said
+        assert said[0].startswith("skeleton 's'")
+        assert message in said[0]
+
+
+@pytest.mark.parametrize(
+    ("joints", "pairs"),
+    [
+        (EYES_AND_EARS, ()),
+        (EYES_AND_EARS, ((1, 0),)),
+        (("nose: left", "nose: right", "Ohr, L", "Ohr, R", "a"), ()),
+        (("left 'eye'", "right 'eye'", "[l]", "[r]", "left #1", "right #1"), ()),
+        (("l", "r", "левый_left", "левый_right"), ()),
+    ],
+)
+def test_the_pairs_to_write_are_ready_to_paste(tmp_path, joints, pairs):
+    (doubt,) = doubts_about_names(Skeleton("s", joints, pairs, ()))
+    _, colon, written = doubt.partition("write into its file: ")
+    path = tmp_path / "s.yaml"
+    path.write_text(f"joints: {json.dumps(joints)}\n{written}\n", encoding="utf-8")
+    assert colon
+    skeleton = read_skeleton(path)
+    sided = len(joints) // 2
+    assert skeleton.mirror_pairs == tuple((2 * pair + 1, 2 * pair) for pair in range(sided))  # right, left
+    assert doubts_about_names(skeleton) == []
+
+
+def test_the_missing_pairs_are_one_warning_of_a_training_and_one_of_an_evaluation(tmp_path, caplog):
+    pytest.importorskip("jsonargparse")
+    root = write_tiny_coco(tmp_path / "data", persons=2, images=1, skeleton=Skeleton("s", EYES_AND_EARS, (), ()))
+    (tmp_path / "s.yaml").write_text(f"joints: [{', '.join(EYES_AND_EARS)}]\n")
+    recipe = {"dataset": "coco", "data_root": str(root), "skeleton": str(tmp_path / "s.yaml"), "images": "images"}
+    recipe |= {f"{split}_annotations": f"annotations/{split}.json" for split in ("train", "valid")}
+    recipe |= {"score": "pck", "size": [64, 64], "epochs": 1, "batch_size": 2, "device": "cpu"}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    assert train.main(["--recipe", str(tmp_path / "r.yaml"), "--run", str(tmp_path / "run")]) == 0
+    said = [line for record in caplog.records if "mirror" in (line := record.getMessage())]
+    assert len(said) == 1
+    assert said[0].endswith("write into its file: mirror_pairs: [[right_eye, left_eye], [right_ear, left_ear]]")
+    caplog.clear()
+    assert evaluate.main(["--checkpoint", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert [record.getMessage() for record in caplog.records if "mirror" in record.getMessage()] == said
 
 
 def test_the_well_known_skeletons_are_not_doubted():

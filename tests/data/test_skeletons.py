@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastpose import train
+from fastpose.models.network import skeleton_of
 from fastpose.skeletons import COCO, MPII, Skeleton, read_skeleton
 from tests.helpers.tiny_coco import write_tiny_coco
 
@@ -230,6 +231,14 @@ def test_joints_alone_are_a_skeleton_and_indices_are_as_good_as_names(tmp_path):
             "mirror_pairs: expected joints by name or by index below 2, got 'c'",
         ),
         ("joints: [a, b]\nmirror_pairs: [[a, 2]]", "mirror_pairs: expected joints by name or by index below 2, got 2"),
+        (
+            "joints: [left_eye, right_eye, left_ear, right_ear]\nmirror_pairs: [[left_ear, left_eye]]",
+            r"mirror_pairs: expected \[right_ear, left_ear\], as the names say, got \[left_ear, left_eye\]",
+        ),
+        (
+            "joints: [nose, l_eye, r_eye]\nmirror_pairs: [[0, 2]]",
+            r"mirror_pairs: expected \[r_eye, l_eye\], as the names say, got \[nose, r_eye\]",
+        ),
         ("joints: [a, b]\nlimbs: [[a, -1]]", "limbs: expected joints by name or by index below 2, got -1"),
         ("joints: [a, b]\nlimbs: [[a, true]]", "limbs: expected joints by name or by index below 2, got True"),
         ("joints: [a, b]\nlimbs: [[a, [b]]]", "limbs: expected joints by name or by index"),
@@ -249,6 +258,10 @@ def test_a_mistake_is_reported_with_file_and_key(tmp_path, contents, message):
     with pytest.raises(ValueError, match=message) as error:
         read_skeleton(path)
     assert str(error.value).startswith(f"{path}: ")
+
+
+def test_pairs_that_names_contradict_still_load_where_a_checkpoint_or_a_pack_holds_them():
+    assert skeleton_of({"name": "s", "joints": ("l_eye", "r_eye", "a"), "mirror_pairs": ((0, 2),), "limbs": ()})
 
 
 def test_a_missing_file_is_reported_with_its_option(tmp_path):
