@@ -91,7 +91,7 @@ class DataOptions:
     )
     synthetic_seed: int = option(0, "seed of the synthetic persons")
     score: Literal["auto", "pck"] = option(
-        "auto", "score of data in COCO's format; auto: AP, which needs sigmas; pck: PCK, with AUC, EPE and NME"
+        "auto", "score of data in COCO's format; auto: AP; pck: PCK, with AUC, EPE and NME"
     )
     category: str = option(
         "",

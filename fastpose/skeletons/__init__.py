@@ -28,7 +28,7 @@ class Skeleton:
         mirror_pairs: disjoint index pairs (right, left) that swap when an image is mirrored.
         limbs: index pairs that are joined by a line in drawings.
         sigmas: per joint, how far apart people annotate it, in units of the square root of the person's area: what
-            COCO's similarity of poses (OKS) divides distances by. Empty: not known, and then there is no AP.
+            COCO's similarity of poses (OKS) divides distances by. Empty: not known; AP then takes 0.05 for each.
         joint_weights: per joint, its weight in the loss where option `joint_weights` is on. Empty becomes all ones.
         upper_body: the joints above the hips, for half-body augmentation. Empty: not known.
 

@@ -164,7 +164,7 @@ def test_the_names_of_keypoints_are_compared_with_those_of_the_skeleton(tmp_path
     assert not caplog.records
     with pytest.raises(AnnotationError, match=r"coco\.json: its keypoints are .*: the same in another order"):
         read_named(list(reversed(COCO.joints)))
-    read_named([name.upper() for name in COCO.joints])
+    read_named([name.replace("left", "near") for name in COCO.joints])
     assert "taken for the same joints in that order" in caplog.text
 
 
@@ -652,10 +652,38 @@ def test_any_joints_in_the_format_of_coco_can_be_trained_and_scored(tmp_path, ca
     assert {len(result["keypoints"]) for result in results} == {9}
     assert json.loads((tmp_path / "out/scores.json").read_text())["coco"]["AP"] >= 0
     skeleton.write_text(THREE_YAML)
-    assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "other")]) == 1
-    assert "skeleton: AP needs the sigmas of the joints, and 'three' has none" in capsys.readouterr().err
+    capsys.readouterr()
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "other"), "--skeleton", ""]) == 1
     assert "annotation 1: keypoints must be numbers of shape [51]" in capsys.readouterr().err
+
+
+def test_without_sigmas_ap_takes_005_for_each_joint_and_says_so_beside_every_score(tmp_path, capsys, caplog):
+    bare = dataclasses.replace(THREE, sigmas=())
+    root = write_tiny_coco(tmp_path / "tiny", skeleton=bare)
+    (tmp_path / "three.yaml").write_text(THREE_YAML)
+    recipe = write_recipe(root, skeleton=str(tmp_path / "three.yaml"), epochs=1)
+    run = tmp_path / "run"
+    assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 0
+    note = "boxes: annotations, sigmas of all joints: 0.05"
+    printed = capsys.readouterr().out
+    assert printed.count(note) == 2  # of the epoch and of the table
+    assert caplog.text.count("skeleton 'three' has no sigmas: AP takes 0.05 for each joint") == 1
+    (epoch,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert epoch["coco"]["sigmas"] == json.loads((run / "summary.json").read_text())["coco"]["sigmas"] == 0.05
+    # The checkpoint holds a skeleton without sigmas, and so does a pack.
+    pack = tmp_path / "pack"
+    assert fastpose.pack.main([str(root), str(pack), "--recipe", str(recipe)]) == 0
+    for data in ([], ["--data_root", str(pack)]):
+        assert evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "out"), *data]) == 0
+        assert note in capsys.readouterr().out
+        assert json.loads((tmp_path / "out/scores.json").read_text())["coco"]["sigmas"] == 0.05
+    persons = read_coco(root / "annotations/valid.json", root / "images", (64, 64), skeleton=bare, for_evaluation=True)
+    same = dataclasses.replace(persons, skeleton=THREE)  # whose sigmas are 0.05
+    scores = np.full((len(persons), 3), 0.9)
+    moved = persons.keypoints + 3
+    values = [ApScorer(one, one.truth).score(moved, scores, np.ones(len(persons), bool)) for one in (persons, same)]
+    assert values[0] == values[1]
+    assert 0 < values[0]["AP"] < 100
 
 
 def test_a_missing_pycocotools_is_reported_before_the_training_begins(tiny, tmp_path, monkeypatch, capsys):

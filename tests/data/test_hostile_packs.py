@@ -297,6 +297,8 @@ def test_a_truth_that_no_score_can_use_is_refused(tmp_path):
         truth | {"annotations": [first | {"category_id": 7}, *others]},
         truth | {"category": 7},
         truth | {"image_numbers": [number + 1000 for number in truth["image_ids"]]},
+        truth | {"no_area": 1.5},
+        truth | {"no_box": "all"},
         truth | {"categories": [1, 2]},  # and no `category` of persons
     ):
         text = np.frombuffer(json.dumps(changed).encode(), np.uint8)

@@ -14,11 +14,12 @@ import numpy as np
 
 from fastpose.data.coco.oks import oks_nms
 from fastpose.data.persons import Persons
-from fastpose.option import OptionError
+from fastpose.skeletons import Skeleton
 
 NAMES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")  # the order of COCOeval.stats
 MAX_DETECTIONS = 20  # poses of an image that count, COCO's own
 BOX_AREA = 0.53  # a person's area, in areas of the box, where the file does not say (mmpose)
+UNKNOWN_SIGMA = 0.05  # of each joint of a skeleton without sigmas; COCO's are 0.025 to 0.107
 SEEN_JOINT = 0.2  # a joint's score from which on it counts for its person's (SimpleBaselines)
 
 
@@ -44,11 +45,13 @@ class CocoTruth(_Always, total=False):
     image_numbers: what the persons' `image_id` has for each of image_ids; absent if it is the same.
     categories: the ids of several categories. AP is then the mean over them.
     no_area: how many persons to find have no area in the file, and got 0.53 of their box; absent if none.
+    no_box: how many of them have no box in the file, and got one around their joints; absent if none.
     """
 
     image_numbers: list[int]
     categories: list[Key]
     no_area: int
+    no_box: int
 
 
 def own_ids(persons: Persons, truth: Mapping[str, Any] | None) -> list[dict[str, Key]]:
@@ -102,11 +105,8 @@ def keypoint_results(
         predictions: [N, K, 2] px.
         scores: [N, K]; persons with a score that is not finite are left out.
         truth: has the file's own ids, if `image_id` are not these or there are several categories.
-
-    Raises:
-        OptionError: the skeleton has no sigmas.
     """
-    sigmas = known_sigmas(persons)
+    sigmas = sigmas_of(persons.skeleton)
     ids = own_ids(persons, truth or {"category": category})
     group = np.stack([persons.extras["image_id"], persons.extras.get("category", np.zeros(len(persons), np.int64))])
     pose_scores = rescore(persons.extras["box_score"], scores)
@@ -142,7 +142,7 @@ def keypoint_ap(
     Args:
         truth: the annotations, see `read_coco`.
         results: at least one pose in COCO's results format, see `keypoint_results`.
-        sigmas: [K], see `Skeleton.sigmas`.
+        sigmas: [K], see `sigmas_of`.
         without_images: ids of images to leave out.
         max_detections: how many poses of an image count, those with the highest scores.
 
@@ -220,15 +220,9 @@ def ceiling(truth: CocoTruth, max_detections: int) -> Ceiling | None:
     return Ceiling(100 * float(np.mean(precision)), 100 * float(np.mean(recalls)), fullest, most)
 
 
-def known_sigmas(persons: Persons) -> tuple[float, ...]:
-    """The sigmas of the persons' joints; OptionError if the skeleton has none."""
-    if not persons.skeleton.sigmas:
-        raise OptionError(
-            "skeleton",
-            f"AP needs the sigmas of the joints, and {persons.skeleton.name!r} has none: add them to its file, or take "
-            "--score pck",
-        )
-    return persons.skeleton.sigmas
+def sigmas_of(skeleton: Skeleton) -> tuple[float, ...]:
+    """The sigmas of the skeleton's joints, or, where it has none, `UNKNOWN_SIGMA` for each."""
+    return skeleton.sigmas or (UNKNOWN_SIGMA,) * skeleton.num_joints
 
 
 def require_pycocotools() -> None:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from fastpose.data.annotation_rows import AnnotationError, as_json
 from fastpose.data.coco.ap import Key
-from fastpose.data.coco.records import read_key, read_records
+from fastpose.data.coco.records import flat_keypoints, read_key, read_records
 from fastpose.option import OptionError
 from fastpose.skeletons import Skeleton
 
@@ -23,8 +24,8 @@ def choose_categories(contents: dict[str, Any], wanted: str, skeleton: Skeleton,
     """The ids of the categories to read.
 
     Args:
-        wanted: a category's name; "all" for all that have joints; empty for the only one that has; of several the one
-            named "person".
+        wanted: a category's name; "all" for all that have joints, those that only annotations name among them; empty
+            for the only one that has; of several the one named "person".
 
     Raises:
         AnnotationError: no such category, or no choice between several; or its joints are not those of the skeleton.
@@ -39,20 +40,21 @@ def choose_categories(contents: dict[str, Any], wanted: str, skeleton: Skeleton,
     numbers = _used(contents, categories)
     chosen = _chosen(categories, numbers, wanted, skeleton, file)
     for category in chosen:
-        _check_names(categories[category], numbers[category], skeleton, file)
+        _check_names(categories.get(category, {}), numbers[category], skeleton, file)
     return chosen
 
 
 def _used(contents: dict[str, Any], categories: dict[Key, dict[str, Any]]) -> dict[Key, Counter[int]]:
-    """How many numbers the joints of each category's annotations have; of those with an annotated joint."""
+    """How many numbers the joints of each category's annotations have; of those with an annotated joint. Categories
+    that are not in the list come last."""
     numbers: dict[Key, Counter[int]] = {category: Counter() for category in categories}
     annotations = contents.get("annotations")
     for record in annotations if isinstance(annotations, list) else []:
-        joints = record.get("keypoints") if isinstance(record, dict) else None
+        joints = flat_keypoints(record.get("keypoints")) if isinstance(record, dict) else None
         if isinstance(joints, list) and any(joints[2::3]):
             category = record.get("category_id")
-            if isinstance(category, (int, float, str)) and category in numbers:
-                numbers[category][len(joints)] += 1
+            if isinstance(category, (int, float, str)):
+                numbers.setdefault(category, Counter())[len(joints)] += 1
     return numbers
 
 
@@ -66,9 +68,13 @@ def _chosen(
         if len(found := named(wanted)) != 1:
             raise OptionError("category", f"{file} has {len(found) or 'none'} named {wanted!r}, {_names(categories)}")
         return found
+    fitting = [category for category in numbers if numbers[category][3 * skeleton.num_joints]]
+    if wanted == ALL and (more := [category for category in fitting if category not in categories]):
+        log.warning("%s: annotations of category %s are read, too, which categories do not list", file, as_json(more))
+        return fitting
     if len(categories) == 1:
         return list(categories)
-    fitting = [category for category in categories if numbers[category][3 * skeleton.num_joints]]
+    fitting = [category for category in fitting if category in categories]
     fitting = fitting or [category for category, record in categories.items() if record.get("keypoints")]
     if wanted == ALL and fitting:
         return fitting
@@ -90,7 +96,13 @@ def _names(categories: dict[Key, dict[str, Any]]) -> str:
 def _check_names(category: dict[str, Any], numbers: Counter[int], skeleton: Skeleton, file: Path) -> None:
     """Compares the names of a category's joints with the skeleton's. The numbers of its annotations decide."""
     joints = category.get("keypoints")
-    if not isinstance(joints, list) or not joints or joints == list(skeleton.joints):
+    if not isinstance(joints, list) or not joints:
+        return
+    # Right Shoulder is right_shoulder.
+    listed, known = (
+        [re.sub(r"[\W_]", "", str(joint)).casefold() for joint in names] for names in (joints, skeleton.joints)
+    )
+    if listed == known:
         return
     if len(joints) != skeleton.num_joints and not numbers[3 * skeleton.num_joints]:
         raise AnnotationError(
@@ -98,7 +110,7 @@ def _check_names(category: dict[str, Any], numbers: Counter[int], skeleton: Skel
         )
     differ = f"{file}: its keypoints are {as_json(joints, 500)}, those of skeleton {skeleton.name!r} "
     differ += as_json(skeleton.joints, 500)
-    if sorted(map(str, joints)) == sorted(skeleton.joints):
+    if sorted(listed) == sorted(known):
         raise AnnotationError(f"{differ}: the same in another order")
     if len(joints) != skeleton.num_joints:
         differ += f"; its annotations have {skeleton.num_joints} joints"

@@ -47,15 +47,19 @@ class PckScorer:
         left_out = int(((self.size == 0) & persons.visible.any(axis=1)).sum())
         self.label = f"PCK@{data.pck_threshold:g}"
         self.curves: Mapping[str, str] = {"PCK": self.label, "AUC": "AUC"}
-        self.notes: Mapping[str, Any] = {
+        notes: dict[str, Any] = {
             "norm": data.pck_norm,
             "threshold": data.pck_threshold,
             "pixels": data.pck_pixels,
             "left_out": left_out,
         }
         self.note = f"by {data.pck_pixels:g} px" if data.pck_norm == "pixels" else f"by {data.pck_norm}"
+        if data.pck_norm == "box" and (no_box := (persons.truth or {}).get("no_box", 0)):
+            notes["boxes_from_joints"] = no_box
+            self.note += f", boxes of {no_box} of {len(persons)} persons around their joints"
         if left_out:
             self.note += f", {left_out} of {len(persons)} persons left out"
+        self.notes: Mapping[str, Any] = notes
 
     def needs(self, *, to_train: bool) -> None:
         persons, norm = self.persons, self.data.pck_norm

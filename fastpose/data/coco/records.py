@@ -7,6 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +82,13 @@ def read_flag(record: dict[str, Any], key: str, where: str) -> int:
     if not isinstance(value, (int, float)) or value not in (0, 1):
         raise AnnotationError(f"{where}: {key} must be 0 or 1, got {as_json(value)}")
     return int(value)
+
+
+def flat_keypoints(value: Any) -> Any:
+    """Keypoints as COCO has them, numbers in a row, where they are a list [x, y, v] for each joint; else the same."""
+    if isinstance(value, list) and value and all(isinstance(one, list) and len(one) == 3 for one in value):
+        return list(chain.from_iterable(value))
+    return value
 
 
 class Tally:

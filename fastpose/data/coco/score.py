@@ -17,13 +17,14 @@ from fastpose.data.annotation_rows import as_json
 from fastpose.data.coco.ap import (
     BOX_AREA,
     MAX_DETECTIONS,
+    UNKNOWN_SIGMA,
     CocoTruth,
     ceiling,
     keypoint_ap,
     keypoint_results,
-    known_sigmas,
     own_ids,
     require_pycocotools,
+    sigmas_of,
     to_find,
 )
 from fastpose.data.dataset import format_values
@@ -51,9 +52,15 @@ class ApScorer:
         self.truth = truth or CocoTruth(box_source="annotations", category=1, image_ids=[], annotations=[])
         notes: dict[str, Any] = {"box_source": self.truth["box_source"]}
         self.note = f"boxes: {self.truth['box_source']}"
+        if no_box := self.truth.get("no_box", 0):
+            notes["boxes_from_joints"] = no_box
+            self.note += f", those of {no_box} of {len(to_find(self.truth))} persons around their joints"
         if no_area := self.truth.get("no_area", 0):
             notes["areas_from_boxes"] = no_area
             self.note += f", areas of {no_area} of {len(to_find(self.truth))} persons: {BOX_AREA} of the box"
+        if not persons.skeleton.sigmas:
+            notes["sigmas"] = UNKNOWN_SIGMA
+            self.note += f", sigmas of all joints: {UNKNOWN_SIGMA}"
         if max_detections != MAX_DETECTIONS:
             notes["max_detections"] = max_detections
             self.note += f", {max_detections} poses an image"
@@ -63,9 +70,13 @@ class ApScorer:
     def needs(self, *, to_train: bool) -> None:
         if to_train and not self.truth["annotations"]:
             raise OptionError("valid_annotations", "AP needs annotated persons to compare with, and there are none")
-        known_sigmas(self.persons)
         if self.truth["annotations"]:
             require_pycocotools()
+            if not self.persons.skeleton.sigmas:
+                log.warning(
+                    "skeleton %r has no sigmas: AP takes %s for each joint, and only compares with AP that does, too",
+                    *(self.persons.skeleton.name, UNKNOWN_SIGMA),
+                )
         if self.truth.get("no_area"):
             log.warning(
                 "persons without an area, or with one of 0: %d of %d: AP takes %s of their box",
@@ -87,7 +98,7 @@ class ApScorer:
         values = keypoint_ap(
             self.truth,
             self.results(predictions, scores),
-            known_sigmas(self.persons),
+            sigmas_of(self.persons.skeleton),
             without_images=unread,
             max_detections=self.max_detections,
         )

@@ -135,10 +135,9 @@ def _check_truth(truth: Any, joints: int, extras: Mapping[str, NDArray[Any]]) ->
         raise ValueError("truth: expected lists for categories and image_numbers, these as many as image_ids")
     if wrong := [one for one in [truth["category"], *categories, *truth["image_ids"]] if not _is_key(one)]:
         raise ValueError(f"truth: expected numbers or texts for category and image_ids, got {wrong[0]!r}")
-    if wrong := [
-        one for one in [*numbers, truth.get("no_area", 0)] if type(one) is not int or not -(1 << 63) <= one < 1 << 63
-    ]:
-        raise ValueError(f"truth: expected whole numbers for image_numbers and no_area, got {wrong[0]!r}")
+    counts = [truth.get(name, 0) for name in ("no_area", "no_box")]
+    if wrong := [one for one in [*numbers, *counts] if type(one) is not int or not -(1 << 63) <= one < 1 << 63]:
+        raise ValueError(f"truth: expected whole numbers for image_numbers, no_area and no_box, got {wrong[0]!r}")
     for n, one in enumerate(truth["annotations"]):
         for name, count in (("bbox", 4), ("keypoints", 3 * joints)):
             values = one.get(name) if isinstance(one, dict) else None
