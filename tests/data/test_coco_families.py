@@ -214,8 +214,11 @@ def test_without_a_box_a_person_has_one_around_its_joints(
         "sigmas of all joints: 0.05"
     )
     assert pck.note == "by box, boxes of 2 of 3 persons around their joints"
-    torso = PckScorer(persons, DataOptions(dataset="coco", score="pck", pck_norm="pixels"))
-    assert "boxes_from_joints" not in torso.notes
+    one = np.ones(persons.visible.shape, np.float32)
+    table = pck.table(pck.score(persons.keypoints, one, np.ones(3, bool)))
+    assert "errors relative to the longer side of the box, made of the joints for 2 of 3 persons\n" in table
+    pixels = PckScorer(persons, DataOptions(dataset="coco", score="pck", pck_norm="pixels"))
+    assert "boxes_from_joints" not in pixels.notes
 
 
 def test_a_person_without_a_box_and_of_one_joint_is_left_out_and_reported(

@@ -112,7 +112,9 @@ class PckScorer:
         means = {self.label: "PCK", "AUC": "AUC", "EPE (px)": "EPE", "NME": "NME"}
         unknown = self.notes["left_out"]
         left_out = f", not known for {unknown} of {len(self.persons)} persons, who are left out" if unknown else ""
-        explained = f"errors relative to {self._norm()}{left_out}"
+        made = self.notes.get("boxes_from_joints")
+        of_joints = f", made of the joints for {made} of {len(self.persons)} persons" if made else ""
+        explained = f"errors relative to {self._norm()}{of_joints}{left_out}"
         parts = [format_values({shown: values[name] for shown, name in means.items()}), explained]
         joints = self.persons.skeleton.joints
         for first in range(0, len(joints), _JOINTS_PER_ROW):

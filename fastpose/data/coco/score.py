@@ -74,7 +74,7 @@ class ApScorer:
             require_pycocotools()
             if not self.persons.skeleton.sigmas:
                 log.warning(
-                    "skeleton %r has no sigmas: AP takes %s for each joint, and only compares with AP that does, too",
+                    "skeleton %r has no sigmas: AP takes %s for each joint: compare it only with AP computed so, too",
                     *(self.persons.skeleton.name, UNKNOWN_SIGMA),
                 )
         if self.truth.get("no_area"):
