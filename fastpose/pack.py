@@ -15,9 +15,9 @@ from fastpose.data.pack import Margins, Plan, is_pack, write_pack
 from fastpose.data.sense import report_doubts
 from fastpose.ending import Stopped, ends_in_one_line
 from fastpose.option import OptionError, check_at_least, option
-from fastpose.options.asked import Command, find_recipe, naming, read_recipe
-from fastpose.options.settings import DEFAULTS, Settings
-from fastpose.options.settle import settle
+from fastpose.options.asked import Command
+from fastpose.options.settings import DEFAULTS
+from fastpose.options.settle import settle_for
 from fastpose.progress import CountedProgress
 
 DESCRIPTION = """Pack a data set: of each person the region that training can ask for, at the resolution that it needs,
@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(own: PackOptions, asked: dict[str, Any]) -> int:
     """Packs both splits and prints how large the result is."""
     root, out = asked.pop("data_set"), Path(asked.pop("out"))
-    settings = settings_of(own, asked, root)
+    if is_pack(Path(root)):
+        raise OptionError("data_set", f"{root} is a pack itself; pack the data it was made from")
+    settings = settle_for(root, own.recipe, asked)
     network, augmentation = settings.network, settings.augmentation
     dataset = open_dataset(settings.data, network.size)
     splits = {"train": dataset.read("train"), "valid": dataset.read("valid")}
@@ -120,19 +122,6 @@ def data_options(data: DataOptions) -> dict[str, Any]:
     """The options that say which data are packed."""
     read = {name: value for name in DATA_READING if (value := getattr(data, name)) != DEFAULTS[name]}
     return {name: getattr(data, name) for name in DATA_FILES} | read
-
-
-def settings_of(own: PackOptions, asked: dict[str, Any], root: str) -> Settings:
-    """The settings of a training on the data in `root`: the recipe's, except what was asked for."""
-    if is_pack(Path(root)):
-        raise OptionError("data_set", f"{root} is a pack itself; pack the data it was made from")
-    file = find_recipe(own.recipe) if own.recipe else None
-    recipe = read_recipe(file) if file else {}
-    try:
-        # No network is made here.
-        return settle({**asked, "data_root": root}, recipe=recipe, instead={"synthetic_persons": 0}, trust_model=True)
-    except OptionError as error:
-        raise ValueError(naming(error, file, recipe, asked)) from error
 
 
 if __name__ == "__main__":

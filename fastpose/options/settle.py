@@ -19,6 +19,7 @@ from fastpose.models.weights import Weights
 from fastpose.ops.decode_simcc import REFINEMENTS as SIMCC_REFINEMENTS
 from fastpose.ops.decode_simcc import refinement
 from fastpose.option import OptionError
+from fastpose.options.asked import find_recipe, naming, read_recipe
 from fastpose.options.settings import DEFAULTS, FIELDS, Settings
 from fastpose.skeletons import SKELETONS
 
@@ -119,6 +120,21 @@ def settle(
     if reads_data and is_pack(Path(values["data_root"])):
         values |= _packed(values, asked, {**inherited, **(recipe or {})}, called or {})
     return Settings.of(values)
+
+
+def settle_for(root: str, recipe: str, asked: Mapping[str, Any]) -> Settings:
+    """The settings of a training on the data in `root`, for commands that make no network: those of a recipe, a name or
+    a file, or without one the defaults, except what was asked for.
+
+    Raises:
+        ValueError, OSError: see `find_recipe`, `read_recipe` and `settle`; names the recipe's file if a value is its.
+    """
+    file = find_recipe(recipe) if recipe else None
+    values = read_recipe(file) if file else {}
+    try:
+        return settle({**asked, "data_root": root}, recipe=values, trust_model=True)
+    except OptionError as error:
+        raise ValueError(naming(error, file, values, asked)) from error
 
 
 def _head_and_targets(level: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
