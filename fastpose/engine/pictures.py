@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a run: curves, predictions (the paper's figure 3) and heatmaps (its figure 4), from arrays."""
+"""Pictures, from arrays. Of a run: curves, predictions (the paper's figure 3) and heatmaps (its figure 4); of a data
+set: a sheet of what a network is fed, see `sheet.py`."""
 
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +22,8 @@ from fastpose.skeletons import Skeleton
 PREDICTION = "#1f6fff"
 GROUND_TRUTH = "#ffd21f"
 OTHER = "#8a8f98"
+LEFT, RIGHT, MIDDLE = "#ff3d9a", "#2f9bff", "#fae63c"  # joints by the person's own side
+_CALLED_LEFT = re.compile(r"(?i:left)|(?<![A-Za-z])[lL](?![a-z])|(?<=[a-z])L(?![A-Za-z])")
 MAPS = 32  # heatmaps in one picture: with a whole body's 308 joints it would have 290 million pixels
 
 
@@ -88,7 +93,7 @@ def draw_predictions(path: Path, people: Sequence[Person], skeleton: Skeleton) -
         axes.imshow(person.picture)
         draw_skeleton(axes, person.truth, person.annotated, skeleton, GROUND_TRUTH, width=3.0)
         draw_skeleton(axes, person.predicted, np.ones(len(person.predicted), bool), skeleton, PREDICTION, width=1.8)
-        _frame(axes, h, w)
+        frame(axes, h, w)
     legend = [
         Line2D([], [], color=color, marker="o", label=label)
         for color, label in ((PREDICTION, "prediction"), (GROUND_TRUTH, "ground truth"))
@@ -130,22 +135,14 @@ def draw_heatmaps(
     axes = figure.add_subplot(grid[:, :lines])
     axes.imshow(picture)
     draw_skeleton(axes, points, np.ones(len(points), bool), skeleton, PREDICTION, width=2.5)
-    _frame(axes, height, width)
+    frame(axes, height, width)
     axes.set_title("final pose")
-    # Heatmap pixel i is centred on picture pixel step * i; with udp the last one is where the box ends.
-    step_x, step_y = width / (heatmaps.shape[2] - udp), height / (heatmaps.shape[1] - udp)
-    extent = (-step_x / 2, width + (udp - 0.5) * step_x, height + (udp - 0.5) * step_y, -step_y / 2)
-    grey = picture.mean(axis=2) / 255.0
     for number, joint in enumerate(drawn):
         heatmap, name, score = heatmaps[joint], skeleton.joints[joint], scores[joint]
         axes = figure.add_subplot(grid[number // columns, lines + number % columns])
-        shown = np.clip(heatmap / max(float(heatmap.max()), 1e-6), 0, 1)
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=1.4)
-        axes.imshow(
-            shown, cmap="inferno", alpha=0.25 + 0.65 * shown, extent=extent, interpolation="bilinear", vmin=0, vmax=1
-        )
-        _frame(axes, height, width)
-        axes.set_title(f"{name.replace('_', ' ')}  {score:.2f}", fontsize=9)
+        draw_map(axes, picture, heatmap, udp=udp)
+        # A name is a stranger's, and with two dollar signs it would be a formula.
+        axes.set_title(f"{name.replace('_', ' ')}  {score:.2f}", fontsize=9, parse_math=False)
     _save(figure, path)
 
 
@@ -157,27 +154,71 @@ def draw_pose(path: Path, picture: np.ndarray, poses: np.ndarray, skeleton: Skel
     axes.imshow(picture)
     for joints in poses:
         draw_skeleton(axes, joints, np.ones(len(joints), bool), skeleton, PREDICTION, width=3.0)
-    _frame(axes, height, width)
+    frame(axes, height, width)
     _save(figure, path)
 
 
 def draw_skeleton(
-    axes: Axes, points: np.ndarray, shown: np.ndarray, skeleton: Skeleton, color: str, *, width: float
+    axes: Axes, points: np.ndarray, shown: np.ndarray, skeleton: Skeleton, color: str | Sequence[str], *, width: float
 ) -> None:
-    """Draws limbs and joints, [K, 2] in pixels of the axes, of those joints that are `shown` (bool [K])."""
+    """Draws limbs and joints, [K, 2] in pixels of the axes, of those joints that are `shown` (bool [K]).
+
+    `color`: of all of them, or one for each joint. A limb between two colours has that of the joint which is no
+    `MIDDLE`, and between two sides `MIDDLE`.
+    """
+    colors = [color] * len(points) if isinstance(color, str) else color
     for a, b in skeleton.limbs:
         if shown[a] and shown[b]:
-            axes.plot(*points[[a, b]].T, color=color, linewidth=width, solid_capstyle="round", alpha=0.85)
+            sides = {colors[a], colors[b]} - {MIDDLE}
+            of_limb = sides.pop() if len(sides) == 1 else MIDDLE
+            axes.plot(*points[[a, b]].T, color=of_limb, linewidth=width, solid_capstyle="round", alpha=0.85)
     x, y = points[shown].T
-    axes.scatter(x, y, s=(2.6 * width) ** 2 / 2, color=color, edgecolors="black", linewidths=0.5, zorder=3)
+    drawn = [color for color, is_shown in zip(colors, shown, strict=True) if is_shown]
+    axes.scatter(x, y, s=(2.6 * width) ** 2 / 2, color=drawn, edgecolors="black", linewidths=0.5, zorder=3)
+
+
+def side_colors(skeleton: Skeleton) -> list[str]:
+    """A colour for each joint: LEFT, RIGHT or, if it is in no mirror pair, MIDDLE.
+
+    A pair is (right, left), but a file may have them the other way round: where one joint is called left, it is.
+    """
+    colors = [MIDDLE] * skeleton.num_joints
+    for pair in skeleton.mirror_pairs:
+        called = [bool(_CALLED_LEFT.search(skeleton.joints[joint])) for joint in pair]
+        right, left = pair[::-1] if called == [True, False] else pair
+        colors[right], colors[left] = RIGHT, LEFT
+    return colors
+
+
+def draw_map(axes: Axes, picture: np.ndarray, heatmap: np.ndarray, *, udp: bool) -> None:
+    """A heatmap, [h / s, w / s], over its picture, uint8 [h, w, 3], in grey. `udp`: see draw_heatmaps."""
+    height, width = picture.shape[:2]
+    # Heatmap pixel i is centred on picture pixel step * i; with udp the last one is where the box ends.
+    step_x, step_y = width / (heatmap.shape[1] - udp), height / (heatmap.shape[0] - udp)
+    extent = (-step_x / 2, width + (udp - 0.5) * step_x, height + (udp - 0.5) * step_y, -step_y / 2)
+    shown = np.clip(heatmap / max(float(heatmap.max()), 1e-6), 0, 1)
+    axes.imshow(picture.mean(axis=2) / 255.0, cmap="gray", vmin=0, vmax=1.4)
+    axes.imshow(
+        shown, cmap="inferno", alpha=0.25 + 0.65 * shown, extent=extent, interpolation="bilinear", vmin=0, vmax=1
+    )
+    frame(axes, height, width)
+
+
+def encoded(figure: Figure, kind: str, *, dpi: int = 110) -> bytes:
+    """The figure as a file of that kind, "png" or "jpg"."""
+    picture = io.BytesIO()
+    quality = {"quality": 88} if kind == "jpg" else {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # in whatever script names are
+        figure.savefig(picture, dpi=dpi, format=kind, pil_kwargs=quality)
+    return picture.getvalue()
+
+
+def frame(axes: Axes, height: int, width: int) -> None:
+    """Limits the axes to a picture of that size."""
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    axes.axis("off")
 
 
 def _save(figure: Figure, path: Path) -> None:
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, format=path.suffix.removeprefix("."))
-    write_bytes(path, picture.getvalue())
-
-
-def _frame(axes: Axes, height: int, width: int) -> None:
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    axes.axis("off")
+    write_bytes(path, encoded(figure, path.suffix.removeprefix(".")))
