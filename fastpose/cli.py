@@ -16,6 +16,7 @@ VERBS = {
     "predict": "find the joints of persons in pictures",
     "export": "write a network as ONNX or torch.export program, pixels in, points out",
     "pack": "cut a data set's persons out, into a few files that load quickly",
+    "view": "draw what a network is fed, with joints and targets over it",
     "synthetic": "generate a data set of drawn persons",
     "models": "parameters and GFLOPs of both heads side by side",
     "doctor": "print what was built, what was found and what is missing",

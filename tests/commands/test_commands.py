@@ -1168,7 +1168,7 @@ def test_the_script_lists_its_verbs_and_refuses_others(capsys):
     assert "GFLOPs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "export", "pack"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "export", "pack", "view"])
 def test_without_jsonargparse_a_command_names_it(verb, monkeypatch):
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     with pytest.raises(SystemExit) as ended:

@@ -126,7 +126,11 @@ def test_commands_and_options_that_a_page_shows_exist(page: str, options: dict[s
 
 
 @pytest.mark.parametrize(
-    "page", ["training.md", "names.md", "data.md", "checkpoints.md", "scores.md", "encodings.md", "skeletons.md"]
+    "page",
+    [
+        *("training.md", "names.md", "data.md", "viewing.md", "checkpoints.md"),
+        *("scores.md", "encodings.md", "skeletons.md"),
+    ],
 )
 def test_options_that_the_manual_names_exist(page: str, options: dict[str, set[str]]) -> None:
     known = set.union(*options.values())
