@@ -166,8 +166,8 @@ def _draw_person(
     """Draws a person's panels with their upper left corner at (left, up), pixels."""
     axes = _panel(figure, layout, left, up)
     axes.imshow(person.picture)
-    colors, line = side_colors(skeleton), 1.1 if skeleton.num_joints > 40 else 1.9
-    draw_skeleton(axes, person.points, person.annotated, skeleton, colors, width=line)
+    line = (1.1 if skeleton.num_joints > 40 else 1.9) * min(1.0, max(layout.width, layout.height) / 200)
+    draw_skeleton(axes, person.points, person.annotated, skeleton, side_colors(skeleton), width=line)
     height, width = person.picture.shape[:2]
     frame(axes, height, width)
     if names:
