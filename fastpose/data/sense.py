@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from fastpose.data.findings import Finding
 from fastpose.data.images import BadImageError, image_size
 from fastpose.data.persons import Persons
 from fastpose.skeletons import Skeleton
@@ -56,23 +57,30 @@ def report_doubts(splits: Mapping[str, Persons]) -> None:
     for doubt in doubts_about_names(next(iter(splits.values())).skeleton):
         log.warning("%s", doubt)
     if len(splits) > 1:
-        for doubt in doubts_about_splits(splits["train"], splits["valid"]):
-            log.warning("%s", doubt)
+        for about_both in doubts_about_splits(splits["train"], splits["valid"]):
+            log.warning("%s", about_both)
 
 
-def doubts(persons: Persons) -> list[str]:
-    """What makes no sense in annotations, a sentence each, with how many and the first; empty if all is well.
+def doubts(persons: Persons, sizes: NDArray[np.float64] | None = None) -> list[Finding]:
+    """What makes no sense in annotations, with how many and the first; empty if all is well.
 
-    Persons without any joint are a doubt where others have some: a detector's boxes have none. Sizes of images are read
-    from the headers of up to 1,000 of them; a pack has none.
+    Persons without any joint are a doubt where others have some: a detector's boxes have none.
+
+    Args:
+        persons: N persons on M images.
+        sizes: (width, height) of the images, [M, 2], NaN where it is not known; None: read from the headers of up to
+            1,000 of them; a pack has none.
     """
     everyone = len(persons)
-    persons = persons.select(np.flatnonzero(persons.visible.any(axis=1)))
-    if not len(persons):
+    annotated_rows = np.flatnonzero(persons.visible.any(axis=1))
+    if not len(annotated_rows):
         return []
+    size = (_sizes(persons) if sizes is None else sizes)[persons.image_index][annotated_rows]  # [N, 2]
+    persons = persons.select(annotated_rows)
     found = []
-    if len(persons) < everyone:
-        found.append(f"{everyone - len(persons):,} of {everyone:,} persons have no annotated joint")
+    if missing := everyone - len(persons):
+        what = f"{missing:,} of {everyone:,} persons have no annotated joint"
+        found.append(Finding("person_without_joints", what, missing, everyone))
     seen = persons.visible > 0  # [N, J]
     points = persons.keypoints.astype(np.float64)
     low = np.where(seen[..., None], points, np.inf).min(axis=1)
@@ -80,57 +88,69 @@ def doubts(persons: Persons) -> list[str]:
     extent, side = (high - low).max(axis=1), 200.0 * persons.scale.max(axis=1).astype(np.float64)
     annotated, joints = seen.sum(axis=1), seen.shape[1]
     whole = annotated >= max(3, joints / 2)
-    sizes = _sizes(persons)[persons.image_index]  # [N, 2]
 
-    def note(wrong: NDArray[np.bool_], what: str, more: Callable[[int], str] = lambda row: "") -> None:
+    def note(code: str, wrong: NDArray[np.bool_], what: str, more: Callable[[int], str] = lambda row: "") -> None:
         """Adds `what`, if it is true of anybody: `wrong` is [N, J] of joints or [N] of persons."""
         if not wrong.any():
             return
         row = int(np.argwhere(wrong)[0][0])
-        total, kind, place = len(persons), "persons", ""
+        count, total, kind, place = int(np.count_nonzero(wrong)), len(persons), "persons", ""
         if wrong.ndim == 2:
             joint = int(np.argmax(wrong[row]))
             x, y = points[row, joint]
-            total, kind, place = seen.sum(), "joints", f", {persons.skeleton.joints[joint]} at ({x:g}, {y:g})"
-        first = f"{_person(persons, row)}{place}{more(row)}"
-        found.append(f"{np.count_nonzero(wrong):,} of {total:,} {kind} {what}; the first: {first}")
+            total, kind, place = int(seen.sum()), "joints", f", {persons.skeleton.joints[joint]} at ({x:g}, {y:g})"
+        found.append(
+            Finding(
+                code, f"{count:,} of {total:,} {kind} {what}", count, total, *_person(persons, row), place + more(row)
+            )
+        )
 
     def box(row: int) -> str:
         (x, y), (w, h) = persons.center[row], 200.0 * persons.scale[row]
         return f", box of {w:g} x {h:g} px about ({x:g}, {y:g})"
 
     tiny = (annotated >= min(2, joints)) & (np.maximum(-low, high).max(axis=1) <= 2)
-    note(tiny, "have all joints within 2 px of the image's corner: are coordinates divided by its size?")
-    corner = seen & (points <= 0).all(axis=2) & ~tiny[:, None]
-    note(corner, "are annotated at the image's corner (0, 0) or beyond: are these missing ones?")
-    beyond = np.maximum(-points, points - (sizes[:, None] - 1)).max(axis=2)
-    outside = seen & (beyond > _OUTSIDE * sizes.max(axis=1)[:, None])  # never of a size that is NaN
     note(
+        "joints_in_corner",
+        tiny,
+        "have all joints within 2 px of the image's corner: are coordinates divided by its size?",
+    )
+    corner = seen & (points <= 0).all(axis=2) & ~tiny[:, None]
+    note("joint_at_corner", corner, "are annotated at the image's corner (0, 0) or beyond: are these missing ones?")
+    beyond = np.maximum(-points, points - (size[:, None] - 1)).max(axis=2)
+    outside = seen & (beyond > _OUTSIDE * size.max(axis=1)[:, None])  # never of a size that is NaN
+    note(
+        "joint_far_outside_image",
         outside,
         "lie outside their image, by more than a tenth of it",
-        lambda row: f", in {sizes[row, 0]:g} x {sizes[row, 1]:g} px",
+        lambda row: f", in {size[row, 0]:g} x {size[row, 1]:g} px",
     )
     distance = np.abs(points - persons.center[:, None]).max(axis=2) / side[:, None]
     far = seen & (distance > _FAR) & ~outside & ~tiny[:, None]
-    note(far, f"are more than {_FAR:g} box sides from the middle of their person's box", box)
+    note("joint_far_from_box", far, f"are more than {_FAR:g} box sides from the middle of their person's box", box)
     beside = seen & (distance > _BESIDE) & ~outside & ~tiny[:, None] & ~far
     if beside.sum() >= _MANY_BESIDE * seen.sum() and beside.any(axis=1).sum() >= _FEW:
-        note(beside, "lie outside their person's box", box)
+        note("joints_beside_box", beside, "lie outside their person's box", box)
     together = (annotated >= 3) & (extent == 0) & ~tiny
-    note(together, "have all joints at one place")
-    huge = (whole & (extent < _HUGE_BOX * side) & ~tiny & ~together) | (side > _HUGE_IN_IMAGE * sizes.max(axis=1))
-    note(huge, "have boxes many times as large as their joints or their image", box)
+    note("joints_at_one_place", together, "have all joints at one place")
+    huge = (whole & (extent < _HUGE_BOX * side) & ~tiny & ~together) | (side > _HUGE_IN_IMAGE * size.max(axis=1))
+    note("box_too_large", huge, "have boxes many times as large as their joints or their image", box)
     again, elsewhere = _repeated(persons)
-    note(again, "are there twice, with the same joints on the same image")
-    note(elsewhere, "have the very joints of a person on another image")
+    note("person_twice", again, "are there twice, with the same joints on the same image")
+    note("person_on_other_image", elsewhere, "have the very joints of a person on another image")
 
     # Corners x1 y1 x2 y2 read as x y w h make boxes that reach too far to the right and down.
     good = whole & ~(tiny | together | huge | (corner | outside | far).any(axis=1))
     shift = (persons.center - (low + high) / 2) / side[:, None]
     shifted, opposite = (good & (sign * shift > _SHIFTED).all(axis=1) for sign in (1, -1))
     if shifted.sum() >= max(_FEW, _MANY_SHIFTED * good.sum(), 5 * opposite.sum()):
-        note(shifted, "have boxes to the right of and below their joints: are they x1 y1 x2 y2, not x y w h?", box)
-    return found + _doubts_about_sides(persons)
+        note(
+            "box_of_corners",
+            shifted,
+            "have boxes to the right of and below their joints: are they x1 y1 x2 y2, not x y w h?",
+            box,
+        )
+    return found + [Finding("sides_exchanged_in_split", text) for text in _doubts_about_sides(persons)]
 
 
 def _doubts_about_sides(persons: Persons) -> list[str]:
@@ -166,16 +186,17 @@ def doubts_about_names(skeleton: Skeleton) -> list[str]:
     ]
 
 
-def doubts_about_splits(train: Persons, valid: Persons) -> list[str]:
+def doubts_about_splits(train: Persons, valid: Persons) -> list[Finding]:
     """Images and persons that are in both splits, and joints that only one of them has."""
     found = []
     shared = set(train.image_paths) & set(valid.image_paths)
     if shared:
-        first = next(path for path in valid.image_paths if path in shared)
-        found.append(
+        first = next(row for row in range(len(valid)) if valid.image_paths[valid.image_index[row]] in shared)
+        what = (
             f"{len(shared):,} of {len(valid.image_paths):,} validation images are training images too, so that the "
-            f"score says little about others; the first: {first}"
+            "score says little about others"
         )
+        found.append(Finding("image_in_both_splits", what, len(shared), len(valid.image_paths), *_person(valid, first)))
     known = {key for key in _keys(train) if key is not None}
     rows = [
         row
@@ -183,20 +204,20 @@ def doubts_about_splits(train: Persons, valid: Persons) -> list[str]:
         if key in known and valid.image_paths[valid.image_index[row]] not in shared
     ]
     if rows:
-        found.append(
-            f"{len(rows):,} of {len(valid):,} validation persons have the very joints of a training person; the first: "
-            f"{_person(valid, rows[0])}"
-        )
+        what = f"{len(rows):,} of {len(valid):,} validation persons have the very joints of a training person"
+        found.append(Finding("person_in_both_splits", what, len(rows), len(valid), *_person(valid, rows[0])))
     if train.skeleton.joints == valid.skeleton.joints:
         untaught = (valid.visible > 0).any(axis=0) & ~(train.visible > 0).any(axis=0)
         if untaught.any():
             names = ", ".join(np.array(train.skeleton.joints)[untaught].tolist())
-            found.append(f"annotated in the validation data and nowhere in the training data: {names}")
+            what = f"annotated in the validation data and nowhere in the training data: {names}"
+            found.append(Finding("joint_never_trained", what, int(untaught.sum()), train.skeleton.num_joints))
     return found
 
 
-def _person(persons: Persons, row: int) -> str:
-    return f"row {persons.source_row[row]}, {persons.image_paths[persons.image_index[row]].name}"
+def _person(persons: Persons, row: int) -> tuple[int, str]:
+    """`row` and `image` of a `Finding`."""
+    return int(persons.source_row[row]), persons.image_paths[persons.image_index[row]].name
 
 
 def _sizes(persons: Persons) -> NDArray[np.float64]:
