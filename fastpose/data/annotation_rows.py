@@ -230,7 +230,8 @@ def persons_from_rows(
     skeleton: Skeleton,
     reading: Reading = AS_STORED,
 ) -> Persons:
-    """Checks every image once and stacks the rows. Logs what `warn_of_surprises` finds in the images.
+    """Checks every image once and stacks the rows. Logs what `warn_of_surprises` finds in the images, unless they may
+    be elsewhere (``missing_images="keep"``).
 
     A name that is relative and has no ``..`` is inside ``images`` wherever links lead: whoever has the folder made
     them. Others are inside if they lead there.
@@ -272,7 +273,8 @@ def persons_from_rows(
         extras={name: np.stack([row.extras[name] for row in kept]) for name in shared},
         reading=reading,
     )
-    warn_of_surprises(persons.image_paths, reading, file)
+    if missing_images != "keep":  # whoever keeps them looks at the images
+        warn_of_surprises(persons.image_paths, reading, file)
     return persons
 
 

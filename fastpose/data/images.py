@@ -314,7 +314,7 @@ def warn_of_surprises(paths: Sequence[os.PathLike[str]], reading: Reading, sourc
             "stored, not as viewers show them; if the annotations are for what viewers show: --exif upright",
             *(source, len(turns), len(looked_at), printable(turns[0][0]), turns[0][1]),
         )
-    few = [(path, levels) for path in deep if (levels := _levels_left(path, reading)) is not None]
+    few = [(path, levels) for path in deep if (levels := levels_left(path, reading)) is not None]
     if few:
         log.warning(
             "%s: %d of %d pictures with 16 bits looked at keep fewer than %d of 256 grey levels (the first: %s, %d): "
@@ -323,7 +323,7 @@ def warn_of_surprises(paths: Sequence[os.PathLike[str]], reading: Reading, sourc
         )
 
 
-def _levels_left(path: os.PathLike[str], reading: Reading) -> int | None:
+def levels_left(path: os.PathLike[str], reading: Reading) -> int | None:
     """The grey levels of a picture of 16 bits of which the upper 8 are read, if few are left of more."""
     try:
         kept, stretched = (len(np.unique(read_image(path, 1, r))) for r in (reading, replace(reading, stretch=True)))

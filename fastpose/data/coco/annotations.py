@@ -106,7 +106,8 @@ def read_coco(
             these boxes, without joints, for evaluation. Other categories, images that are not in ``annotations``, empty
             boxes, and sides and scores below 0 are left out; how many, is logged.
         missing_images: "error", or "drop" to leave out the persons whose image is not there, and the image from the
-            evaluation, or "keep" for pictures that a source finds elsewhere; then ``images`` need not exist.
+            evaluation, or "keep" for pictures that a source finds elsewhere; then ``images`` need not exist, and the
+            sizes of images are not compared: the persons have what the file says of them.
         for_evaluation: keep what COCO's evaluation compares with (``truth``). Detections are always for evaluation.
         box_sides: keep what PCK may be measured by.
         reading: how the image files become the pixels that the annotations are for.
@@ -118,9 +119,10 @@ def read_coco(
     Returns:
         The persons, with these extras: ``image_id``, int64 [N], COCO's number of the image, or if not all ids are
         numbers of 64 bits its place in ``images``, from 1; ``box_score``, float32 [N], how sure a detector was of the
-        box, 1 for annotated ones; with box_sides ``box_side``, float32 [N], the longer
-        side of the box as the file has it, px; of several categories ``category``, int64 [N], which of
-        ``truth["categories"]`` it is of.
+        box, 1 for annotated ones; with box_sides ``box_side``, float32 [N], the longer side of the box as the file has
+        it, px; of several categories ``category``, int64 [N], which of ``truth["categories"]`` it is of; with
+        missing_images="keep" ``box``, float32 [N, 4], x y w h as the file has them, and ``image_size``, float32 [N, 2],
+        the image's (width, height), 0 where the file does not say them.
 
     Raises:
         AnnotationError: a file does not have what it should; names file and annotation. Whether images have the size
@@ -136,7 +138,8 @@ def read_coco(
     categories = choose_categories(contents, category, skeleton, file)
     pictures = Pictures(contents, file, root, reading)
     aspect = size[1] / size[0]
-    found = _read_annotations(contents, categories, pictures, skeleton, aspect, file, visibility)
+    as_in_file = missing_images == "keep"
+    found = _read_annotations(contents, categories, pictures, skeleton, aspect, file, visibility, as_in_file)
     rows, source = found.rows, file
     if detections is not None:
         source = Path(detections)
@@ -155,7 +158,8 @@ def read_coco(
     if not box_sides:
         kept = {name: array for name, array in persons.extras.items() if name != "box_side"}
         persons = dataclasses.replace(persons, extras=kept)
-    _check_sizes(persons, pictures, file)
+    if not as_in_file:
+        _check_sizes(persons, pictures, file)
     if not for_evaluation and detections is None:
         return persons
     there = [i for i in pictures.numbers if missing_images != "drop" or _is_there(pictures.file_of(i))]
@@ -235,6 +239,7 @@ def _read_annotations(
     aspect: float,
     file: Path,
     visibility: Visibility,
+    as_in_file: bool,
 ) -> _Annotations:
     left_out, usual, boxless = Tally(), Tally(), Tally()
     found = _on_images(contents, categories, pictures, skeleton.num_joints, file, left_out, usual)
@@ -268,7 +273,14 @@ def _read_annotations(
             (usual if reason in _USUAL else left_out).add(reason, where, **fields)
         else:
             picture, kind = pictures[image], categories.index(record["category_id"])
-            extras = {"image_id": np.int64(picture.number), "box_score": np.float32(1), "box_side": sides[i]}
+            extras: dict[str, Any] = {
+                "image_id": np.int64(picture.number),
+                "box_score": np.float32(1),
+                "box_side": sides[i],
+            }
+            if as_in_file:
+                size = [0 if math.isinf(side) else side for side in (picture.width, picture.height)]
+                extras |= {"box": boxes[i].astype(np.float32), "image_size": np.array(size, np.float32)}
             rows.append(
                 PersonRow(
                     where=where,
@@ -302,7 +314,8 @@ def _read_annotations(
             boxless.add("persons without bbox, who get one around their joints", where, bbox=box)
     if boxless:
         log.warning("%s: %s", file, boxless)
-    log.info("%s: %d of %d annotations are persons with joints and a box", file, len(rows), len(annotations))
+    others = f"; left out, as in every file: {usual}" if usual else ""
+    log.info("%s: %d of %d annotations are persons with joints and a box%s", file, len(rows), len(annotations), others)
     return _Annotations(annotations, rows, left_out, usual, no_area, no_box)
 
 
