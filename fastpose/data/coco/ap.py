@@ -46,12 +46,14 @@ class CocoTruth(_Always, total=False):
     categories: the ids of several categories. AP is then the mean over them.
     no_area: how many persons to find have no area in the file, and got 0.53 of their box; absent if none.
     no_box: how many of them have no box in the file, and got one around their joints; absent if none.
+    crowd_index: how crowded each of image_ids is, see `crowd_ap`; CrowdPose alone has it.
     """
 
     image_numbers: list[int]
     categories: list[Key]
     no_area: int
     no_box: int
+    crowd_index: list[float]
 
 
 def own_ids(persons: Persons, truth: Mapping[str, Any] | None) -> list[dict[str, Key]]:
@@ -133,6 +135,7 @@ def keypoint_ap(
     *,
     without_images: Collection[Key] = (),
     max_detections: int = MAX_DETECTIONS,
+    areas: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """COCO's AP and AR for poses, in percent, by pycocotools.
 
@@ -145,6 +148,8 @@ def keypoint_ap(
         sigmas: [K], see `sigmas_of`.
         without_images: ids of images to leave out.
         max_detections: how many poses of an image count, those with the highest scores.
+        areas: of each pose, square px, by which poses of nobody count in APM, APL, ARM and ARL; None: that of the box
+            around its joints.
 
     Returns:
         AP, AP50, AP75, APM, APL, AR, AR50, AR75, ARM, ARL; NaN if nobody (of that size) is annotated.
@@ -177,7 +182,11 @@ def keypoint_ap(
             "annotations": [one | {"id": number} for number, one in enumerate(known, 1)],
         }
         annotated.createIndex()
-        evaluation = COCOeval(annotated, annotated.loadRes([numbered(one) for one in results]), "keypoints")
+        poses = [numbered(one) for one in results]
+        found = annotated.loadRes(poses)  # gives each of them an area
+        for pose, area in zip(poses, areas or (), strict=areas is not None):
+            pose["area"] = area
+        evaluation = COCOeval(annotated, found, "keypoints")
         parameters = evaluation.params
         parameters.kpt_oks_sigmas = np.array(sigmas, np.float64)
         parameters.maxDets = [max_detections]

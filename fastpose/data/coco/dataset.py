@@ -12,7 +12,7 @@ from fastpose.data.coco.annotations import read_coco
 from fastpose.data.coco.ap import CocoTruth
 from fastpose.data.coco.pck_score import PckScorer
 from fastpose.data.coco.records import Visibility
-from fastpose.data.coco.score import ApScorer
+from fastpose.data.coco.score import ApScorer, Measure
 from fastpose.data.dataset import DataOptions, Scorer, Split
 from fastpose.data.persons import Persons
 from fastpose.files import check_is_file
@@ -28,7 +28,7 @@ class Coco:
         "images": "train2017",
         "valid_images": "val2017",
     }
-    joints: ClassVar[Skeleton] = COCO
+    joints: ClassVar[str] = COCO.name
     any_joints: ClassVar[bool] = True
     input_size: ClassVar[tuple[int, int]] = (256, 192)
     fits_boxes: ClassVar[bool] = True
@@ -80,8 +80,8 @@ def read_split(
     )
 
 
-def scorer_of(persons: Persons, data: DataOptions) -> Scorer:
-    """The score that the options choose for persons of `read_split`: AP or PCK."""
+def scorer_of(persons: Persons, data: DataOptions, measure: Measure | None = None) -> Scorer:
+    """The score that the options choose for persons of `read_split`: AP, COCO's or by another measure, or PCK."""
     if data.score == "pck":
         return PckScorer(persons, data)
-    return ApScorer(persons, cast("CocoTruth | None", persons.truth), data.max_detections)
+    return ApScorer(persons, cast("CocoTruth | None", persons.truth), data.max_detections, measure)

@@ -7,9 +7,9 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,21 +34,44 @@ from fastpose.option import OptionError
 
 log = logging.getLogger(__name__)
 
+_VALUES_PER_ROW = 10  # of the table for people: as many as COCO has
+
+
+class Measure(NamedTuple):
+    """What a data set's own AP is, where it is not COCO's.
+
+    name: its key in the files of a run. ap: called as `keypoint_ap` is. written: a result as the data set's files have
+    it, of one that COCO's have.
+    """
+
+    name: str
+    ap: Callable[..., dict[str, float]]
+    written: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
 
 class ApScorer:
-    """COCO's AP and AR over the images that could be read, see `keypoint_ap`.
+    """COCO's AP and AR over the images that could be read, see `keypoint_ap`, or a measure of the same arguments.
 
     Args:
         persons: N persons of `read_coco`.
         truth: what they are compared with; None for those to train on: nothing.
         max_detections: how many poses of an image count.
+        measure: the AP, with AP and AP50 among its values; None: COCO's.
     """
 
-    name, main, label = "coco", "AP", "AP"
+    main, label = "AP", "AP"
     curves: Mapping[str, str] = {"AP": "AP", "AP50": "AP50"}
 
-    def __init__(self, persons: Persons, truth: CocoTruth | None, max_detections: int = MAX_DETECTIONS) -> None:
+    def __init__(
+        self,
+        persons: Persons,
+        truth: CocoTruth | None,
+        max_detections: int = MAX_DETECTIONS,
+        measure: Measure | None = None,
+    ) -> None:
         self.persons, self.max_detections = persons, max_detections
+        self.measure = measure or Measure("coco", keypoint_ap)
+        self.name = self.measure.name
         self.truth = truth or CocoTruth(box_source="annotations", category=1, image_ids=[], annotations=[])
         notes: dict[str, Any] = {"box_source": self.truth["box_source"]}
         self.note = f"boxes: {self.truth['box_source']}"
@@ -95,7 +118,7 @@ class ApScorer:
         unread = {
             ids["image_id"] for ids, read in zip(own_ids(self.persons, self.truth), seen, strict=True) if not read
         }
-        values = keypoint_ap(
+        values = self.measure.ap(
             self.truth,
             self.results(predictions, scores),
             sigmas_of(self.persons.skeleton),
@@ -114,12 +137,17 @@ class ApScorer:
         return self._results_of[1]
 
     def table(self, values: Mapping[str, float] | None) -> str:
-        return f"{format_values(values)}\n{self.note}" if values else "no annotations, no AP: predictions only"
+        if not values:
+            return "no annotations, no AP: predictions only"
+        cells = list(values.items())
+        starts = range(0, len(cells), _VALUES_PER_ROW)
+        return "\n".join([*(format_values(dict(cells[at : at + _VALUES_PER_ROW])) for at in starts), self.note])
 
     def write(self, folder: Path, predictions: np.ndarray, scores: np.ndarray) -> Path:
         """Writes keypoints_results.json; a person whose image could not be read is absent."""
         path = folder / "keypoints_results.json"
-        write_text(path, json.dumps(self.results(predictions, scores), allow_nan=False))
+        results = [self.measure.written(one) for one in self.results(predictions, scores)]
+        write_text(path, json.dumps(results, allow_nan=False))
         return path
 
     def fingerprint(self) -> str:

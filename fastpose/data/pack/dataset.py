@@ -138,6 +138,9 @@ def _check_truth(truth: Any, joints: int, extras: Mapping[str, NDArray[Any]]) ->
     counts = [truth.get(name, 0) for name in ("no_area", "no_box")]
     if wrong := [one for one in [*numbers, *counts] if type(one) is not int or not -(1 << 63) <= one < 1 << 63]:
         raise ValueError(f"truth: expected whole numbers for image_numbers, no_area and no_box, got {wrong[0]!r}")
+    crowded = truth.get("crowd_index", numbers)
+    if type(crowded) is not list or len(crowded) != len(numbers) or not all(map(_is_number, crowded)):
+        raise ValueError("truth: expected numbers for crowd_index, as many as image_ids")
     for n, one in enumerate(truth["annotations"]):
         for name, count in (("bbox", 4), ("keypoints", 3 * joints)):
             values = one.get(name) if isinstance(one, dict) else None
