@@ -36,8 +36,9 @@ class DataOptions:
     )
     dataset: str = option(
         "mpii",
-        "format of the annotations: mpii, scored by PCKh; or coco, with whichever joints a skeleton names, scored by "
-        "AP (pip install pycocotools) or, with --score pck, by PCK",
+        "format of the annotations: mpii, scored by PCKh; coco, with whichever joints a skeleton names, scored by AP "
+        "(pip install pycocotools) or, with --score pck, by PCK; or a data set in COCO's form with joints of its own "
+        "(docs/formats.md): wholebody, crowdpose, aic, human_art, halpe26, halpe136",
     )
     skeleton: str = option(
         "",
@@ -158,7 +159,7 @@ class Scorer(Protocol):
     """The score of predictions for certain persons: arrays in, numbers, a table and a file out.
 
     Attributes:
-        name: its key in the files of a run: "pckh", "coco".
+        name: its key in the files of a run: "pckh", "coco", "wholebody".
         main: which of its values ranks networks; higher is better.
         label: what people call that value: "PCKh@0.5", "AP".
         curves: the values that curves.png shows, and what to call them there.
@@ -217,7 +218,7 @@ class Dataset(Protocol):
 
     Attributes:
         layout: the files and directories that the options may leave out, by option.
-        joints: the skeleton of the data set if no file names another.
+        joints: the name of its skeleton, among `SKELETONS`, if no file names another.
         any_joints: whether a file may name others, option `skeleton`.
         input_size: (h, w) that networks for it usually take, for files of weights that do not say.
         fits_boxes: whether boxes grow to the aspect ratio of the network's input when they are read.
@@ -225,7 +226,7 @@ class Dataset(Protocol):
     """
 
     layout: ClassVar[Mapping[str, str]]
-    joints: ClassVar[Skeleton]
+    joints: ClassVar[str]
     any_joints: ClassVar[bool]
     input_size: ClassVar[tuple[int, int]]
     fits_boxes: ClassVar[bool]

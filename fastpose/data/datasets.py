@@ -5,18 +5,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastpose.data.coco import Coco
+from fastpose.data.coco import Aic, Coco, CrowdPose, Halpe26, Halpe136, HumanArt, WholeBody
 from fastpose.data.dataset import DataOptions, Dataset
 from fastpose.data.mpii import Mpii
 from fastpose.data.pack.dataset import Pack
 from fastpose.data.pack.format import INDEX, PackError, is_pack
 from fastpose.data.synthetic import Synthetic
 from fastpose.option import OptionError
-from fastpose.skeletons import Skeleton
+from fastpose.skeletons import Skeleton, find_skeleton
 
 DATASETS: dict[str, type[Dataset]] = {
     "mpii": Mpii,
     "coco": Coco,
+    "wholebody": WholeBody,
+    "crowdpose": CrowdPose,
+    "aic": Aic,
+    "human_art": HumanArt,
+    "halpe26": Halpe26,
+    "halpe136": Halpe136,
 }
 
 
@@ -28,14 +34,20 @@ def dataset_named(name: str) -> type[Dataset]:
 
 
 def dataset_with_joints(count: int | None, *, named: bool) -> str:
-    """The name of the data set for a network with so many joints.
+    """The name of the data set for a network with so many joints: the first one that has as many. If there are others
+    with as many, which have them in another order, it is one for any joints, and somebody must name them.
 
     Args:
         count: the number; None: not known.
         named: whether a file names the joints.
     """
-    fits = [name for name, kind in DATASETS.items() if not named and count in (None, kind.joints.num_joints)]
-    return fits[0] if fits else next(name for name, kind in DATASETS.items() if kind.any_joints)
+    if count is None and not named:
+        return next(iter(DATASETS))
+    joints = {name: find_skeleton(kind.joints).joints for name, kind in DATASETS.items() if not named}
+    fits = [name for name, names in joints.items() if len(names) == count]
+    if fits and all(joints[name] == joints[fits[0]] for name in fits):
+        return fits[0]
+    return next(name for name, kind in DATASETS.items() if kind.any_joints)
 
 
 def open_dataset(data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> Dataset | Pack:

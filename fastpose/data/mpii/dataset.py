@@ -25,7 +25,7 @@ class Mpii:
         "images": "images",
         "valid_images": "",
     }
-    joints: ClassVar[Skeleton] = MPII
+    joints: ClassVar[str] = MPII.name
     any_joints: ClassVar[bool] = False
     input_size: ClassVar[tuple[int, int]] = (256, 256)
     fits_boxes: ClassVar[bool] = False
