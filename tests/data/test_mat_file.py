@@ -15,7 +15,7 @@ import pytest
 import scipy.io
 
 from fastpose.data.annotation_rows import AnnotationError
-from fastpose.data.mpii.mat_file import read_mat
+from fastpose.data.mat_file import read_mat
 from studies.reliability import mat_files
 from studies.reliability.mat_files import HEADER, compressed, element, numbers, release, structs, text
 

@@ -21,7 +21,7 @@ from fastpose.data.annotation_rows import (
     read_numbers,
 )
 from fastpose.data.boxes import mpii_box
-from fastpose.data.mpii.mat_file import read_mat
+from fastpose.data.mat_file import read_mat
 from fastpose.data.mpii.release import read_release
 from fastpose.data.persons import Persons
 from fastpose.data.reading import AS_STORED, Reading

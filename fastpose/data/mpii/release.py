@@ -14,7 +14,7 @@ import numpy as np
 
 from fastpose.data.annotation_rows import AnnotationError, PersonRow
 from fastpose.data.boxes import mpii_box
-from fastpose.data.mpii.mat_file import read_mat
+from fastpose.data.mat_file import read_mat
 from fastpose.files import read_file
 from fastpose.skeletons import MPII
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MATLAB files of versions 5 to 7.2: numbers, text and structs, which is what MPII's files consist of.
+"""MATLAB files of versions 5 to 7.2: numbers, text and structs, which is what MPII's and LSP's files consist of.
 
 Such files come from strangers. SciPy's reader builds whatever a file says: cells within cells until the stack is used
 up, which ends the process, and arrays of any size from a few compressed bytes. This one believes no size before it has
