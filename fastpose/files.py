@@ -319,11 +319,12 @@ def read_file(path: str | os.PathLike[str], most: int | None = None) -> bytes:
 YAML_BYTES, YAML_DEPTH = 64 << 10, 20
 
 
-def read_yaml(path: str | os.PathLike[str]) -> Any:
+def read_yaml(path: str | os.PathLike[str], *, number_keys: bool = False) -> Any:
     """The plain values of a YAML file; a number may be written 1e-3, which YAML 1.1 takes for text.
 
     A small file must not become a large or a slow one, and no value may be lost: aliases (`*name`), tags (`!!name`),
-    more than YAML_DEPTH levels or YAML_BYTES bytes, keys that are not text and keys that come twice are errors.
+    more than YAML_DEPTH levels or YAML_BYTES bytes, keys that are not text and keys that come twice are errors. With
+    `number_keys` keys may be whole numbers, too: other programs' files have these.
 
     Raises:
         OSError: as from `open_file`.
@@ -333,7 +334,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
     text = read_file(path, YAML_BYTES)
     try:
-        return yaml.load(text.decode("utf-8-sig"), Loader=_yaml_loader())
+        return yaml.load(text.decode("utf-8-sig"), Loader=_yaml_loader(number_keys))
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{path}: not YAML: {line}{error.problem or error.context}") from error
@@ -342,7 +343,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 @functools.cache
-def _yaml_loader() -> Any:
+def _yaml_loader(number_keys: bool) -> Any:
     """PyYAML's loader with the limits of `read_yaml`; made when it is needed, as fastpose does without PyYAML."""
     import yaml
 
@@ -365,8 +366,9 @@ def _yaml_loader() -> Any:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             known = set()
+            kinds = ("tag:yaml.org,2002:str", *["tag:yaml.org,2002:int"] * number_keys)
             for key, _ in node.value:
-                if key.tag != "tag:yaml.org,2002:str":
+                if key.tag not in kinds:
                     kind = key.tag.rpartition(":")[2]
                     self.refuse(f"a key that is not text but {kind}: {str(key.value)[:40]!r}: put it in quotes", key)
                 if key.value in known:

@@ -419,3 +419,14 @@ def test_yaml_has_its_values_and_numbers_as_they_are_written(tmp_path):
     }
     path.write_text("\ufeffa: ä", encoding="utf-8")
     assert read_yaml(path) == {"a": "ä"}
+
+
+def test_keys_of_yaml_may_be_whole_numbers_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("names:\n  0: a\n  10: b\n")
+    assert read_yaml(path, number_keys=True) == {"names": {0: "a", 10: "b"}}
+    with pytest.raises(ValueError, match="line 2: found a key that is not text but int: '0': put it in quotes"):
+        read_yaml(path)
+    path.write_text("{1.5: a}")
+    with pytest.raises(ValueError, match=r"line 1: found a key that is not text but float: '1\.5'"):
+        read_yaml(path, number_keys=True)
