@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -79,6 +80,8 @@ class Pictures:
         name = record.get("file_name")
         if not isinstance(name, str) or not name:
             raise AnnotationError(f"{where}: file_name must be a file name, got {as_json(name)}")
+        if "\\" in name and not os.path.lexists(self._root / name.replace("\0", "")):  # as written on Windows
+            name = name.replace("\\", "/")
         if is_missing(record.get("width")) or is_missing(record.get("height")):
             self._unsized.add("", where)
             return Picture(name, number, *self._size_of_file(name))
