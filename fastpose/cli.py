@@ -18,6 +18,7 @@ VERBS = {
     "check": "look at a data set before training: what it is, what is doubtful",
     "pack": "cut a data set's persons out, into a few files that load quickly",
     "view": "draw what a network is fed, with joints and targets over it",
+    "convert": "write a data set of any known format as COCO's JSON",
     "synthetic": "generate a data set of drawn persons",
     "models": "parameters and GFLOPs of both heads side by side",
     "doctor": "print what was built, what was found and what is missing",

@@ -30,6 +30,7 @@ BREACHES = {
     "import_needs": ("fastpose/ops/color.py", "import cv2"),
     "data_sets": ("fastpose/engine/run.py", "import fastpose.data.coco.ap"),
     "rooms": ("fastpose/data/pack/write.py", "import fastpose.data.mpii.pckh"),
+    "formats": ("fastpose/data/formats/lsp.py", "import fastpose.data.pack.format"),
     "scores": ("fastpose/data/coco/oks.py", "import fastpose.files"),
     "pictures": ("fastpose/engine/pictures.py", "import fastpose.data.persons"),
     "bench_on_top": ("fastpose/engine/step.py", "import bench.gpu"),

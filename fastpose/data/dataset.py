@@ -7,10 +7,10 @@ Each data set has a room of its own in this package, with its annotations and it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,8 +37,9 @@ class DataOptions:
     dataset: str = option(
         "mpii",
         "format of the annotations: mpii, scored by PCKh; coco, with whichever joints a skeleton names, scored by AP "
-        "(pip install pycocotools) or, with --score pck, by PCK; or a data set in COCO's form with joints of its own "
-        "(docs/formats.md): wholebody, crowdpose, aic, human_art, halpe26, halpe136",
+        "(pip install pycocotools) or, with --score pck, by PCK; a data set in COCO's form with joints of its own "
+        "(docs/formats.md): wholebody, crowdpose, aic, human_art, halpe26, halpe136; or another program's "
+        "(docs/converting.md), scored like coco: yolo, lsp, deeplabcut, sleap, csv",
     )
     skeleton: str = option(
         "",
@@ -66,8 +67,8 @@ class DataOptions:
     )
     split_list: str = option(
         "",
-        "text file that names the validation persons of a .mat, one IMAGE or IMAGE PERSON (from 0) per line; "
-        "the rest is for training; empty with .json",
+        "text file that names the validation persons of MPII's .mat, one IMAGE or IMAGE PERSON (from 0) per line, or "
+        "the validation images of another program's file; the rest is for training; empty with .json",
     )
     images: str = option(
         "",
@@ -210,6 +211,21 @@ class Scorer(Protocol):
         ...
 
 
+class CocoForm(NamedTuple):
+    """What a split's file in COCO's format would have, see `fastpose convert`.
+
+    Attributes:
+        contents: images, annotations and categories, as JSON has them.
+        images: the folder that the names of images are relative to.
+        frames: pictures that are no files, such as those of videos, by their names in `contents`: each gives uint8
+            [h, w, 3], RGB, or [h, w, 1], grey.
+    """
+
+    contents: dict[str, Any]
+    images: Path
+    frames: Mapping[str, Callable[[], np.ndarray]] = {}
+
+
 class Dataset(Protocol):
     """A data set in one format: a class made from options, the network's input (h, w) and its joints.
 
@@ -230,7 +246,9 @@ class Dataset(Protocol):
     any_joints: ClassVar[bool]
     input_size: ClassVar[tuple[int, int]]
     fits_boxes: ClassVar[bool]
-    skeleton: Skeleton
+
+    @property
+    def skeleton(self) -> Skeleton: ...
 
     def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
         """Raises OptionError if the options are not for this format, or the joints not for this data set."""
@@ -247,6 +265,10 @@ class Dataset(Protocol):
 
     def scorer(self, persons: Persons) -> Scorer:
         """The score for these persons, which `read` gave, or some of them."""
+        ...
+
+    def as_coco(self, split: Split) -> CocoForm:
+        """A split in COCO's form, with joints in the order of `skeleton`. Raises what `read` raises."""
         ...
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastpose.data.coco import Aic, Coco, CrowdPose, Halpe26, Halpe136, HumanArt, WholeBody
 from fastpose.data.dataset import DataOptions, Dataset
+from fastpose.data.formats import FORMATS
 from fastpose.data.mpii import Mpii
 from fastpose.data.pack.dataset import Pack
 from fastpose.data.pack.format import INDEX, PackError, is_pack
@@ -23,6 +24,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "human_art": HumanArt,
     "halpe26": Halpe26,
     "halpe136": Halpe136,
+    **FORMATS,
 }
 
 

@@ -44,7 +44,7 @@ def settle(
     """The settings in effect. What comes first in this list wins:
 
     1. `asked`: the command line. A name that is not in it was not asked for.
-    2. `recipe`: a recipe.
+    2. `recipe`: a recipe. Its files and joints do not count if it names a data set and `asked` another.
     3. `instead`: what the command takes unless it was asked for, whatever the training had.
     4. `run`, the config of a run that goes on, or `weights`, a checkpoint: what that training had. For another
        program's file it is what the file says, and what is usual for its joints.
@@ -74,6 +74,8 @@ def settle(
         PackError: the pack in the data root is unfinished or damaged, or of other data; names the option.
         ValueError: the weights are another program's, and their network or joints must be named.
     """
+    if recipe and "dataset" in recipe and asked.get("dataset", recipe["dataset"]) != recipe["dataset"]:
+        recipe = {name: value for name, value in recipe.items() if name not in (*DATA_FILES, "skeleton")}
     wanted = {**(recipe or {}), **asked}
     inherited: dict[str, Any] = {}
     if run is not None:
@@ -239,7 +241,9 @@ def _trained_with(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, Any]
 def _named_files(values: Mapping[str, Any], layout: Mapping[str, str]) -> dict[str, str]:
     """The files and directories of the data set's layout, for those that are not named."""
     layout = dict(layout)
-    if any(values[name] not in ("", layout[name]) for name in ("train_annotations", "valid_annotations")):
+    if layout["images"] and any(
+        values[name] not in ("", layout[name]) for name in ("train_annotations", "valid_annotations")
+    ):
         layout |= {"images": "images", "valid_images": ""}  # a layout of their own
     if values["images"]:
         layout["valid_images"] = ""

@@ -298,3 +298,13 @@ def _checked(path: Path, contents: dict[str, Any], key: str, kind: type | tuple[
     if not isinstance(values, list) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
         raise ValueError(f"{path}: {key}: expected a list of {expected}, got {_shown(values)}")
     return values
+
+
+def skeleton_as_plain(skeleton: Skeleton) -> dict[str, Any]:
+    """A skeleton as `read_skeleton` takes it: joints by their names, without what is empty."""
+    fields = dataclasses.asdict(skeleton)
+    fields["joint_weights"] = () if set(skeleton.joint_weights) == {1.0} else skeleton.joint_weights
+    for key in ("mirror_pairs", "limbs"):
+        fields[key] = [[skeleton.joints[joint] for joint in pair] for pair in fields[key]]
+    fields["upper_body"] = [skeleton.joints[joint] for joint in skeleton.upper_body]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items() if value}

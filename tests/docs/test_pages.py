@@ -128,7 +128,7 @@ def test_commands_and_options_that_a_page_shows_exist(page: str, options: dict[s
 @pytest.mark.parametrize(
     "page",
     [
-        *("training.md", "names.md", "data.md", "formats.md", "checking.md", "viewing.md"),
+        *("training.md", "names.md", "data.md", "formats.md", "converting.md", "checking.md", "viewing.md"),
         *("checkpoints.md", "scores.md", "encodings.md", "skeletons.md"),
     ],
 )

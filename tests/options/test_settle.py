@@ -55,6 +55,17 @@ def test_a_recipe_wins_over_what_the_command_takes_instead():
     assert settle({}, recipe={"resident": True}, instead={"resident": False}).pixels.resident is True
 
 
+def test_the_files_and_joints_of_a_recipe_are_of_its_own_data_set():
+    recipe = {"dataset": "coco", "train_annotations": "a.json", "images": "photos", "skeleton": "lsp", "lr": 0.5}
+    settings = settle({"dataset": "csv"}, recipe=recipe)
+    assert (settings.data.train_annotations, settings.data.images, settings.data.skeleton) == ("train.csv", "", "")
+    assert settings.schedule.lr == 0.5
+    same = settle({"dataset": "coco"}, recipe=recipe).data
+    assert (same.train_annotations, same.images, same.skeleton) == ("a.json", "photos", "lsp")
+    del recipe["dataset"]  # then its files are of the one that is asked for
+    assert settle({"dataset": "csv"}, recipe=recipe).data.train_annotations == "a.json"
+
+
 def test_what_the_command_takes_instead_wins_over_the_training():
     trained = {"decoder": "gpu", "resident": True, "lr": 0.2}
     settings = settle({}, weights=weights_of(config=trained), instead={"decoder": "cpu", "resident": False})
@@ -149,8 +160,8 @@ def test_a_checkpoint_of_another_version_is_named_and_what_was_asked_for_is_not_
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(OptionError, match=r"^dataset: expected one of mpii, coco, wholebody, .*, got 'lsp'"):
-        settle({"dataset": "lsp"})
+    with pytest.raises(OptionError, match=r"^dataset: expected one of mpii, coco, wholebody, .*, got 'voc'"):
+        settle({"dataset": "voc"})
 
 
 # ---- files and folders ----

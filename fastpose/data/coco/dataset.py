@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from fastpose.data.annotation_rows import JsonLimits
+from fastpose.data.annotation_rows import JsonLimits, read_json
 from fastpose.data.coco.annotations import read_coco
 from fastpose.data.coco.ap import CocoTruth
 from fastpose.data.coco.pck_score import PckScorer
 from fastpose.data.coco.records import Visibility
 from fastpose.data.coco.score import ApScorer, Measure
-from fastpose.data.dataset import DataOptions, Scorer, Split
+from fastpose.data.dataset import CocoForm, DataOptions, Scorer, Split
 from fastpose.data.persons import Persons
 from fastpose.files import check_is_file
 from fastpose.skeletons import COCO, Skeleton, find_skeleton
@@ -44,6 +44,10 @@ class Coco:
 
     def scorer(self, persons: Persons) -> Scorer:
         return scorer_of(persons, self.data)
+
+    def as_coco(self, split: Split) -> CocoForm:
+        limits = JsonLimits(self.data.max_annotation_bytes, self.data.max_annotation_depth)
+        return CocoForm(read_json(self.data.path(f"{split}_annotations"), limits), self.data.images_path(split))
 
 
 def read_split(

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m fastpose.convert DATASET OUT`: writes a data set of any known format as COCO's JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import cv2
+import numpy as np
+
+from fastpose.data.dataset import DATA_READING, CocoForm, Split
+from fastpose.data.datasets import dataset_named
+from fastpose.data.pack import is_pack
+from fastpose.ending import ends_in_one_line
+from fastpose.files import make_folder, replacing, write_text, write_yaml
+from fastpose.option import OptionError
+from fastpose.options.asked import Command
+from fastpose.options.settings import DEFAULTS, Settings
+from fastpose.options.settle import settle
+from fastpose.progress import CountedProgress
+from fastpose.skeletons import Skeleton, skeleton_as_plain
+
+DESCRIPTION = """Write a data set as COCO's JSON: OUT/annotations/train.json and valid.json, and its joints as
+OUT/skeleton.yaml. Images stay where they are; frames of videos become OUT/images. Who is left out, and why, is printed,
+and so is the command that trains on the result."""
+
+OFFERED = (
+    *("dataset", "skeleton", "train_annotations", "valid_annotations", "head_boxes", "split_list"),
+    *("images", "valid_images", "missing_images"),
+    *DATA_READING,
+    *("max_image_pixels", "max_annotation_bytes", "max_annotation_depth"),
+)
+# Those that say how to read the result, too.
+_KEPT = ("missing_images", *DATA_READING, "max_image_pixels", "max_annotation_bytes", "max_annotation_depth")
+
+
+@ends_in_one_line
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, 1 after an error."""
+    places = {
+        "data_set": "folder of the data set, what --data_root is for fastpose train",
+        "out": "folder to write, new or empty",
+    }
+    command = Command("convert", DESCRIPTION, None, OFFERED, places=places)
+    return command.run(run, argv)
+
+
+def run(_: None, asked: dict[str, Any]) -> int:
+    """Writes both splits and the skeleton; prints what each has, and the command that trains on it."""
+    root, out = asked.pop("data_set"), Path(asked.pop("out"))
+    if is_pack(Path(root)):
+        raise OptionError("data_set", f"{root} is a pack, which has no images; convert the data it was made from")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError("out", f"expected a new or an empty folder, got {out}")
+    settings = settle({**asked, "data_root": root}, instead={"synthetic_persons": 0}, reads_data=False)
+    dataset = dataset_named(settings.data.dataset)(settings.data, settings.network.size)
+    forms: dict[Split, CocoForm] = {}
+    for split in get_args(Split):
+        forms[split] = dataset.as_coco(split)
+        if not forms[split].frames:
+            dataset.read(split)  # which checks what training would, before anything is written
+    images: dict[str, Path] = {}
+    for split, form in forms.items():
+        if form.frames:
+            form = _with_frames(form, out / "images", split)
+        make_folder(out / "annotations")
+        write_text(out / "annotations" / f"{split}.json", json.dumps(form.contents))
+        images[split] = form.images
+        persons, pictures = (len(form.contents.get(key) or []) for key in ("annotations", "images"))
+        print(f"{split}: {persons:,} annotations on {pictures:,} images", flush=True)
+    write_yaml(out / "skeleton.yaml", skeleton_as_plain(dataset.skeleton))
+    print(
+        f"wrote {out}; train on it with\n  {shlex.join(_training(out, images, dataset.skeleton, settings))}", flush=True
+    )
+    return 0
+
+
+def _with_frames(form: CocoForm, folder: Path, split: str) -> CocoForm:
+    """Writes the frames as PNG files into `folder`; their images then have their sizes."""
+    make_folder(folder)
+    progress = CountedProgress(f"writing {split}", "frames", len(form.frames))
+    images = []
+    try:
+        for image in form.contents["images"]:
+            name = image["file_name"]
+            height, width = _write_frame(folder / name, form.frames[name])
+            images.append({**image, "width": width, "height": height})
+            progress.show(len(images))
+    finally:
+        progress.end()
+    return CocoForm({**form.contents, "images": images}, folder)
+
+
+def _write_frame(path: Path, frame: Callable[[], np.ndarray]) -> tuple[int, int]:
+    try:
+        picture = frame()
+    except Exception as error:  # of whichever package reads the video
+        raise ValueError(f"{path.name}: the frame cannot be read: {' '.join(str(error).split())[:300]}") from error
+    code = cv2.COLOR_GRAY2BGR if picture.shape[2] == 1 else cv2.COLOR_RGB2BGR
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, code))
+    if not done:
+        raise ValueError(f"{path}: the frame cannot be written as PNG")
+    with replacing(path) as file:
+        file.write(data.tobytes())
+    return int(picture.shape[0]), int(picture.shape[1])
+
+
+def _training(out: Path, images: Mapping[str, Path], skeleton: Skeleton, settings: Settings) -> list[str]:
+    options = {"data_root": str(out), "dataset": "coco", "skeleton": str(out / "skeleton.yaml")}
+    options |= {f"{split}_annotations": f"annotations/{split}.json" for split in images}
+    for name, folder in zip(("images", "valid_images"), images.values(), strict=True):
+        inside = folder.resolve().is_relative_to(out.resolve())
+        options[name] = os.path.relpath(folder, out) if inside else str(folder.resolve())
+    if options["images"] == options["valid_images"]:
+        del options["valid_images"]
+    flat = settings.flat()
+    options |= {name: str(flat[name]) for name in _KEPT if flat[name] != DEFAULTS[name]}
+    if not skeleton.sigmas:
+        options["score"] = "pck"
+    return ["fastpose", "train", *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YOLO's poses: what data.yaml and the text files say, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpose.data.annotation_rows import AnnotationError
+from fastpose.option import OptionError
+from fastpose.skeletons import COCO
+from tests.helpers.formats import JOINTS, TRAINED, VALIDATED, names, opened, picture, read, write_yolo
+
+COCO_FLIP = "[0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]"
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return write_yolo(tmp_path / "yolo")
+
+
+def change(root: Path, before: str, after: str) -> Path:
+    file = root / "data.yaml"
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+    return root
+
+
+def label(root: Path, text: str) -> Path:
+    (root / "labels/train/a.txt").write_text(text)
+    return root
+
+
+def test_persons_boxes_and_joints_are_in_pixels(root):
+    dataset = opened(root, "yolo")
+    train, valid = dataset.read("train"), dataset.read("valid")
+    assert train.skeleton is dataset.skeleton
+    assert (train.skeleton.joints, train.skeleton.mirror_pairs) == (JOINTS, ((2, 1),))
+    assert valid.skeleton == train.skeleton
+    assert (names(train), names(valid)) == (["a.png", "b.png"], ["c.png"])
+    np.testing.assert_allclose(train.keypoints, TRAINED, atol=1e-4)
+    np.testing.assert_allclose(valid.keypoints, VALIDATED, atol=1e-4)
+    assert train.visible.tolist() == [[1, 1, 1], [1, 1, 0]]
+    # The first box is 10, 10, 60, 50 px; COCO's reader takes a pixel off, and makes 59 x 49 a square, 1.25 times as
+    # large.
+    np.testing.assert_allclose(train.center[0], [39.5, 34.5], atol=1e-3)
+    np.testing.assert_allclose(train.scale[0] * 200, [73.75, 73.75], atol=1e-3)
+
+
+def test_a_picture_without_a_text_file_or_with_an_empty_one_has_nobody(root):
+    picture(root / "images/train/d.jpg")
+    picture(root / "images/train/deeper/e.jpg")
+    (root / "labels/train/d.txt").write_text("\n")
+    assert names(read(root, "yolo")) == ["a.png", "b.png"]
+    (root / "labels/train/deeper").mkdir()
+    (root / "labels/train/deeper/e.txt").write_text((root / "labels/train/b.txt").read_text())
+    assert names(read(root, "yolo")) == ["a.png", "b.png", "e.jpg"]
+
+
+def test_a_line_that_is_there_twice_is_left_out_and_counted(root, caplog):
+    label(root, (root / "labels/train/a.txt").read_text() * 3)
+    assert len(read(root, "yolo")) == 2
+    assert "left out: 2 lines that are there twice (the first: " in caplog.text
+    assert "a.txt, line 2)" in caplog.text
+
+
+def test_joints_of_two_numbers_are_annotated_unless_both_are_0(root):
+    change(root, "[3, 3]", "[3, 2]")
+    for name in ("train/b", "val/c"):
+        (root / f"labels/{name}.txt").write_text("0 0.5 0.5 0.5 0.5  0.1 0.2 0 0 0 0.3\n")
+    persons = read(label(root, "0 0.5 0.5 0.5 0.5  0.1 0.2 0 0 0 0.3\n"), "yolo")
+    assert persons.visible[0].tolist() == [1, 0, 1]
+    np.testing.assert_allclose(persons.keypoints[0], [[20, 20], [0, 0], [0, 30]], atol=1e-4)
+
+
+def test_without_names_17_joints_with_cocos_pairs_are_cocos(root):
+    line = "0 0.5 0.5 0.5 0.5" + " 0.1 0.2 2" * 17
+    for name in ("train/a", "train/b", "val/c"):
+        (root / f"labels/{name}.txt").write_text(line)
+    change(root, "kpt_names:\n  0: [nose, left_eye, right_eye]\n", "")
+    change(root, "[3, 3]", "[17, 3]")
+    change(root, "[0, 2, 1]", COCO_FLIP)
+    assert opened(root, "yolo").skeleton is COCO
+    change(root, f"flip_idx: {COCO_FLIP}\n", "")
+    found = opened(root, "yolo").skeleton
+    assert (found.joints[0], found.joints[16], found.mirror_pairs) == ("joint_1", "joint_17", ())
+    assert read(root, "yolo", skeleton="coco").skeleton is COCO  # they get the names of a skeleton with as many
+
+
+def test_without_names_flip_idx_names_the_pairs(root):
+    change(root, "kpt_names:\n  0: [nose, left_eye, right_eye]\n", "")
+    skeleton = opened(root, "yolo").skeleton
+    assert (skeleton.joints, skeleton.mirror_pairs) == (("joint_1", "joint_2", "joint_3"), ((2, 1),))
+    with pytest.raises(AnnotationError, match=r"data\.yaml: its persons have 3 joints, skeleton 'coco' has 17"):
+        read(root, "yolo", skeleton="coco")
+
+
+def test_a_class_is_chosen_by_its_name(root):
+    change(root, "names:\n  0: person\n", "names: [cat, dog]\n")
+    for name in ("train/b", "val/c"):
+        file = root / f"labels/{name}.txt"
+        file.write_text("1" + file.read_text()[1:])
+    with pytest.raises(AnnotationError, match=r'several have 3 joints: got \["cat", "dog"\].*name one with category'):
+        read(root, "yolo")
+    assert names(read(root, "yolo", category="cat")) == ["a.png"]
+    assert names(read(root, "yolo", category="dog")) == ["b.png"]
+    assert names(read(root, "yolo", category="all")) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("images/train", "../images/train"),  # Roboflow writes it so
+        ("path: .", "path: ../datasets/eyes"),  # where it was before
+        ("path: .", "path: /content/eyes"),
+        ("path: .\n", ""),
+        ("images/train", "[images/train/a.png, images/train/b.png]"),
+        ("images/train", "[images/train, images/train/b.png]"),
+    ],
+)
+def test_pictures_are_found_where_exports_mean_them(root, before, after):
+    assert names(read(change(root, before, after), "yolo")) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("line", ["images/train/{}.png", "./images/train/{}.png", "data/images/train/{}.png"])
+def test_pictures_may_be_listed_in_a_text_file(root, line):
+    (root / "train.txt").write_text("".join(line.format(name) + "\n" for name in "ba"))
+    assert names(read(change(root, "images/train", "train.txt"), "yolo")) == ["b.png", "a.png"]
+
+
+def test_a_listed_picture_that_is_not_there_is_an_error_or_left_out(root, caplog):
+    (root / "train.txt").write_text("images/train/a.png\nimages/train/x.png\n")
+    change(root, "images/train", "train.txt")
+    with pytest.raises(AnnotationError, match=r"data\.yaml: train: picture 'images/train/x\.png' is not in"):
+        read(root, "yolo")
+    assert names(read(root, "yolo", missing_images="drop")) == ["a.png"]
+    assert "left out: 1 images that are not there (the first: images/train/x.png)" in caplog.text
+
+
+def test_every_tenth_picture_is_for_validation_where_both_splits_are_the_same(root):
+    for number in range(10, 31):
+        picture(root / f"images/train/{number}.png")
+        (root / f"labels/train/{number}.txt").write_text((root / "labels/train/a.txt").read_text())
+    change(root, "val: images/val", "val: images/train")
+    dataset = opened(root, "yolo")
+    assert names(dataset.read("valid")) == ["19.png", "29.png"]  # the tenth and twentieth of 23
+    assert len(dataset.read("train")) == 21
+    change(root, "val: images/train\n", "")
+    (root / "list").write_text("# our own\nimages/train/a.png\n\n")
+    dataset = opened(root, "yolo", split_list="list")
+    assert (names(dataset.read("valid")), len(dataset.read("train"))) == (["a.png"], 22)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5 0.5", r"a\.txt, line 2: expected 14 numbers, class, box and 3 for each of 3 joints, got 4"),
+        ("0" + " 0.5" * 20, r"a\.txt, line 2: expected 14 numbers, .* got more"),
+        ("0 0.5 0.5 x 0.5" + " 0.1 0.1 2" * 3, r'a\.txt, line 2: number 4 must be a number, got "x"'),
+        ("0 0.5 0.5 1_0 0.5" + " 0.1 0.1 2" * 3, r'line 2: number 4 must be a number, got "1_0"'),
+        ("0 0.5 0.5 0.5 1.5" + " 0.1 0.1 2" * 3, r"line 2: box and joints must be shares .* from 0 to 1, got 1\.5"),
+        ("0 0.5 0.5 0.5 0.5" + " -0.1 0.1 2" * 3, r"line 2: box and joints must be shares .*, got -0\.1"),
+        ("0 0.5 0.5 0.5 0.5" + " 1e308 0.1 2" * 3, r"line 2: box and joints must be shares .*, got 1e\+308"),
+        ("0 0.5 0.5 0.5 0.5" + " nan 0.1 2" * 3, r"line 2: box and joints must be shares .*, got nan"),
+        ("0 0.5 0.5 0.5 0.5" + " 0.1 0.1 3" * 3, r"line 2: v of a joint must be 0, 1, 2 or a share, got \[3\.0"),
+        ("1 0.5 0.5 0.5 0.5" + " 0.1 0.1 2" * 3, r"line 2: class must be a whole number below 1, got 1"),
+        ("-1 0.5 0.5 0.5 0.5" + " 0.1 0.1 2" * 3, r"line 2: class must be a whole number below 1, got -1"),
+        ("nan 0.5 0.5 0.5 0.5" + " 0.1 0.1 2" * 3, r"line 2: class must be a whole number below 1, got nan"),
+        ("0 0.5\0", r"a\.txt, line 2: expected text, got a NUL"),
+    ],
+)
+def test_a_line_that_is_none_is_an_error_with_file_and_line(root, line, message):
+    label(root, f"\n{line}\n")
+    with pytest.raises(AnnotationError, match=message):
+        read(root, "yolo")
+
+
+def test_rounding_may_put_a_joint_a_little_outside(root):
+    persons = read(label(root, "0 0.5 0.5 1.0000001 1" + " 1.000001 -0.000001 2" * 3), "yolo")
+    np.testing.assert_allclose(persons.keypoints[0], [[200, 0]] * 3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("kpt_shape: [3, 3]", "kpt_shape: [3, 4]", r"kpt_shape must be \[number of joints, 2 or 3\], got \[3, 4\]"),
+        ("kpt_shape: [3, 3]", "kpt_shape: [0, 3]", r"kpt_shape must be .*, got \[0, 3\]"),
+        ("kpt_shape: [3, 3]", "kpt_shape: [1001, 3]", r"kpt_shape must be .*, got \[1001, 3\]"),
+        ("kpt_shape: [3, 3]\n", "", r"kpt_shape must be .*, got null"),
+        ("[0, 2, 1]", "[0, 2]", r"flip_idx must be 3 numbers below 3, got \[0, 2\]"),
+        ("[0, 2, 1]", "[0, 2, 3]", r"flip_idx must be 3 numbers below 3, got \[0, 2, 3\]"),
+        ("[0, 2, 1]", "[1, 2, 0]", r"flip_idx must exchange joints in pairs: joint 0 becomes 1, and 1 becomes 2"),
+        ("  0: person", "  1: person", r'names must be the classes\' different names, .*, got \{"1": "person"\}'),
+        ("  0: [nose, left_eye, right_eye]", "  0: [nose]", r"kpt_names must be 3 names, got \[\"nose\"\]"),
+        ("[nose, left_eye, right_eye]", "[nose, eye, eye]", r"kpt_names: expected joints with different names"),
+        ("[nose, left_eye, right_eye]", "[nose, a/b, c]", r'kpt_names: expected names of joints, got "a/b"'),
+        ("[nose, left_eye, right_eye]", "[a, b, c]\n  1: [c, b, a]", r"kpt_names must be the same for all classes"),
+        ("images/train", "pictures", r'train: expected a folder, a picture or a \.txt file below .*, got "pictures"'),
+        ("images/train", "/etc", r'train: expected a folder, a picture or .* got "/etc"$'),
+        ("images/train", '"a\\0b"', r"train: expected a folder, a picture or a \.txt file below"),
+        ("images/train", "{a: 1}", r"path and train must be names of folders or lists"),
+        ("images/train", "labels", r'train: "labels" has no pictures'),
+        ("train: images/train\n", "", r"has no train: the folder, or the list, of pictures"),
+    ],
+)
+def test_a_data_yaml_that_is_none_is_an_error_with_key_and_value(root, before, after, message):
+    with pytest.raises(AnnotationError, match=rf"data\.yaml: {message}"):
+        read(change(root, before, after), "yolo")
+
+
+def test_pictures_outside_of_the_data_root_are_refused(root, tmp_path):
+    picture(tmp_path / "other/images/a.png")
+    change(root, "images/train", "../other/images")
+    with pytest.raises(AnnotationError, match=r"train: expected a folder, a picture or a \.txt file below"):
+        read(root, "yolo")
+    change(root, "../other/images", "train.txt")
+    for line in ("../other/images/a.png", str(tmp_path / "other/images/a.png")):
+        (root / "train.txt").write_text(f"images/train/b.png\n{line}\n")
+        with pytest.raises(AnnotationError, match=r"train\.txt, line 2: picture \".*leads outside"):
+            read(root, "yolo")
+
+
+def test_a_set_without_any_labels_is_an_error_that_says_where_they_would_be(root):
+    (root / "labels").rename(root / "texts")
+    message = r"train: none of its 2 pictures has labels: .*'images/train/a\.png', would be in 'labels/train/a\.txt'"
+    with pytest.raises(AnnotationError, match=message):
+        read(root, "yolo")
+
+
+def test_a_data_yaml_above_the_limits_or_with_tags_is_refused(root):
+    file = root / "data.yaml"
+    file.write_text("a: 1\n" * 20_000)
+    with pytest.raises(ValueError, match=r"data\.yaml: expected at most 65,536 bytes"):
+        read(root, "yolo")
+    file.write_text("train: !!python/object:os.system x\n")
+    with pytest.raises(ValueError, match=r"data\.yaml: not YAML: line 1: found the tag"):
+        read(root, "yolo")
+    file.write_text("names: {0: a, 0: b}\n")
+    with pytest.raises(ValueError, match=r"found the key '0' for the second time"):
+        read(root, "yolo")
+    file.write_text("- 1\n")
+    with pytest.raises(AnnotationError, match=r"data\.yaml: expected keys train, val, kpt_shape and names, got \[1\]"):
+        read(root, "yolo")
+
+
+def test_options_for_other_formats_are_refused(root):
+    with pytest.raises(OptionError, match=r"images: data\.yaml names the pictures, got 'pictures'"):
+        read(root, "yolo", images="pictures")
+    with pytest.raises(OptionError, match=r"detections: is for --dataset coco, got 'boxes\.json' with yolo"):
+        opened(root, "yolo", detections="boxes.json")
+    (root / "list").write_text("")
+    with pytest.raises(OptionError, match=r"split_list: .*data\.yaml is one split already, got 'list'"):
+        read(root, "yolo", split_list="list")
+
+
+def test_pairs_that_the_names_say_are_logged(root, caplog):
+    caplog.set_level(logging.INFO)
+    change(root, "flip_idx: [0, 2, 1]\n", "")
+    assert opened(root, "yolo").skeleton.mirror_pairs == ((2, 1),)
+    assert "joints that change places when an image is mirrored, by their names: right_eye and left_eye" in caplog.text
