@@ -253,7 +253,7 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
     )
     # With batch normalisation over all ranks a part does not matter.
     parts = 1 if compute.sync_batch_norm else ranks.count
-    check_batches(len(train), settings, model, parts, any_part=train_loader.by_image and parts > 1)
+    check_batches(train_loader.epoch_size, settings, model, parts, any_part=train_loader.by_image and parts > 1)
     return Run(
         folder,
         str(network),

@@ -42,6 +42,8 @@ class Batch:
         visible: float32 [B, K], 1 = annotated.
         heatmap_to_image: float32 [B, 2, 3], heatmap pixels to image pixels. (For SimCC's vectors, with `stride` 1, both
             are in pixels of the crop.)
+        supervised: float32 [B, K], 0 where the person's data set does not have the joint, exchanged as `visible`; None:
+            there is no such joint.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Batch:
     keypoints: Tensor
     visible: Tensor
     heatmap_to_image: Tensor
+    supervised: Tensor | None = None
 
 
 class Epoch(Iterator[Batch]):
@@ -101,6 +104,7 @@ class PoseLoader:
             for a source that has only these images.
 
     Attributes:
+        epoch_size: persons in an epoch; of several data sets with weights other than there are, see `Sets`.
         bad_images: what was wrong with each image skipped so far, by index into `persons.image_paths`.
     """
 
@@ -137,6 +141,11 @@ class PoseLoader:
         if udp and min(size) < 8:
             raise OptionError("size", f"expected at least 8 pixels with udp, for heatmaps of 2, got {size}")
         self.persons = persons
+        weighted = augmentation is not None and persons.sets is not None and persons.sets.weighted
+        self._sets = persons.sets if weighted else None
+        self.epoch_size = len(persons) if self._sets is None else sum(part.count for part in self._sets.parts)
+        if self.epoch_size == 0:
+            raise OptionError("persons", "expected at least one person in an epoch, got none by the sets' weights")
         self.source = source
         self.size = size
         self.heatmap_size = (size[0] // stride, size[1] // stride)
@@ -168,10 +177,12 @@ class PoseLoader:
             self._boxes = torch.from_numpy(boxes).to(self._maker)
             self._keypoints = torch.from_numpy(persons.keypoints).to(self._maker)
             self._visible = torch.from_numpy(persons.visible).to(self._maker)
+            supervised = None if persons.sets is None else persons.sets.supervised
+            self._supervised = None if supervised is None else torch.from_numpy(supervised).to(self._maker)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return -(-len(self.persons) // self.batch_size)
+        return -(-self.epoch_size // self.batch_size)
 
     def blank_batch(self) -> Batch:
         """A batch of full size and all zeros, with the shapes, types, layout and device of those of an epoch."""
@@ -193,6 +204,7 @@ class PoseLoader:
             keypoints=zeros(*shape, 2),
             visible=zeros(*shape),
             heatmap_to_image=zeros(persons, 2, 3),
+            supervised=None if self._supervised is None else zeros(*shape),
         )
 
     def epoch(self, epoch: int = 0, first_step: int = 0) -> Epoch:
@@ -271,7 +283,16 @@ class PoseLoader:
     def _order(self, epoch: int) -> Tensor:
         if self.augmentation is None:
             return torch.arange(len(self.persons))
-        return torch.randperm(len(self.persons), generator=seeded_generator("cpu", self.seed, epoch, 0))
+        generator = seeded_generator("cpu", self.seed, epoch, 0)
+        if self._sets is None:
+            return torch.randperm(len(self.persons), generator=generator)
+        drawn = []
+        for number, part in enumerate(self._sets.parts):
+            rows = torch.from_numpy(np.flatnonzero(self._sets.index == number))
+            copies, rest = divmod(part.count, len(rows)) if len(rows) else (0, 0)
+            drawn += [rows] * copies + [rows[torch.randperm(len(rows), generator=generator)[:rest]]]
+        order = torch.cat(drawn)
+        return order[torch.randperm(len(order), generator=generator)]
 
     def bad_image_texts(self) -> list[str]:
         """What was wrong with each image file skipped so far. In a pack each person has an image of its own: those of
@@ -295,7 +316,8 @@ class PoseLoader:
     def _handed_over(self, batch: Batch) -> Batch:
         """Lets the allocator keep the batch's memory until the consumer's stream is through with it. Brings it to a
         device that it was not made on."""
-        names = ("images", "keypoints", "visible", "heatmap_to_image")
+        names = ["images", "keypoints", "visible", "heatmap_to_image"]
+        names += ["supervised"] * (batch.supervised is not None)
         if self._stream is not None:
             consumer = torch.cuda.current_stream(self.device)
             for name in names:
@@ -369,10 +391,11 @@ class PoseLoader:
             erase=None if draws.erase is None else erased_boxes(draws.erase, self.size),
         )
         keypoints = fastpose.transform_points(self._keypoints[on_device], heatmap_to_image, inverse=True)
-        keypoints, visible = fastpose.swap_pairs(
-            keypoints, self._visible[on_device], draws.flip, self.persons.skeleton.mirror_pairs
-        )
-        return Batch(step, rows, crops, keypoints, visible, heatmap_to_image)
+        pairs, supervised = self.persons.skeleton.mirror_pairs, None
+        if self._supervised is not None:
+            supervised = fastpose.swap_pairs(keypoints, self._supervised[on_device], draws.flip, pairs)[1]
+        keypoints, visible = fastpose.swap_pairs(keypoints, self._visible[on_device], draws.flip, pairs)
+        return Batch(step, rows, crops, keypoints, visible, heatmap_to_image, supervised)
 
     def _draw(self, count: int, epoch: int, step: int) -> Draws:
         if self.augmentation is not None:

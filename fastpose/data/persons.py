@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from fastpose.data.reading import AS_STORED, Reading
-from fastpose.skeletons import Skeleton
+from fastpose.skeletons import Skeleton, is_name
+
+MOST_WEIGHT = 1000.0  # times that a person of one of several data sets is drawn in an epoch
+MEAN = "Mean"  # what the scores of several data sets have beside those of each, whose names it cannot be
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,8 @@ class Persons:
         truth: what the data set's score compares with beside the rows, as plain values of its room's own form; None
             where the rows are enough.
         reading: how the image files become the pixels that these points are in.
+        sets: which of several data sets they are from; None: there is one.
+        scored: bool [J], the joints that a score compares; None: all.
 
     Raises:
         ValueError: an array has another shape or dtype, is not finite or is out of its range.
@@ -52,6 +57,8 @@ class Persons:
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     truth: Mapping[str, Any] | None = None
     reading: Reading = AS_STORED
+    sets: Sets | None = None
+    scored: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n, joints = len(self), self.skeleton.num_joints
@@ -69,6 +76,8 @@ class Persons:
             if len(array) != n:
                 raise ValueError(f"{name} must have one entry for each of the {n} persons, got {len(array)}")
             _check_row(name, np.isfinite(array).all(axis=tuple(range(1, array.ndim))), "finite")
+        if self.sets is not None:
+            self.sets.check(n, joints)
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -87,6 +96,7 @@ class Persons:
             visible=self.visible[picked],
             source_row=self.source_row[picked],
             extras={name: array[picked] for name, array in self.extras.items()},
+            sets=None if self.sets is None else self.sets.select(picked),
         )
 
     def fingerprint(self) -> str:
@@ -95,7 +105,94 @@ class Persons:
         arrays = (self.image_index, self.center, self.scale, self.keypoints, self.visible)
         read = ", upright" * self.reading.upright + ", 16 bits stretched" * self.reading.stretch
         checksum = zlib.crc32(b"".join([names, *(a.tobytes() for a in arrays)]))
-        return f"{len(self)} persons{read}, checksum {checksum:08x}"
+        of_sets = "" if self.sets is None else f", of {self.sets.fingerprint()}"
+        return f"{len(self)} persons{read}, checksum {checksum:08x}{of_sets}"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The persons of one of several data sets.
+
+    Attributes:
+        name: what the user calls the set.
+        weight: how often each of its persons is drawn in an epoch of training, on average.
+        joints: int64 [J], for each joint of the mixed persons the set's own one, -1 where the set has none.
+        persons: as the set's own room read them, in its own joints.
+        options: the options of the set that its score reads, as plain values.
+    """
+
+    name: str
+    weight: float
+    joints: np.ndarray
+    persons: Persons
+    options: Mapping[str, Any]
+
+    @property
+    def count(self) -> int:
+        """How many of its persons an epoch of training has."""
+        return round(self.weight * len(self.persons))
+
+
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """Which of several data sets N persons are from.
+
+    Attributes:
+        index: int64 [N], the place of each person's set in `parts`.
+        parts: the sets. Their persons are those of `index`, in the same order.
+    """
+
+    index: np.ndarray
+    parts: tuple[Part, ...]
+
+    def check(self, count: int, joints: int) -> None:
+        """Raises ValueError unless the sets are those of so many persons with so many joints; a pack may say anything.
+        Names become those of folders, which on some systems are one if they differ in case alone."""
+        names = [part.name for part in self.parts]
+        if len({name.lower() for name in names}) < len(names) or not all(is_name(n) and n != MEAN for n in names):
+            raise ValueError(
+                f"names of sets must be different ones other than {MEAN}, got {', '.join(map(repr, names))}"
+            )
+        _check_array("set_index", self.index, np.int64, (count,))
+        _check_row("set_index", (self.index >= 0) & (self.index < len(self.parts)), "in range")
+        for number, part in enumerate(self.parts):
+            if (found := int((self.index == number).sum())) != len(part.persons):
+                raise ValueError(f"set {part.name!r} must have {found} persons, got {len(part.persons)}")
+            if not 0.0 < part.weight <= MOST_WEIGHT:
+                raise ValueError(f"set {part.name!r}: weight must be above 0 and at most {MOST_WEIGHT:g}")
+            _check_array("joints", part.joints, np.int64, (joints,))
+            if not ((part.joints >= -1) & (part.joints < part.persons.skeleton.num_joints)).all():
+                raise ValueError(f"set {part.name!r}: joints must be in range")
+
+    @property
+    def supervised(self) -> np.ndarray | None:
+        """float32 [N, J], 0 where a person's set does not have the joint; None if all sets have all of them."""
+        has = np.stack([part.joints >= 0 for part in self.parts])
+        return None if has.all() else has[self.index].astype(np.float32)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether an epoch of training has other persons than each of them once."""
+        return any(part.count != len(part.persons) for part in self.parts)
+
+    def select(self, rows: np.ndarray) -> Sets:
+        """The sets of the persons `rows`, int64; see `Persons.select`."""
+        place = np.zeros(len(self.index), np.int64)  # of each person among those of its set
+        for number, part in enumerate(self.parts):
+            place[self.index == number] = np.arange(len(part.persons))
+        index = self.index[rows]
+        parts = [
+            dataclasses.replace(part, persons=part.persons.select(place[rows][index == number]))
+            for number, part in enumerate(self.parts)
+        ]
+        return Sets(index, tuple(parts))
+
+    def fingerprint(self) -> str:
+        """What distinguishes the sets from others, beside the persons in them."""
+        return ", ".join(
+            f"{part.name} ({len(part.persons)} x {part.weight:g}, joints {zlib.crc32(part.joints.tobytes()):08x})"
+            for part in self.parts
+        )
 
 
 def _check_array(name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> None:

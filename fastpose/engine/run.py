@@ -127,10 +127,12 @@ class Run:
             if self.ranks.first:
                 write_yaml(folder / "config.yaml", dict(self.config))
                 self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
-        report = TrainingReport(self.schedule.epochs, len(self.train_loader), self.progress, self.scorer)
-        height, width = self.train_loader.size
+        loader = self.train_loader
+        report = TrainingReport(self.schedule.epochs, len(loader), self.progress, self.scorer)
+        height, width = loader.size
+        drawn = f", {loader.epoch_size} an epoch" if loader.epoch_size != len(loader.persons) else ""
         print(
-            f"{len(self.train_loader.persons)} persons to train on, {len(valid)} to evaluate; "
+            f"{len(loader.persons)} persons to train on{drawn}, {len(valid)} to evaluate; "
             f"{self.name}, {height}x{width} px, on {self.device}{self.of_ranks()}",
             flush=True,
         )

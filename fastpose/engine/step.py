@@ -131,7 +131,7 @@ class TrainStep:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        inputs = (batch.images, batch.keypoints, batch.visible)
+        inputs = _inputs(batch)
         own = len(batch.rows)
         share = 1.0 if persons is None else own * self.ranks.count / persons  # DistributedDataParallel takes the mean
         if own != self.batch_size:
@@ -156,15 +156,14 @@ class TrainStep:
         if not self._replicated:
             with lost_if_it_fails():
                 self._replicate(loader.blank_batch())
-        if self._side is not None and self._graph is None and len(loader.persons) >= loader.batch_size:
-            batch = loader.blank_batch()
-            self._capture(self._side, (batch.images, batch.keypoints, batch.visible))
+        if self._side is not None and self._graph is None and loader.epoch_size >= loader.batch_size:
+            self._capture(self._side, _inputs(loader.blank_batch()))
 
     def _replicate(self, batch: Batch) -> None:
         """Puts the network under DistributedDataParallel, which is then in the state that it would have in any later
         step: it orders the gradients anew after its first backward pass, and with the order changes how three and more
         numbers are added up. So a run that is resumed goes on to the same bits."""
-        inputs = (batch.images, batch.keypoints, batch.visible)
+        inputs = _inputs(batch)
         if self.compute.sync_batch_norm:
             self.ranks.with_sync_batch_norm(self.model)
         with self._undone():
@@ -227,6 +226,7 @@ class TrainStep:
         images: Tensor,
         keypoints: Tensor,
         visible: Tensor,
+        supervised: Tensor | None = None,
         *,
         share: float = 1.0,
     ) -> Tensor:
@@ -245,13 +245,17 @@ class TrainStep:
                 f"the network, in training, must return {outputs_text(expected)} that depend on its parameters, got "
                 f"{described(returned)}{'' if differentiable else ' without a gradient'}",
             )
-        loss = self._loss_of(outputs, keypoints, visible)
+        loss = self._loss_of(outputs, keypoints, visible, supervised)
         self.optimizer.zero_grad(set_to_none=True)
         (loss if share == 1.0 else loss * share).backward()
         return loss.detach()
 
-    def _loss_of(self, outputs: Sequence[Tensor], keypoints: Tensor, visible: Tensor) -> Tensor:
-        targets = self.targets
+    def _loss_of(
+        self, outputs: Sequence[Tensor], keypoints: Tensor, visible: Tensor, supervised: Tensor | None
+    ) -> Tensor:
+        targets, joint_weights = self.targets, self._joint_weights
+        if supervised is not None:  # a joint that a data set does not have is taught nothing, whatever `missing` says
+            joint_weights = supervised if joint_weights is None else supervised * joint_weights
         if self.simcc is None:
             (heatmaps,) = outputs
             return fastpose.heatmap_mse_loss(
@@ -261,7 +265,7 @@ class TrainStep:
                 sigma=targets.sigma,
                 encoding=targets.encoding,
                 missing=targets.missing,
-                joint_weights=self._joint_weights,
+                joint_weights=joint_weights,
                 hard_joints=targets.hard_joints or None,
             )
         pred_x, pred_y = outputs
@@ -272,7 +276,7 @@ class TrainStep:
             visible,
             split_ratio=self.simcc.split_ratio,
             sigma=self.simcc.sigma,
-            joint_weights=self._joint_weights,
+            joint_weights=joint_weights,
         )
 
     def _capture(self, side: torch.cuda.Stream, inputs: tuple[Tensor, ...]) -> None:
@@ -295,6 +299,12 @@ class TrainStep:
         with self._undone():
             for _ in range(self.WARMUP_STEPS):
                 self._run_full(*inputs)
+
+
+def _inputs(batch: Batch) -> tuple[Tensor, ...]:
+    """What a step takes of a batch, see `TrainStep._backward`."""
+    inputs = (batch.images, batch.keypoints, batch.visible)
+    return inputs if batch.supervised is None else (*inputs, batch.supervised)
 
 
 def uses_cuda_graph(
