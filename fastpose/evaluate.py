@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpose.data.dataset import DATA_READING, DataOptions
-from fastpose.data.datasets import open_dataset
+from fastpose.data.datasets import is_mixture, open_dataset
 from fastpose.data.pack.format import is_pack
 from fastpose.data.sense import report_doubts
 from fastpose.device import choose_device
@@ -113,8 +113,8 @@ def run(own: EvaluateOptions, asked: dict[str, Any], ranks: Ranks = ALONE) -> in
     settings, skeleton = trained.settings, trained.skeleton
     data, network = settings.data, settings.network
     out = results_folder(own.out, trained.file, trained.weights, data)
-    packed = is_pack(Path(data.data_root))
-    if not packed:
+    packed, listed = is_pack(Path(data.data_root)), is_mixture(data.dataset)
+    if not packed and not listed:
         check_is_file("annotations", data.path("valid_annotations"))
     dataset = open_dataset(data, network.size, skeleton)
     with ranks.in_turns():
@@ -144,7 +144,7 @@ def run(own: EvaluateOptions, asked: dict[str, Any], ranks: Ranks = ALONE) -> in
     scores = {
         **scores_entry(scorer, values),
         "checkpoint": str(trained.file.resolve()),
-        "annotations": data.data_root if packed else str(data.path("valid_annotations")),
+        "annotations": data.data_root if packed else data.dataset if listed else str(data.path("valid_annotations")),
         "persons": len(persons),
         "skipped_persons": evaluation.skipped,
         "size": network.size,
@@ -185,6 +185,8 @@ def other_data(trained: DataOptions, data: DataOptions) -> list[str]:
     """Names of the options by which the validation data differs from the training run's."""
     if trained.data_root != data.data_root:
         return ["data_root"]
+    if trained.dataset != data.dataset and (is_mixture(trained.dataset) or is_mixture(data.dataset)):
+        return ["dataset"]
     names = ("valid_annotations", "head_boxes", "split_list", "detections")
     other = [CALLED.get(name, name) for name in names if trained.path(name) != data.path(name)]
     other += [name for name in DATA_READING if getattr(trained, name) != getattr(data, name)]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastpose.data.datasets import dataset_named
+from fastpose.data.datasets import joints_of
 from fastpose.models.checkpoint import checkpoint_file
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import load_network
@@ -87,7 +87,7 @@ def load_trained(
         log.warning("%s: %s: the network sees other crops than those it was trained on", file, ", ".join(other))
     skeleton = None
     if asked.get("skeleton") or weights.checkpoint is None:
-        skeleton = dataset_named(settings.data.dataset)(settings.data, settings.network.size).skeleton
+        skeleton = joints_of(settings.data, settings.network.size)
     model, skeleton = load_network(
         weights,
         settings.network,

@@ -38,8 +38,9 @@ class DataOptions:
         "mpii",
         "format of the annotations: mpii, scored by PCKh; coco, with whichever joints a skeleton names, scored by AP "
         "(pip install pycocotools) or, with --score pck, by PCK; a data set in COCO's form with joints of its own "
-        "(docs/formats.md): wholebody, crowdpose, aic, human_art, halpe26, halpe136; or another program's "
-        "(docs/converting.md), scored like coco: yolo, lsp, deeplabcut, sleap, csv",
+        "(docs/formats.md): wholebody, crowdpose, aic, human_art, halpe26, halpe136; another program's "
+        "(docs/converting.md), scored like coco: yolo, lsp, deeplabcut, sleap, csv; or a YAML file that lists several "
+        "such sets (docs/mixtures.md)",
     )
     skeleton: str = option(
         "",
@@ -151,9 +152,22 @@ DATA_FILES = (
     "images",
     "valid_images",
 )
+LAYOUT = ("train_annotations", "valid_annotations", "images", "valid_images")  # what a data set's layout names
 # Those that say how these files are read. Packs have them where they are not at their defaults: those made before there
 # was a choice stay what they are.
 DATA_READING = ("exif", "sixteen_bits", "category", "visibility_3", "least_visibility")
+
+
+def named_files(values: Mapping[str, Any], layout: Mapping[str, str]) -> dict[str, str]:
+    """The files and directories of the data set's layout, for those of LAYOUT that `values` does not name."""
+    layout = dict(layout)
+    if layout["images"] and any(
+        values[name] not in ("", layout[name]) for name in ("train_annotations", "valid_annotations")
+    ):
+        layout |= {"images": "images", "valid_images": ""}  # a layout of their own
+    if values["images"]:
+        layout["valid_images"] = ""
+    return {name: values[name] or layout[name] for name in LAYOUT}
 
 
 class Scorer(Protocol):

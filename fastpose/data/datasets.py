@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastpose.data.coco import Aic, Coco, CrowdPose, Halpe26, Halpe136, HumanArt, WholeBody
-from fastpose.data.dataset import DataOptions, Dataset
+from fastpose.data.dataset import DataOptions, Dataset, named_files
 from fastpose.data.formats import FORMATS
+from fastpose.data.mixture import Mixture, is_mixture
 from fastpose.data.mpii import Mpii
 from fastpose.data.pack.dataset import Pack
 from fastpose.data.pack.format import INDEX, PackError, is_pack
@@ -28,11 +33,44 @@ DATASETS: dict[str, type[Dataset]] = {
 }
 
 
-def dataset_named(name: str) -> type[Dataset]:
-    """The data set of option `dataset`; OptionError if the name is unknown."""
+def dataset_named(name: str) -> type[Dataset] | type[Mixture]:
+    """The data set of option `dataset`, or what all lists of several sets have in common if it is a YAML file;
+    OptionError if the name is unknown."""
+    if is_mixture(name):
+        return Mixture
     if name not in DATASETS:
-        raise OptionError("dataset", f"expected one of {', '.join(DATASETS)}, got {name!r}")
+        raise OptionError(
+            "dataset", f"expected one of {', '.join(DATASETS)}, got {name!r}; a list of sets is a .yaml file"
+        )
     return DATASETS[name]
+
+
+def open_set(data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> Dataset:
+    """One data set of several; the files that its options do not name get the names of its layout.
+
+    Raises:
+        OptionError: see Dataset; or it is a list of sets itself, or a pack.
+    """
+    if data.dataset not in DATASETS:
+        raise OptionError("dataset", f"expected one of {', '.join(DATASETS)}, got {data.dataset!r}")
+    if data.data_root and is_pack(Path(data.data_root)):
+        raise OptionError("data_root", f"{data.data_root} is a pack: name the files, and pack all sets together")
+    kind = DATASETS[data.dataset]
+    files: dict[str, Any] = dict(named_files(dataclasses.asdict(data), kind.layout))
+    return kind(dataclasses.replace(data, **files), size, skeleton)
+
+
+def _maker(name: str) -> Callable[..., Dataset]:
+    """What makes the data set of option `dataset` from options, size and joints."""
+    if is_mixture(name):
+        return functools.partial(Mixture, open_set)
+    dataset_named(name)
+    return DATASETS[name]
+
+
+def joints_of(data: DataOptions, size: tuple[int, int]) -> Skeleton:
+    """The joints of the data set that the options name; errors as from `open_dataset`."""
+    return (open_dataset if is_mixture(data.dataset) else _maker(data.dataset))(data, size).skeleton
 
 
 def dataset_with_joints(count: int | None, *, named: bool) -> str:
@@ -65,11 +103,11 @@ def open_dataset(data: DataOptions, size: tuple[int, int], skeleton: Skeleton | 
         PackError: the pack is of a data set that is not known.
     """
     packed = is_pack(Path(data.data_root))
-    if packed and data.dataset not in DATASETS:
+    if packed and data.dataset not in DATASETS and not is_mixture(data.dataset):
         raise PackError(f"{Path(data.data_root) / INDEX}: damaged: it is of a data set {data.dataset!r}")
-    kind = dataset_named(data.dataset)
+    make = _maker(data.dataset)
     if packed:
-        return Pack(data, size, skeleton, kind)
-    if data.synthetic_persons:
+        return Pack(data, size, skeleton, make)
+    if data.synthetic_persons and not is_mixture(data.dataset):
         return Synthetic(data, size, skeleton)
-    return kind(data, size, skeleton)
+    return make(data, size, skeleton)

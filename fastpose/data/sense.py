@@ -52,10 +52,12 @@ def report_doubts(splits: Mapping[str, Persons]) -> None:
     """Warns of what is doubtful in one or both splits, "train" and "valid", with counts and an example, and in the
     skeleton, which they share."""
     for split, persons in splits.items():
-        for doubt in doubts(persons):
-            log.warning("%s: %s", _CALLED[split], doubt)
-    for doubt in doubts_about_names(next(iter(splits.values())).skeleton):
-        log.warning("%s", doubt)
+        parts = {f", set {part.name}": part.persons for part in persons.sets.parts} if persons.sets else {"": persons}
+        for of_set, own in parts.items():
+            for doubt in doubts(own):
+                log.warning("%s%s: %s", _CALLED[split], of_set, doubt)
+    for doubt_about_names in doubts_about_names(next(iter(splits.values())).skeleton):
+        log.warning("%s", doubt_about_names)
     if len(splits) > 1:
         for about_both in doubts_about_splits(splits["train"], splits["valid"]):
             log.warning("%s", about_both)

@@ -116,12 +116,17 @@ def scored(evaluation: Evaluation, scorer: Scorer) -> Scored:
 def scores_entry(scorer: Scorer, values: dict[str, float] | None) -> dict[str, Any]:
     """What files of a run have of a score, under its name: the values and the score's notes; null without one.
 
-    JSON has no NaN: values without annotated joints or persons are null.
+    JSON has no NaN: values without annotated joints or persons are null. Of several data sets those named SET/VALUE
+    come together under SET.
     """
     if values is None:
         return {scorer.name: None}
     plain = {name: None if math.isnan(value) else value for name, value in values.items()}
-    return {scorer.name: plain | dict(scorer.notes)}
+    entry: dict[str, Any] = {}
+    for name, value in (plain | dict(scorer.notes)).items():
+        of_set, _, own = name.rpartition("/")
+        (entry.setdefault(of_set, {}) if of_set else entry)[own] = value
+    return {scorer.name: entry}
 
 
 def best_seen_person(persons: Persons, evaluation: Evaluation, among: NDArray[np.bool_] | None = None) -> int:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from fastpose.data.datasets import DATASETS
 from fastpose.ending import report
@@ -77,7 +77,7 @@ class Command:
             field, help = FIELDS[name], FIELDS[name].metadata["help"]
             kind = TYPES[name]
             if name == "dataset":  # the list of them grows by a line elsewhere
-                kind = Literal[tuple(DATASETS)]
+                help = f"{', '.join(DATASETS)} or FILE.yaml: {help}"
             default = (defaults or {}).get(name, field.default)
             if otherwise and name not in (defaults or {}):
                 default, help = argparse.SUPPRESS, f"{help}; default: {otherwise}"

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastpose.data.dataset import DATA_FILES, DATA_READING
-from fastpose.data.datasets import dataset_named, dataset_with_joints
+from fastpose.data.dataset import DATA_FILES, DATA_READING, LAYOUT, DataOptions, named_files
+from fastpose.data.datasets import dataset_named, dataset_with_joints, is_mixture
 from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.hf import NAMED, image_size, is_hf, settled
@@ -25,8 +26,8 @@ from fastpose.skeletons import SKELETONS
 
 # What options were, in effect, before they existed: for the checkpoints and config.yaml files of older runs.
 BEFORE: dict[str, Any] = {"reduced_decode": False, "color_order": "rgb", "targets": "heatmap"}
-LAYOUT = ("train_annotations", "valid_annotations", "images", "valid_images")  # what a data set's layout names
 AS_THE_FILE_SAYS = ("model", "skeleton")  # what an empty value of these means where there is a file of weights
+OF_DATA = frozenset(field.name for field in dataclasses.fields(DataOptions))
 PATHS = ("skeleton", "backbone_weights", "weights")  # files that are not below the data root
 
 
@@ -83,7 +84,8 @@ def settle(
     elif weights is not None:
         wanted = {name: value for name, value in wanted.items() if value or name not in AS_THE_FILE_SAYS}
         inherited = _trained_with(weights, wanted)
-    named = {**inherited, **(instead or {}), **wanted}
+    levels = [wanted] if recipe is None else [asked, recipe]
+    named = _of_one_data_set(*levels, {**inherited, **(instead or {})})
     values = {**DEFAULTS, **named}
     for level in (asked, recipe or {}):
         if not level.keys().isdisjoint(("model", "head", "targets")):
@@ -109,10 +111,14 @@ def settle(
     values["targets"] = "simcc" if settings.network.returns_vectors else "heatmap"
     if settings.network.simcc is not None:
         values["refine"] = _refinement_of_vectors(settings, asked_for="refine" in named)
-    root = settings.data.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{settings.data.dataset}"
-    values["data_root"] = str(Path(root).expanduser().resolve())
     kind = dataset_named(settings.data.dataset)
-    values |= _named_files(values, kind.layout)
+    if is_mixture(settings.data.dataset):
+        values["dataset"] = str(Path(settings.data.dataset).expanduser().resolve())
+        root = settings.data.data_root or str(Path(values["dataset"]).parent)
+    else:
+        root = settings.data.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{settings.data.dataset}"
+    values["data_root"] = str(Path(root).expanduser().resolve())
+    values |= named_files(values, kind.layout)
     for name in PATHS:
         if values[name] and not (name == "skeleton" and values[name] in SKELETONS):
             values[name] = str(Path(values[name]).expanduser().resolve())
@@ -137,6 +143,19 @@ def settle_for(root: str, recipe: str, asked: Mapping[str, Any]) -> Settings:
         return settle({**asked, "data_root": root}, recipe=values, trust_model=True)
     except OptionError as error:
         raise ValueError(naming(error, file, values, asked)) from error
+
+
+def _of_one_data_set(*levels: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all levels, of which the first wins; without what a level says of other data than one above it, if
+    one of the two names a list of several sets: that has options of its own for each set, and none for them together.
+    """
+    named: dict[str, Any] = {}
+    for level in reversed(levels):
+        before, now = (values.get("dataset", "") for values in (named, level))
+        if now not in ("", before) and (is_mixture(before) or is_mixture(now)):
+            named = {name: value for name, value in named.items() if name not in OF_DATA}
+        named |= level
+    return named
 
 
 def _head_and_targets(level: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
@@ -202,7 +221,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         OptionError, TypeError: see `Settings.of`.
     """
     values = {**DEFAULTS, **BEFORE, **config}
-    values |= _named_files(values, dataset_named(values["dataset"]).layout)
+    values |= named_files(values, dataset_named(values["dataset"]).layout)
     return Settings.of(values).as_plain()
 
 
@@ -238,18 +257,6 @@ def _trained_with(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _named_files(values: Mapping[str, Any], layout: Mapping[str, str]) -> dict[str, str]:
-    """The files and directories of the data set's layout, for those that are not named."""
-    layout = dict(layout)
-    if layout["images"] and any(
-        values[name] not in ("", layout[name]) for name in ("train_annotations", "valid_annotations")
-    ):
-        layout |= {"images": "images", "valid_images": ""}  # a layout of their own
-    if values["images"]:
-        layout["valid_images"] = ""
-    return {name: values[name] or layout[name] for name in LAYOUT}
-
-
 def _packed(
     values: Mapping[str, Any], asked: Mapping[str, Any], others: Mapping[str, Any], called: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -268,6 +275,8 @@ def _packed(
         value = named.get(name, stored)
         if name in LAYOUT and not value:  # which stands for the layout's name
             continue
+        if name == "dataset" and is_mixture(stored):  # of the list of sets a pack has the name alone
+            value = Path(value).name
         if value != stored and called.get(name) != "":
             raise PackError(
                 f"{called.get(name) or name}: the pack {root} has the data of {stored!r}, got {value!r}: "

@@ -128,8 +128,8 @@ def test_commands_and_options_that_a_page_shows_exist(page: str, options: dict[s
 @pytest.mark.parametrize(
     "page",
     [
-        *("training.md", "names.md", "data.md", "formats.md", "converting.md", "checking.md", "viewing.md"),
-        *("checkpoints.md", "scores.md", "encodings.md", "skeletons.md"),
+        *("training.md", "names.md", "data.md", "formats.md", "converting.md", "mixtures.md", "checking.md"),
+        *("viewing.md", "checkpoints.md", "scores.md", "encodings.md", "skeletons.md"),
     ],
 )
 def test_options_that_the_manual_names_exist(page: str, options: dict[str, set[str]]) -> None:

@@ -56,6 +56,26 @@ class CocoTruth(_Always, total=False):
     crowd_index: list[float]
 
 
+def of_joints(truth: CocoTruth, scored: np.ndarray) -> CocoTruth:
+    """The same truth without the joints that a score leaves out, bool [K]: as if nobody had annotated them. Who has no
+    other joint is nobody to find."""
+    annotations = []
+    for one in truth["annotations"]:
+        triples = np.array(one["keypoints"], object).reshape(-1, 3)  # numbers of any size stay what they are
+        triples[~scored] = 0
+        left = sum(v > 0 for v in triples[:, 2])
+        annotations.append(
+            one
+            | {
+                "keypoints": triples.ravel().tolist(),
+                "num_keypoints": one["num_keypoints"] if one["iscrowd"] else min(one["num_keypoints"], left),
+            }
+        )
+    changed = truth.copy()
+    changed["annotations"] = annotations
+    return changed
+
+
 def own_ids(persons: Persons, truth: Mapping[str, Any] | None) -> list[dict[str, Key]]:
     """The image_id and category_id of each person, as the annotation file has them; no category_id without truth."""
     truth = truth or {}

@@ -22,6 +22,7 @@ from fastpose.data.coco.ap import (
     ceiling,
     keypoint_ap,
     keypoint_results,
+    of_joints,
     own_ids,
     require_pycocotools,
     sigmas_of,
@@ -73,6 +74,8 @@ class ApScorer:
         self.measure = measure or Measure("coco", keypoint_ap)
         self.name = self.measure.name
         self.truth = truth or CocoTruth(box_source="annotations", category=1, image_ids=[], annotations=[])
+        if persons.scored is not None:
+            self.truth = of_joints(self.truth, persons.scored)
         notes: dict[str, Any] = {"box_source": self.truth["box_source"]}
         self.note = f"boxes: {self.truth['box_source']}"
         if no_box := self.truth.get("no_box", 0):
