@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastpose.data.dataset import DATA_FILES, DATA_READING, DataOptions
-from fastpose.data.datasets import open_dataset
+from fastpose.data.datasets import is_mixture, open_dataset
 from fastpose.data.pack import Margins, Plan, is_pack, write_pack
 from fastpose.data.sense import report_doubts
 from fastpose.ending import Stopped, ends_in_one_line
@@ -55,7 +55,7 @@ class PackOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 1 after an error, 128 + signal number when it was stopped."""
     places = {
-        "data_set": "folder of the data set, what --data_root is for fastpose train",
+        "data_set": "folder of the data set, what --data_root is for fastpose train; or a YAML file, as --dataset",
         "out": "folder to write, new or of an earlier call",
     }
     command = Command("pack", DESCRIPTION, PackOptions, OFFERED, places=places, otherwise="as the recipe says")
@@ -121,7 +121,9 @@ def run(own: PackOptions, asked: dict[str, Any]) -> int:
 def data_options(data: DataOptions) -> dict[str, Any]:
     """The options that say which data are packed."""
     read = {name: value for name in DATA_READING if (value := getattr(data, name)) != DEFAULTS[name]}
-    return {name: getattr(data, name) for name in DATA_FILES} | read
+    named = {name: getattr(data, name) for name in DATA_FILES} | read
+    # Of a list of sets all that it says is in the pack: what it was called tells people which it was.
+    return named | {"dataset": Path(data.dataset).name} if is_mixture(data.dataset) else named
 
 
 if __name__ == "__main__":

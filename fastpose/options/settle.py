@@ -131,16 +131,17 @@ def settle(
 
 
 def settle_for(root: str, recipe: str, asked: Mapping[str, Any]) -> Settings:
-    """The settings of a training on the data in `root`, for commands that make no network: those of a recipe, a name or
-    a file, or without one the defaults, except what was asked for.
+    """The settings of a training on the data in `root`, a folder or a list of several sets, for commands that make no
+    network: those of a recipe, a name or a file, or without one the defaults, except what was asked for.
 
     Raises:
         ValueError, OSError: see `find_recipe`, `read_recipe` and `settle`; names the recipe's file if a value is its.
     """
     file = find_recipe(recipe) if recipe else None
     values = read_recipe(file) if file else {}
+    where = {"dataset" if is_mixture(root) else "data_root": root}
     try:
-        return settle({**asked, "data_root": root}, recipe=values, trust_model=True)
+        return settle({**asked, **where}, recipe=values, trust_model=True)
     except OptionError as error:
         raise ValueError(naming(error, file, values, asked)) from error
 

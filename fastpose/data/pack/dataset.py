@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +17,26 @@ from numpy.typing import NDArray
 from fastpose.data.dataset import DataOptions, Dataset, Scorer, Split
 from fastpose.data.pack.files import ANNOTATION_BYTES, open_whole, read_npz
 from fastpose.data.pack.format import INDEX, ROWS, PackError, margins_of, misfit, split_files
-from fastpose.data.persons import Persons
-from fastpose.option import OptionError
+from fastpose.data.persons import Part, Persons, Sets
+from fastpose.option import OptionError, typed
 from fastpose.skeletons import MPII, Skeleton, as_tuples
+
+_OF_SETS = re.compile(r"sets|set_index|set\d{1,6}_.+")  # what a pack has of several data sets beside their persons
+_OPTIONS = get_type_hints(DataOptions)
 
 
 class Pack:
-    """The pack in the data root, made from a data set of the class `kind`. See `fastpose.data.dataset.Dataset`."""
+    """The pack in the data root, of a data set that `make` makes of options, size and joints. See
+    `fastpose.data.dataset.Dataset`."""
 
     def __init__(
-        self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None, kind: type[Dataset]
+        self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None, make: Callable[..., Dataset]
     ) -> None:
-        self.root, self.size, self._fits_boxes = Path(data.data_root), size, kind.fits_boxes
+        self.root, self.size = Path(data.data_root), size
         # Whoever names no joints takes the pack's, whatever they are.
-        self._wanted = skeleton or (kind(data, size).skeleton if data.skeleton else None)
+        self._wanted = skeleton or (make(data, size).skeleton if data.skeleton else None)
         try:
-            self.packed_from = kind(data, size, self._wanted)
+            self.packed_from = make(data, size, self._wanted)
         except OptionError as error:
             if error.option != "detections":
                 raise
@@ -47,7 +53,7 @@ class Pack:
                 "skeleton", f"the pack {root} holds joints of {persons.skeleton.name!r}, not {wanted.name!r}"
             )
         height, width = margins_of(root, split).size
-        if self._fits_boxes and height * self.size[1] != width * self.size[0]:
+        if self.packed_from.fits_boxes and height * self.size[1] != width * self.size[0]:
             raise OptionError(
                 "size",
                 f"the pack {root} holds boxes with the aspect ratio of {height} x {width} pixels, got "
@@ -76,6 +82,7 @@ def read_packed_persons(root: Path, split: str) -> Persons:
             arrays = read_npz(file, entry["bytes"])
             texts = {name: arrays.pop(name, np.zeros(0)) for name in ("skeleton", "image")}
             truth: Any = arrays.pop("truth", None)
+            several = {name: arrays.pop(name) for name in list(arrays) if _OF_SETS.fullmatch(name)}
             if texts["skeleton"].dtype.kind != "U" or texts["skeleton"].ndim:
                 raise ValueError("expected the name or the description of a skeleton")
             if texts["image"].dtype.kind != "U" or texts["image"].ndim != 1:
@@ -89,11 +96,9 @@ def read_packed_persons(root: Path, split: str) -> Persons:
             if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "biuf" or not array.ndim]:
                 raise ValueError(f"expected numbers for each person, got {wrong[0]!r} of {arrays[wrong[0]].dtype}")
             skeleton = _skeleton(str(texts["skeleton"]))
-            if truth is not None:
-                truth = json.loads(truth.tobytes())
-                _check_truth(truth, skeleton.num_joints, arrays)
+            truth = _read_truth(truth, skeleton, arrays)
             paths = tuple(root / split / str(row) / name for row, name in enumerate(names))
-            return Persons(
+            persons = Persons(
                 image_paths=paths,
                 image_index=np.arange(count),
                 skeleton=skeleton,
@@ -101,6 +106,7 @@ def read_packed_persons(root: Path, split: str) -> Persons:
                 truth=truth,
                 **rows,
             )
+            return _with_sets(persons, several) if several else persons
         except PackError:
             raise
         except (ValueError, TypeError, RecursionError) as error:
@@ -119,6 +125,53 @@ def _skeleton(text: str) -> Skeleton:
     if wrong := misfit(fields, kinds, "skeleton"):
         raise ValueError(wrong)
     return Skeleton(**as_tuples(fields))
+
+
+def _with_sets(persons: Persons, arrays: dict[str, NDArray[Any]]) -> Persons:
+    """The persons with what a pack says of the several data sets that they are from: `sets`, a list as JSON, and in
+    `set_index` the place of each person's set in it; of set n, `setN_keypoints`, `setN_visible`, extras and truth.
+    Rows, boxes and images are those of the persons."""
+    kinds = {"name": str, "weight": float, "joints": {"*": str}, "skeleton": None, "options": None}
+    described, index = json.loads(arrays.pop("sets", np.zeros(0)).tobytes()), arrays.pop("set_index", np.zeros(0))
+    if not isinstance(described, list) or len(described) > 1000 or not all(isinstance(one, dict) for one in described):
+        raise ValueError("sets: expected a list of at most 1000 objects")
+    if index.dtype != np.int64 or index.shape != (len(persons),):
+        raise ValueError(f"set_index: expected int64 [{len(persons)}], got {index.dtype} {list(index.shape)}")
+    parts = []
+    for number, one in enumerate(described):
+        plain = {name: value for name, value in one.items() if kinds.get(name, str) is not None}
+        if wrong := misfit(plain, {name: kind for name, kind in kinds.items() if kind is not None}, f"sets[{number}]"):
+            raise ValueError(wrong)
+        own, names = _skeleton(json.dumps(one.get("skeleton"))), persons.skeleton.joints
+        if other := [(k, j) for k, j in one["joints"].items() if k not in names or j not in own.joints]:
+            raise ValueError(f"sets[{number}]: expected joints of both skeletons, got {other[0]}")
+        options = one.get("options")
+        unknown = options.keys() - _OPTIONS.keys() if isinstance(options, dict) else {repr(options)}
+        if unknown:
+            raise ValueError(f"sets[{number}].options: expected those of a data set, got {min(unknown)[:40]}")
+        begin, rows = f"set{number}_", np.flatnonzero(index == number)
+        mine = {name.removeprefix(begin): arrays.pop(name) for name in list(arrays) if name.startswith(begin)}
+        points: dict[str, Any] = {name: mine.pop(name, None) for name in ("keypoints", "visible")}
+        truth: Any = mine.pop("truth", None)
+        if strange := [name for name, array in mine.items() if array.dtype.kind not in "biuf" or not array.ndim]:
+            raise ValueError(f"{begin}{strange[0]}: expected numbers for each person, got {mine[strange[0]].dtype}")
+        truth = _read_truth(truth, own, mine)
+        of_set = dataclasses.replace(persons.select(rows), skeleton=own, extras=mine, truth=truth, **points)
+        joints = np.array([own.joints.index(one["joints"][k]) if k in one["joints"] else -1 for k in names], np.int64)
+        settings = {name: typed(name, value, _OPTIONS[name]) for name, value in options.items()}
+        parts.append(Part(one["name"], float(one["weight"]), joints, of_set, settings))
+    if arrays:
+        raise ValueError(f"expected sets for all arrays, got {min(arrays)!r}")
+    return dataclasses.replace(persons, sets=Sets(index, tuple(parts)))
+
+
+def _read_truth(stored: NDArray[Any] | None, skeleton: Skeleton, extras: Mapping[str, NDArray[Any]]) -> Any:
+    """`Persons.truth` of what a pack has of it; None if that is nothing."""
+    if stored is None:
+        return None
+    truth = json.loads(stored.tobytes())
+    _check_truth(truth, skeleton.num_joints, extras)
+    return truth
 
 
 def _check_truth(truth: Any, joints: int, extras: Mapping[str, NDArray[Any]]) -> None:

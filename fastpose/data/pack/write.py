@@ -39,11 +39,11 @@ from fastpose.data.pack.format import (
     read_json,
     with_checksum,
 )
-from fastpose.data.persons import Persons
+from fastpose.data.persons import Persons, Sets
 from fastpose.data.reading import AS_STORED, Reading
 from fastpose.files import only_writer, read_file, replacing
 from fastpose.option import OptionError
-from fastpose.skeletons import MPII
+from fastpose.skeletons import MPII, Skeleton
 
 # What the files of a pack are called while they are written, see `fastpose.files.written_beside`.
 _PART = re.compile(
@@ -353,11 +353,39 @@ def _persons_to_npz(persons: Persons) -> bytes:
     # MPII's joints by name, as there were no others at first.
     skeleton = persons.skeleton.name if persons.skeleton == MPII else json.dumps(asdict(persons.skeleton))
     if persons.truth is not None:
-        arrays["truth"] = np.frombuffer(json.dumps(persons.truth).encode(), np.uint8)
+        arrays["truth"] = _json_bytes(persons.truth)
+    if persons.sets is not None:
+        arrays |= _sets_to_arrays(persons.sets, persons.skeleton)
     names = np.array([persons.image_paths[image].name for image in persons.image_index], np.str_)
     buffer = io.BytesIO()
     np.savez(buffer, skeleton=np.array(skeleton), image=names, **arrays)
     return buffer.getvalue()
+
+
+def _json_bytes(value: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def _sets_to_arrays(sets: Sets, skeleton: Skeleton) -> dict[str, NDArray[Any]]:
+    """What a pack has of several data sets, see `_with_sets` in dataset.py."""
+    arrays: dict[str, NDArray[Any]] = {"set_index": sets.index}
+    described = []
+    for number, part in enumerate(sets.parts):
+        own = part.persons
+        described.append(
+            {
+                "name": part.name,
+                "weight": part.weight,
+                "skeleton": asdict(own.skeleton),
+                "joints": {skeleton.joints[k]: own.skeleton.joints[j] for k, j in enumerate(part.joints) if j >= 0},
+                "options": dict(part.options),
+            }
+        )
+        of_part = {"keypoints": own.keypoints, "visible": own.visible} | dict(own.extras)
+        if own.truth is not None:
+            of_part["truth"] = _json_bytes(own.truth)
+        arrays |= {f"set{number}_{name}": array for name, array in of_part.items()}
+    return arrays | {"sets": _json_bytes(described)}
 
 
 def _write(path: Path, data: bytes) -> bool:
