@@ -501,6 +501,41 @@ def test_what_a_body_can_do_is_not_doubted():
     assert doubts_about_limbs(persons) == []
 
 
+@pytest.mark.parametrize(("width", "found"), [(10, []), (14, ["trunk_crossed"])])
+def test_hips_that_are_seen_from_their_edge_are_not_crossed(width, found):
+    """Shoulders and hips are 38 px apart: from 11.4 px on, 0.3 of that, hips are wide."""
+    points = figure()[:, :2]
+    for part, sign in (("hip", -1), ("knee", -0.1), ("ankle", -0.1)):
+        for side, x in (("left", 1), ("right", -1)):
+            points[COCO.joints.index(f"{side}_{part}"), 0] = 80 + x * sign * width / 2
+    assert [one.code for one in doubts_about_limbs(persons_of(points[None], skeleton=COCO))] == found
+
+
+@pytest.mark.parametrize(("apart", "found"), [(4, []), (16, ["joints_exchanged"])])
+def test_knees_must_shorten_the_legs_by_a_tenth(apart, found):
+    """Thighs of 28 and shins of 24 px down; hips and ankles 16 px apart, and knees the other way about."""
+    points = figure()[:, :2]
+    for part, sign in (("hip", 8), ("knee", -apart / 2), ("ankle", 8)):
+        for side, x in (("left", 1), ("right", -1)):
+            points[COCO.joints.index(f"{side}_{part}"), 0] = 80 + x * sign
+    assert [one.code for one in doubts_about_limbs(persons_of(points[None], skeleton=COCO))] == found
+
+
+@pytest.mark.parametrize(("times", "found"), [(1.7, []), (1.9, ["limb_too_long"])])
+def test_a_limb_is_too_long_from_1_8_times_the_second_longest_on(times, found):
+    points = np.tile(figure()[:, :2], (30, 1, 1))
+    elbow, wrist = (COCO.joints.index(f"left_{part}") for part in ("elbow", "wrist"))
+    points[3, wrist] = points[3, elbow] + times * (points[3, wrist] - points[3, elbow])
+    assert [one.code for one in doubts_about_limbs(persons_of(points, skeleton=COCO))] == found
+
+
+def test_persons_of_few_pixels_are_passed_over():
+    points = 80 + (figure()[:, :2] - 80) * 0.25  # 27 px high
+    pair = [COCO.joints.index(f"{side}_knee") for side in ("left", "right")]
+    points[pair] = points[pair[::-1]]
+    assert doubts_about_limbs(persons_of(points[None], skeleton=COCO)) == []
+
+
 def test_resized_cut_brighter_and_grey_copies_are_near_and_others_are_not(tmp_path):
     image = cv2.GaussianBlur(picture(1), (0, 0), 4)
     grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None], 3, 2)

@@ -18,6 +18,7 @@ from fastpose.data.persons import Persons
 # photographs of sports that were taken apart are above 0.86. Levels themselves would be alike for any two skies.
 NEAR = 0.95
 _FLAT = 1.0  # grey levels between neighbouring pixels in the mean; in a flatter picture they are noise
+_ALMOST = "resized, recompressed, or taken a moment later"
 _ROWS, _COLUMNS = 1024, 8192  # of the table of correlations that is in memory at once
 
 
@@ -59,10 +60,10 @@ def _between(train: Persons, valid: Persons, looks: Mapping[Path, Look]) -> list
     near = _near(valid.image_paths, train.image_paths, looks)
     near = {n: other for n, other in near.items() if n in own and n not in same}
     what = "validation images are copies of training images under another name"
-    more = f"{what}, almost: resized, recompressed, or a moment later"
+    almost = f"validation images are almost a training image: {_ALMOST}"
     return [
         *_copies("copy_in_both_splits", valid, same, train.image_paths, what),
-        *_copies("near_copy_in_both_splits", valid, near, train.image_paths, more),
+        *_copies("near_copy_in_both_splits", valid, near, train.image_paths, almost),
     ]
 
 
@@ -94,9 +95,11 @@ def _near(
         end = min(len(b), top + _ROWS) if earlier else len(b)
         for left in range(0, end, _COLUMNS):
             alike = a[top : top + _ROWS] @ b[left : min(end, left + _COLUMNS)].T > NEAR
-            for row, column in np.argwhere(alike).tolist():
-                if not earlier or left + column < top + row:
-                    near.setdefault(int(rows[top + row]), int(columns[left + column]))
+            if earlier:
+                alike = np.tril(alike, top - left - 1)
+            first = alike.argmax(axis=1)  # of a film, every picture is a near copy of all others
+            for row in np.flatnonzero(alike.any(axis=1)).tolist():
+                near.setdefault(int(rows[top + row]), int(columns[left + first[row]]))
     return near
 
 
