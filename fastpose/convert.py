@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from fastpose.data.dataset import DATA_READING, CocoForm, Split
-from fastpose.data.datasets import dataset_named
-from fastpose.data.pack import is_pack
+from fastpose.data.datasets import is_mixture, open_dataset
+from fastpose.data.pack import Pack, is_pack
 from fastpose.ending import ends_in_one_line
 from fastpose.files import make_folder, replacing, write_text, write_yaml
 from fastpose.option import OptionError
@@ -58,8 +58,10 @@ def run(_: None, asked: dict[str, Any]) -> int:
         raise OptionError("data_set", f"{root} is a pack, which has no images; convert the data it was made from")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError("out", f"expected a new or an empty folder, got {out}")
-    settings = settle({**asked, "data_root": root}, instead={"synthetic_persons": 0}, reads_data=False)
-    dataset = dataset_named(settings.data.dataset)(settings.data, settings.network.size)
+    where = {"dataset" if is_mixture(root) else "data_root": root}
+    settings = settle({**asked, **where}, instead={"synthetic_persons": 0}, reads_data=False)
+    dataset = open_dataset(settings.data, settings.network.size)
+    assert not isinstance(dataset, Pack)  # refused above
     forms: dict[Split, CocoForm] = {}
     for split in get_args(Split):
         forms[split] = dataset.as_coco(split)

@@ -84,7 +84,6 @@ def test_a_network_is_for_the_data_set_with_its_number_of_joints(count, named, n
 
 
 def test_an_unknown_data_set_is_an_error_that_lists_the_known():
-    with pytest.raises(
     message = r"dataset: expected one of mpii, coco, wholebody, .*, yolo, lsp, deeplabcut, sleap, csv, got 'voc'"
     with pytest.raises(OptionError, match=message):
         dataset_named("voc")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from fastpose.data.annotation_rows import AnnotationError, JsonLimits, as_json, read_json
 from fastpose.data.coco.dataset import read_split, scorer_of
-from fastpose.data.dataset import DataOptions, Scorer, Split
+from fastpose.data.dataset import CocoForm, DataOptions, Scorer, Split
 from fastpose.data.persons import Persons
 from fastpose.files import check_is_file
 from fastpose.option import OptionError
@@ -23,11 +23,11 @@ Change = Callable[[dict[str, Any], Path], dict[str, Any]]
 _HEADS = ("head", "top_head", "head_top")  # one joint, as CrowdPose's and AIC's files and their users call it
 
 
-def read_changed(data: DataOptions, split: Split, size: tuple[int, int], skeleton: Skeleton, change: Change) -> Persons:
-    """The persons of a split whose file is COCO's once `change` has been at it.
+def form_of(data: DataOptions, split: Split, change: Change) -> CocoForm:
+    """What a split has in COCO's format: its JSON file once `change` has been at it.
 
-    `change` takes what the JSON file has, an object, and the file for messages, and returns what COCO's would have.
-    What it does not know it leaves as it is: errors of COCO's own fields are those of `read_coco`.
+    `change` takes what the file has, an object, and the file for messages, and returns what COCO's would have. What it
+    does not know it leaves as it is: errors of COCO's own fields are those of `read_coco`.
     """
     file = data.path(f"{split}_annotations")
     check_is_file(f"{split}_annotations", file)
@@ -40,7 +40,12 @@ def read_changed(data: DataOptions, split: Split, size: tuple[int, int], skeleto
             "expected an object with 'images' and 'annotations': take the files aic_train.json and aic_val.json, which "
             "mmpose has made of it in COCO's format (aic_annotations.tar)"
         )
-    return read_split(data, split, size, skeleton, file, contents)
+    return CocoForm(contents, data.images_path(split))
+
+
+def read_form(form: CocoForm, data: DataOptions, split: Split, size: tuple[int, int], skeleton: Skeleton) -> Persons:
+    """The persons of `form_of`."""
+    return read_split(data, split, size, skeleton, data.path(f"{split}_annotations"), form.contents)
 
 
 def _is_original_aic(contents: Any) -> bool:
@@ -134,9 +139,10 @@ class Aic:
         self.data, self.size, self.skeleton = data, size, joints_of("aic", data, skeleton, self.joints)
 
     def read(self, split: Split) -> Persons:
-        return read_changed(
-            self.data, split, self.size, self.skeleton, lambda contents, file: name_joints(contents, self.skeleton)
-        )
+        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
+
+    def as_coco(self, split: Split) -> CocoForm:
+        return form_of(self.data, split, lambda contents, file: name_joints(contents, self.skeleton))
 
     def scorer(self, persons: Persons) -> Scorer:
         return scorer_of(persons, self.data)
@@ -163,7 +169,10 @@ class HumanArt:
         self.skeleton = joints_of("human_art", data, skeleton, self.joints, "human_art21")
 
     def read(self, split: Split) -> Persons:
-        return read_changed(self.data, split, self.size, self.skeleton, self._changed)
+        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
+
+    def as_coco(self, split: Split) -> CocoForm:
+        return form_of(self.data, split, self._changed)
 
     def _changed(self, contents: dict[str, Any], file: Path) -> dict[str, Any]:
         if self.skeleton.num_joints == _WITH_FINGERS:
@@ -197,15 +206,16 @@ class Halpe26:
         self.data, self.size, self.skeleton = data, size, joints_of("halpe26", data, skeleton, self.joints)
 
     def read(self, split: Split) -> Persons:
+        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
+
+    def as_coco(self, split: Split) -> CocoForm:
         def first_26(record: dict[str, Any], where: str) -> dict[str, Any]:
             joints = record.get("keypoints")
             if isinstance(joints, list) and len(joints) == 3 * _WHOLE:
                 record = {**record, "keypoints": joints[: 3 * self.skeleton.num_joints]}
             return _counted(record, where)
 
-        return read_changed(
-            self.data, split, self.size, self.skeleton, lambda contents, file: change_annotations(contents, first_26)
-        )
+        return form_of(self.data, split, lambda contents, file: change_annotations(contents, first_26))
 
     def scorer(self, persons: Persons) -> Scorer:
         return scorer_of(persons, self.data)
@@ -224,9 +234,10 @@ class Halpe136:
         self.data, self.size, self.skeleton = data, size, joints_of("halpe136", data, skeleton, self.joints)
 
     def read(self, split: Split) -> Persons:
-        return read_changed(
-            self.data, split, self.size, self.skeleton, lambda contents, file: change_annotations(contents, _counted)
-        )
+        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
+
+    def as_coco(self, split: Split) -> CocoForm:
+        return form_of(self.data, split, lambda contents, file: change_annotations(contents, _counted))
 
     def scorer(self, persons: Persons) -> Scorer:
         return scorer_of(persons, self.data)

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from fastpose.data.annotation_rows import AnnotationError, as_json, is_missing
 from fastpose.data.coco.dataset import scorer_of
-from fastpose.data.coco.family import change_annotations, joints_of, name_joints, read_changed
+from fastpose.data.coco.family import change_annotations, form_of, joints_of, name_joints, read_form
 from fastpose.data.coco.family_ap import PARTS, wholebody_ap, wholebody_result
 from fastpose.data.coco.records import Tally
 from fastpose.data.coco.score import Measure
-from fastpose.data.dataset import DataOptions, Scorer, Split
+from fastpose.data.dataset import CocoForm, DataOptions, Scorer, Split
 from fastpose.data.persons import Persons
 from fastpose.skeletons import Skeleton
 
@@ -42,7 +42,10 @@ class WholeBody:
         self.data, self.size, self.skeleton = data, size, joints_of("wholebody", data, skeleton, self.joints)
 
     def read(self, split: Split) -> Persons:
-        return read_changed(self.data, split, self.size, self.skeleton, self._changed)
+        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
+
+    def as_coco(self, split: Split) -> CocoForm:
+        return form_of(self.data, split, self._changed)
 
     def _changed(self, contents: dict[str, Any], file: Path) -> dict[str, Any]:
         return name_joints(_joined(contents, file), self.skeleton, listed=PARTS["body"])

@@ -39,7 +39,7 @@ class Foreign:
 
     layout: ClassVar[Mapping[str, str]]
     reader: ClassVar[Callable[[Path, Split, DataOptions], Found]]
-    joints: ClassVar[Skeleton] = COCO
+    joints: ClassVar[str] = COCO.name
     any_joints: ClassVar[bool] = True
     input_size: ClassVar[tuple[int, int]] = (256, 192)
     fits_boxes: ClassVar[bool] = True

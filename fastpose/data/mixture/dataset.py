@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from fastpose.data.annotation_rows import AnnotationError
-from fastpose.data.dataset import LAYOUT, DataOptions, Dataset, Split
+from fastpose.data.dataset import LAYOUT, CocoForm, DataOptions, Dataset, Split
 from fastpose.data.mixture.listing import OF_A_SET, Entry, joints_in_set, naming_set, read_listing
 from fastpose.data.mixture.score import MixtureScorer
 from fastpose.data.persons import Part, Persons, Sets
@@ -39,7 +39,7 @@ class Mixture:
     """
 
     layout: ClassVar[Mapping[str, str]] = dict.fromkeys(LAYOUT, "")
-    joints: ClassVar[Skeleton] = COCO
+    joints: ClassVar[str] = COCO.name
     any_joints: ClassVar[bool] = True
     input_size: ClassVar[tuple[int, int]] = (256, 192)
     fits_boxes: ClassVar[bool] = True
@@ -106,6 +106,9 @@ class Mixture:
                 scorers.append(dataset.scorer(own))
         return MixtureScorer(persons.sets, scorers)
 
+    def as_coco(self, split: Split) -> CocoForm:
+        raise OptionError("dataset", f"{self.file} lists several sets: convert each of them")
+
     def _check_reading(self, parts: Sequence[Part]) -> None:
         """All images of a run are read in one way."""
         first = parts[0]
@@ -126,7 +129,7 @@ class Mixture:
 
 
 def _options_of(data: DataOptions) -> dict[str, Any]:
-    """What a score may read of the options of a set: not where its files are, nor its joints, which its persons have."""
+    """What a score may read of a set's options: not where its files are, nor its joints, which its persons have."""
     return {name: value for name, value in dataclasses.asdict(data).items() if name not in ("data_root", "skeleton")}
 
 

@@ -94,7 +94,9 @@ def read_listing(file: Path, data: DataOptions) -> tuple[Skeleton, list[Entry]]:
         entry = _read_entry(one, number, file, data)
         # On some systems the folders of their predictions would be one.
         if other := next((known.name for known in entries if known.name.lower() == entry.name.lower()), None):
-            raise AnnotationError(f"{file}: set {number}: name: expected another than set {other!r}, got {entry.name!r}")
+            raise AnnotationError(
+                f"{file}: set {number}: name: expected another than set {other!r}, got {entry.name!r}"
+            )
         entries.append(entry)
     return skeleton, entries
 
@@ -109,7 +111,9 @@ def _read_entry(one: Any, number: int, file: Path, data: DataOptions) -> Entry:
         raise AnnotationError(f"{where}: expected name, dataset, data_root and other lines, got {str(one)[:40]!r}")
     name = one.get("name")
     if not isinstance(name, str) or not is_name(name) or name == MEAN:
-        raise AnnotationError(f"{where}: name: expected a name that can be a folder's, not {MEAN}, got {str(name)[:40]!r}")
+        raise AnnotationError(
+            f"{where}: name: expected a name that can be a folder's, not {MEAN}, got {str(name)[:40]!r}"
+        )
     with naming_set(file, name):
         if missing := [key for key in ("dataset", "data_root") if key not in one]:
             raise OptionError(missing[0], "expected a value, got none")
@@ -153,7 +157,7 @@ def joints_in_set(network: Skeleton, of_set: Skeleton, lines: Mapping[str, str |
     found = np.full(network.num_joints, -1, np.int64)
     taken: dict[str, str] = {}
     for place, joint in enumerate(network.joints):
-        own = lines[joint] if joint in lines else joint if joint in of_set.joints else None
+        own = lines.get(joint, joint if joint in of_set.joints else None)
         if own is None:
             continue
         if own in taken:
