@@ -21,8 +21,10 @@ from fastpose.data.mpii import read_mpii
 from fastpose.data.persons import Persons
 from fastpose.data.sense import check_sense, doubts, doubts_about_names, doubts_about_splits
 from fastpose.data.synthetic import generate
+from fastpose.models import network
 from fastpose.skeletons import COCO, MPII, Skeleton, read_skeleton
 from tests.helpers.persons import persons_of
+from tests.helpers.settings import small_network
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -405,13 +407,14 @@ def test_the_pairs_to_write_are_ready_to_paste(tmp_path, joints, pairs):
     assert doubts_about_names(skeleton) == []
 
 
-def test_the_missing_pairs_are_one_warning_of_a_training_and_one_of_an_evaluation(tmp_path, caplog):
+def test_the_missing_pairs_are_one_warning_of_a_training_and_one_of_an_evaluation(tmp_path, caplog, monkeypatch):
     pytest.importorskip("jsonargparse")
+    monkeypatch.setattr(network, "pose_resnet", small_network)
     root = write_tiny_coco(tmp_path / "data", persons=2, images=1, skeleton=Skeleton("s", EYES_AND_EARS, (), ()))
     (tmp_path / "s.yaml").write_text(f"joints: [{', '.join(EYES_AND_EARS)}]\n")
     recipe = {"dataset": "coco", "data_root": str(root), "skeleton": str(tmp_path / "s.yaml"), "images": "images"}
     recipe |= {f"{split}_annotations": f"annotations/{split}.json" for split in ("train", "valid")}
-    recipe |= {"score": "pck", "size": [64, 64], "epochs": 1, "batch_size": 2, "device": "cpu"}
+    recipe |= {"score": "pck", "size": [32, 32], "channels": 8, "epochs": 1, "batch_size": 2, "device": "cpu"}
     (tmp_path / "r.yaml").write_text(json.dumps(recipe))
     assert train.main(["--recipe", str(tmp_path / "r.yaml"), "--run", str(tmp_path / "run")]) == 0
     said = [line for record in caplog.records if "mirror" in (line := record.getMessage())]
@@ -420,6 +423,12 @@ def test_the_missing_pairs_are_one_warning_of_a_training_and_one_of_an_evaluatio
     caplog.clear()
     assert evaluate.main(["--checkpoint", str(tmp_path / "run"), "--device", "cpu"]) == 0
     assert [record.getMessage() for record in caplog.records if "mirror" in record.getMessage()] == said
+    # Joints without sides may all lie on the middle line: of these only a training that mirrors warns.
+    (tmp_path / "s.yaml").write_text("joints: [nose, chin, tail, back]\n")
+    for more, count in (([], 1), (["--flip", "0", "--flip_test", "false"], 0)):
+        caplog.clear()
+        assert train.main(["--recipe", str(tmp_path / "r.yaml"), "--dry-run", *more]) == 0
+        assert caplog.text.count("skeleton 's' has no mirror_pairs, so that left joints count as left") == count
 
 
 def test_the_well_known_skeletons_are_not_doubted():
