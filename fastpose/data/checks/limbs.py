@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastpose.data.findings import Finding
 from fastpose.data.persons import Persons
 from fastpose.skeletons import Skeleton
+from fastpose.skeletons.sides import pairs_by_name
 
 LEAST_EXTENT = 32.0  # px, of a person's joints
 _OPPOSITE, _WIDE = -0.5, 0.3  # cosine of the angle; widths of shoulders and of hips, in lengths of the trunk
@@ -69,14 +70,9 @@ def _extent(points: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _sides(skeleton: Skeleton, part: str) -> tuple[int, int] | None:
-    """The left and the right joint of the one mirror pair that is called `part`; None if there is none."""
-    names = skeleton.joints
-    pairs = [pair for pair in skeleton.mirror_pairs if all(part in names[joint].lower() for joint in pair)]
-    if len(pairs) != 1:
-        return None
-    # In every way to write sides, left comes before right in the alphabet.
-    left, right = sorted(pairs[0], key=lambda joint: names[joint].lower())
-    return left, right
+    """The left and the right joint of the one pair, by their names, that is called `part`; None if there is none."""
+    pairs = [(left, right) for right, left in pairs_by_name(skeleton.joints) if part in skeleton.joints[left].lower()]
+    return pairs[0] if len(pairs) == 1 else None
 
 
 def crossed_trunks(
