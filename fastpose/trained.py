@@ -67,7 +67,7 @@ def load_trained(
     """Loads a checkpoint, or a file of another program, which is recognised; prints what it is.
 
     The joints are those of option `skeleton` if it was asked for, else those in the checkpoint; another program's
-    network has MPII's if there are 16, COCO's if there are 17.
+    network has those of the data set with as many, see `dataset_with_joints`.
 
     Args:
         checkpoint: the file, or a run's folder for its best.pt.

@@ -336,6 +336,27 @@ def test_a_part_that_nobody_has_has_no_ap_and_one_that_nobody_predicts_has_0(tmp
     assert values["AP_body"] == pytest.approx(100)
 
 
+def test_who_is_left_out_is_so_in_every_part(tmp_path, caplog):
+    second = record("wholebody", 2, 2, points(133, 1), bbox=[10, 10, 0, 0])
+    persons = wholebody(tmp_path, record("wholebody", 1, 1, points(133)), second)
+    assert "1 whose box is empty or outside the image (the first: annotation 2" in caplog.text
+    values = opened(tmp_path, "wholebody").scorer(persons).score(*perfect(persons))
+    assert values == pytest.approx({name: 100 for name in values} | {"APL": np.nan, "ARL": np.nan}, nan_ok=True)
+
+
+def test_a_pose_of_a_whole_body_is_as_large_as_its_body():
+    joints = points(133)
+    truth, _ = shifted(133, 0)
+    truth["annotations"] = [record("coco", 1, 1, joints, area=2000.0)]
+    right = {"image_id": 1, "category_id": 1, "keypoints": joints.ravel().tolist(), "score": 0.5}
+    wrong = joints.copy()
+    wrong[:, :2] += 500
+    wrong[:17, :2] = 500  # a body of no size, with hands and a face around it
+    results = [right, right | {"keypoints": wrong.ravel().tolist(), "score": 0.9}]
+    values = wholebody_ap(truth, results, find_skeleton("wholebody").sigmas)
+    assert (values["AP"], values["APM"]) == pytest.approx((50, 100))
+
+
 def test_whole_bodies_in_a_pack_of_other_joints_are_refused(tmp_path):
     persons = opened(coco := Path(coco_file(tmp_path)["data_root"]), "coco", **coco_file_names()).read("valid")
     with pytest.raises(OptionError, match="skeleton: --dataset wholebody has 133 joints, 'coco' has 17"):
