@@ -38,6 +38,16 @@ def crop_boxes(
     return boxes[:, :2] + boxes[:, 2:] / 2, np.stack([width, width / aspect], axis=1) / 200
 
 
+def inside(box: Sequence[float], width: float, height: float) -> list[float]:
+    """The part of a box x, y, w, h that is in an image of this size; of no width or height if there is none.
+
+    SimpleBaselines' reader of COCO moves a box that begins outside, with the size that it had.
+    """
+    x, y, w, h = box
+    left, top = max(x, 0.0), max(y, 0.0)
+    return [left, top, max(min(x + w, width) - left, 0.0), max(min(y + h, height) - top, 0.0)]
+
+
 def persons_in_boxes(
     images: Sequence[Path],
     boxes_of: Sequence[Sequence[Sequence[float]]],

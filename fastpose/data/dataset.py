@@ -49,13 +49,13 @@ class DataOptions:
     )
     train_annotations: str = option(
         "",
-        "training annotations: MPII .json (community) or .mat (official), or COCO .json; empty: annot/train.json, for "
-        "COCO annotations/person_keypoints_train2017.json",
+        "training annotations: MPII .json (community) or .mat (official), COCO .json, or another program's file; "
+        "empty: annot/train.json, for COCO annotations/person_keypoints_train2017.json, for others their usual name",
     )
     valid_annotations: str = option(
         "",
         "validation annotations, in the same formats; empty: annot/valid.json, for COCO "
-        "annotations/person_keypoints_val2017.json",
+        "annotations/person_keypoints_val2017.json, for others their usual name",
     )
     head_boxes: str = option(
         "annot/gt_valid.mat", "head boxes of the validation .json for PCKh; not used with a .mat, which has its own"

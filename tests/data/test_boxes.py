@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpose.data.boxes import PADDING, crop_boxes, mpii_box, persons_in_boxes
+from fastpose.data.boxes import PADDING, crop_boxes, inside, mpii_box, persons_in_boxes
 from fastpose.skeletons import COCO, MPII
 
 BOXES = np.array([[10.0, 20.0, 30.0, 80.0], [-5.0, 0.0, 90.0, 40.0]])
@@ -48,3 +48,18 @@ def test_mpiis_box_moves_down_grows_and_becomes_0_based():
     center, scale = mpii_box(np.array([-1.0, 7.0]), 2.0)  # unknown: left alone
     np.testing.assert_array_equal(center, [-2, 6])
     assert scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("box", "part"),
+    [
+        ((10, 20, 30, 40), [10, 20, 30, 40]),
+        ((-5, -6, 30, 40), [0, 0, 25, 34]),
+        ((90, 70, 30, 40), [90, 70, 10, 10]),
+        ((-5, -5, 200, 200), [0, 0, 100, 80]),
+        ((200, 10, 30, 40), [200, 10, 0, 40]),
+        ((-50, 10, 30, 40), [0, 10, 0, 40]),
+    ],
+)
+def test_the_part_of_a_box_inside_an_image(box, part):
+    assert inside(box, 100, 80) == part

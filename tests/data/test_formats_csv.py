@@ -36,6 +36,13 @@ def test_joints_have_the_order_of_the_training_file(root):
     np.testing.assert_allclose(train.scale[0] * 200, [58.75, 58.75], atol=1e-3)
 
 
+def test_boxes_are_cut_to_the_image(root):
+    persons = read(write(root, "image,joint,x,y\na.png,nose,2,30\na.png,chin,42,50\n"), "csv")
+    # 48 x 28 px at (-2, 26), of which 46 x 28 at (0, 26) are inside; without a pixel 45 x 27.
+    np.testing.assert_allclose(persons.center[0], [22.5, 39.5], atol=1e-4)
+    np.testing.assert_allclose(persons.scale[0] * 200, [56.25, 56.25], atol=1e-3)
+
+
 def test_a_skeleton_gives_the_joints_their_order(root, tmp_path, caplog):
     (tmp_path / "eyes.yaml").write_text("joints: [left_eye, right_eye, chin, nose]\nmirror_pairs: [[0, 1]]\n")
     persons = read(root, "csv", skeleton=str(tmp_path / "eyes.yaml"))

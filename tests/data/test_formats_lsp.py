@@ -71,6 +71,16 @@ def test_images_may_be_elsewhere(tmp_path):
     assert names(read(root, "lsp", "valid", images="pictures", split_list="list")) == ["im00002.jpg"]
 
 
+def test_two_files_are_a_split_each_with_the_images_beside_them(tmp_path):
+    joints = np.concatenate([places(3), np.ones((14, 1, 3))], axis=1)
+    write(tmp_path / "lspet", joints, [f"im{n:05d}.jpg" for n in (1, 2, 3)])
+    write(tmp_path / "lsp", joints.transpose(1, 0, 2)[:, :, :2], ["im0001.jpg", "im0002.jpg"])
+    files = {"train_annotations": "lspet/joints.mat", "valid_annotations": "lsp/joints.mat"}
+    dataset = opened(tmp_path, "lsp", **files)
+    assert names(dataset.read("train")) == ["im00001.jpg", "im00002.jpg", "im00003.jpg"]
+    assert names(dataset.read("valid")) == ["im0001.jpg", "im0002.jpg"]
+
+
 def changed(at: tuple[int, ...], value: float) -> np.ndarray:
     joints = np.concatenate([places(2), np.ones((14, 1, 2))], axis=1)
     joints[at] = value

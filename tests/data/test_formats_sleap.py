@@ -111,13 +111,31 @@ def test_files_that_are_none_are_errors(sleap, tmp_path):
         opened(tmp_path, "sleap", train_annotations="val.slp", valid_annotations="val.slp").read("train")
 
 
-def test_a_video_outside_of_the_data_root_is_not_opened(sleap, tmp_path):
-    root = tmp_path / "sleap"
+def write_video(sleap: Any, root: Path, path: str) -> Path:
+    """Labels of the first frame of a video that is not there yet."""
     root.mkdir()
-    video = sleap.Video(filename=str(tmp_path / "other.mp4"), open_backend=False)
+    video = sleap.Video(filename=path, open_backend=False)
     labels(sleap, [video], [(video, 0, [poses()[0][0]])]).save(str(root / "train.slp"), verbose=False)
-    with pytest.raises(AnnotationError, match=r"train\.slp: video .*other\.mp4\" leads outside .*: name its folder"):
+    return root
+
+
+def test_a_video_outside_of_the_data_root_is_not_opened(sleap, tmp_path):
+    (tmp_path / "other.mp4").write_bytes(b"")
+    root = write_video(sleap, tmp_path / "sleap", str(tmp_path / "other.mp4"))
+    with pytest.raises(
+        AnnotationError, match=r"train\.slp: video .*other\.mp4\" is not in .*: name its folder with images"
+    ):
         read(root, "sleap", **FILES)
+
+
+def test_a_video_that_was_moved_is_found_by_its_name(sleap, tmp_path):
+    root = write_video(sleap, tmp_path / "sleap", "C:\\videos\\mouse.mp4")
+    (root / "videos").mkdir()
+    (root / "videos/mouse.mp4").write_bytes(b"no video")
+    dataset = opened(root, "sleap", images="videos", **FILES)
+    assert list(dataset.as_coco("train").frames) == ["train-0-000000.png"]
+    with pytest.raises(OptionError, match=r"train\.slp has 1 frames of videos"):
+        dataset.read("train")
 
 
 def test_without_sleap_io_a_line_says_what_to_install(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastpose.data.annotation_rows import AnnotationError, as_json
+from fastpose.data.boxes import inside
 from fastpose.data.coco.records import Tally
 from fastpose.data.images import BadImageError, image_size
 from fastpose.data.reading import Reading
@@ -69,11 +70,13 @@ def as_contents(
     reading: Reading,
     categories: Sequence[str] = ("person",),
 ) -> dict[str, Any]:
-    """What COCO's JSON would have: ids from 1 in the order of these lists, the sizes of images from their headers.
+    """What COCO's JSON would have: ids from 1 in the order of these lists, the sizes of images from their headers, and
+    boxes cut to them.
 
     An image that cannot be read has no size here, and is an error, or left out, where it is needed.
     """
     number = {name: row for row, name in enumerate(dict.fromkeys(images), start=1)}
+    sizes = {name: _size(folder, name, reading) for name in number}
     annotations = []
     for row, person in enumerate(persons, start=1):
         annotated = person.joints[:, 2] > 0
@@ -85,12 +88,12 @@ def as_contents(
                 "category_id": person.category + 1,
                 "keypoints": person.joints.ravel().tolist(),
                 "num_keypoints": int(annotated.sum()),
-                "bbox": list(box),
+                "bbox": inside(box, **sizes[person.image]) if sizes[person.image] else list(box),
                 "iscrowd": 0,
             }
         )
     return {
-        "images": [{"id": row, "file_name": name, **_size(folder, name, reading)} for name, row in number.items()],
+        "images": [{"id": row, "file_name": name, **sizes[name]} for name, row in number.items()],
         "annotations": annotations,
         "categories": [
             {

@@ -85,16 +85,23 @@ def _names(labels: Any, file: Path, folder: Path) -> Callable[[int, int], str]:
     """The name of a frame: its picture's, or one that is made of the file's, the video and the frame."""
     if all(map(_is_list, labels.videos)):
         return lambda video, frame: str(labels.videos[video].filename[frame]).replace("\\", "/")
-    root = os.path.realpath(folder)
     for video in labels.videos:
-        for path in video.filename if _is_list(video) else [video.filename]:
-            inside = os.path.realpath(os.path.join(root, str(path)))
-            if inside != os.path.realpath(file) and os.path.commonpath([root, inside]) != root:
-                raise AnnotationError(
-                    f"{file}: video {as_json(str(path))} leads outside {root}: name its folder with images"
-                )
+        if _is_list(video):
+            video.replace_filename([_place(path, file, folder) for path in video.filename], open=False)
+        elif os.path.realpath(video.filename) != os.path.realpath(file):  # whose frames are in it
+            video.replace_filename(_place(video.filename, file, folder), open=False)
     stem = file.name.split(".")[0]
     return lambda video, frame: f"{stem}-{video}-{frame:06d}.png"
+
+
+def _place(path: object, file: Path, folder: Path) -> str:
+    """Where a video is: as the file says, or what is called so in the folder, as projects are moved."""
+    root, name = os.path.realpath(folder), str(path).replace("\\", "/")
+    for place in (os.path.join(root, name), os.path.join(root, os.path.basename(name))):
+        place = os.path.realpath(place)
+        if os.path.commonpath([root, place]) == root and os.path.isfile(place):
+            return place
+    raise AnnotationError(f"{file}: video {as_json(str(path))} is not in {root}: name its folder with images")
 
 
 def _frame(video: Any, place: int) -> Callable[[], np.ndarray]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fastpose.data.annotation_rows import JsonLimits
+from fastpose.data.boxes import inside
 from fastpose.data.dataset import CocoForm, DataOptions, Split
 from fastpose.data.images import image_size
 from fastpose.data.mpii.annotations import read_mpii
@@ -74,11 +75,14 @@ class Mpii:
         return PckhScorer(persons, persons.extras.get("head_size") if wanted else None)
 
     def as_coco(self, split: Split) -> CocoForm:
-        """Boxes are such that COCO's reader, which takes a pixel off and enlarges them by 1.25, makes MPII's of it."""
+        """Boxes are cut to the images, and such that COCO's reader, which takes a pixel off and enlarges them by 1.25,
+        makes MPII's of those that are inside."""
         persons, folder = self.read(split), self.data.images_path(split)
-        images = []
+        images: list[dict[str, Any]] = []
+        sizes: list[tuple[int, int]] = []
         for number, path in enumerate(persons.image_paths, start=1):
             height, width = image_size(path, self.data.reading)
+            sizes.append((width, height))
             name = os.path.relpath(path, os.path.realpath(folder))
             images.append({"id": number, "file_name": name, "width": width, "height": height})
         sides = persons.scale.astype(np.float64) * 200 / 1.25
@@ -91,7 +95,7 @@ class Mpii:
                 "category_id": 1,
                 "keypoints": joints[row].ravel().tolist(),
                 "num_keypoints": int(persons.visible[row].sum()),
-                "bbox": boxes[row].tolist(),
+                "bbox": inside(boxes[row].tolist(), *sizes[persons.image_index[row]]),
                 "iscrowd": 0,
             }
             for row in range(len(persons))
