@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def write_list(path: Path, *sets: object, skeleton: object = "coco") -> Path:
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory) -> Path:
-    """A list of MPII's 4 persons, half of LSP's 6 and twice COCO's 3."""
+    """A list of MPII's 4 persons, half of LSP's 6 and three times COCO's 3: 16 an epoch."""
     root = tmp_path_factory.mktemp("sets")
     write_tiny_mpii(root / "mpii", persons=4, images=2, seed=1)
     write_tiny_coco(root / "lsp", persons=6, images=3, seed=2, skeleton=LSP)
@@ -70,7 +71,7 @@ def listed(tmp_path_factory) -> Path:
         root / "mix.yaml",
         {"name": "mpii", "dataset": "mpii", "data_root": "mpii", "joints": MPII_LINES},
         files(Path("lsp"), "lsp", skeleton="lsp", score="pck", weight=0.5),
-        files(Path("coco"), "coco", weight=2),
+        files(Path("coco"), "coco", weight=3),
     )
 
 
@@ -204,11 +205,13 @@ def test_a_list_that_does_not_exist_is_an_error(tmp_path):
         read(tmp_path / "gone.yaml")
 
 
-def test_what_is_said_of_one_set_is_not_said_beside_the_list(listed):
-    settings = settled(listed, score="pck")
-    with pytest.raises(
-        OptionError, match=r"^score: expected it in .*mix\.yaml, with the set that it is for, got 'pck'$"
-    ):
+@pytest.mark.parametrize(
+    ("name", "value"), [("score", "pck"), ("head_boxes", ""), ("skeleton", "lsp"), ("images", "photos")]
+)
+def test_what_is_said_of_one_set_is_not_said_beside_the_list(listed, name, value):
+    settings = settled(listed, **{name: value})
+    message = rf"^{name}: expected it in .*mix\.yaml, with the set that it is for, got '{value}'$"
+    with pytest.raises(OptionError, match=message):
         open_dataset(settings.data, (32, 32))
 
 
@@ -286,7 +289,7 @@ def test_persons_get_the_network_s_joints_and_what_a_set_lacks_is_neither_visibl
     assert capsys.readouterr().out.splitlines() == [
         f"mpii: 4 persons (train), 12 of 17 joints, {without}",
         f"lsp: 6 persons (train), 3 an epoch, 12 of 17 joints, {without}",
-        "coco: 3 persons (train), 6 an epoch, 17 of 17 joints",
+        "coco: 3 persons (train), 9 an epoch, 17 of 17 joints",
     ]
 
 
@@ -377,15 +380,15 @@ def loader_of(persons: Persons, *, rank: int = 0, ranks: int = 1, **options: obj
 def test_an_epoch_has_each_set_as_often_as_its_weight_says(listed):
     persons = read(listed, "train")
     loader = loader_of(persons)
-    assert loader.epoch_size == 4 + 3 + 6
-    assert len(loader) == 3  # batches of 5
+    assert loader.epoch_size == 4 + 3 + 9
+    assert len(loader) == 4  # batches of 5
     halves = set()
     for epoch in range(4):
         drawn = np.concatenate([batch.rows.numpy() for batch in loader.epoch(epoch)])
         counts = np.bincount(drawn, minlength=13)
         assert counts[:4].tolist() == [1] * 4
         assert sorted(counts[4:10].tolist()) == [0] * 3 + [1] * 3
-        assert counts[10:].tolist() == [2] * 3
+        assert counts[10:].tolist() == [3] * 3
         assert drawn.tolist() != sorted(drawn.tolist())
         halves.add(tuple(counts[4:10]))
     assert len(halves) > 1  # others each epoch
@@ -440,7 +443,8 @@ def test_what_is_supervised_changes_sides_with_the_joints_of_a_mirrored_person(l
 
 
 def first_batch(loader: PoseLoader) -> Batch:
-    return next(iter(loader.epoch()))
+    with closing(loader.epoch()) as batches:
+        return next(batches)
 
 
 @pytest.mark.parametrize("hard_joints", [0, 3])
@@ -506,7 +510,7 @@ def test_each_set_is_scored_in_its_own_joints_and_joints_that_the_network_lacks_
     scorer.needs(to_train=True)
     values = scorer.score(*perfect(persons))
     assert (values["Mean"], values["mpii/Mean"], values["lsp/PCK"], values["coco/AP"]) == (100, 100, 100, 100)
-    assert math.isnan(values["mpii/Head"])
+    assert math.isnan(values["mpii/Head"])  # not in COCO's joints
     assert math.isnan(values["lsp/neck"])
     assert values["lsp/left_hip"] == 100
 
@@ -526,6 +530,17 @@ def test_each_set_is_scored_in_its_own_joints_and_joints_that_the_network_lacks_
         assert line in table.splitlines()
 
 
+def test_ap_is_that_of_the_joints_that_the_network_has(listed):
+    """COCO's persons and a network that knows no faces: without these joints its poses are perfect."""
+    alone = write_list(listed.parent / "alone.yaml", files(Path("coco"), "coco"), skeleton="lsp")
+    persons = read(alone)
+    scorer = scorer_of(alone, persons)
+    predictions, scores, seen = perfect(persons)
+    assert scorer.score(predictions, scores, seen)["coco/AP"] == pytest.approx(100)
+    predictions[:, LSP.joints.index("left_knee")] += 1000.0
+    assert scorer.score(predictions, scores, seen)["coco/AP"] < 100
+
+
 def test_a_set_none_of_whose_images_can_be_read_has_no_score_and_counts_not(listed):
     persons = read(listed)
     predictions, scores, seen = perfect(persons)
@@ -541,7 +556,7 @@ def test_a_set_that_lacks_what_its_score_needs_is_named(listed, tmp_path):
     contents["sets"][0]["head_boxes"] = ""
     (listed.parent / "other.yaml").write_text(yaml.safe_dump(contents))
     scorer = scorer_of(listed.parent / "other.yaml", read(listed.parent / "other.yaml"))
-    with pytest.raises(OptionError, match=r"^dataset: set 'mpii': head_boxes: "):
+    with pytest.raises(OptionError, match=r"^dataset: set 'mpii': head_boxes: PCKh needs the head boxes"):
         scorer.needs(to_train=True)
 
 
@@ -593,7 +608,7 @@ def quick(monkeypatch) -> None:
 
 
 def recipe(root: Path, listed: Path) -> Path:
-    options = {"dataset": str(listed), "channels": 4, "size": [32, 32], "batch_size": 5, "epochs": 2, "log_every": 1}
+    options = {"dataset": str(listed), "channels": 4, "size": [32, 32], "batch_size": 6, "epochs": 2, "log_every": 1}
     options |= {"device": "cpu", "missing": "zeros", "reduced_decode": False}
     (root / "tiny.yaml").write_text(yaml.safe_dump(options))
     return root / "tiny.yaml"
@@ -610,7 +625,8 @@ def test_a_run_on_three_sets_goes_on_in_the_middle_of_an_epoch_and_its_pack_give
     whole = results(tmp_path / "whole")
     lines = whole["metrics.jsonl"]
     assert [line["mixture"].keys() for line in lines] == [{"Mean", "mpii", "lsp", "coco"}] * 2
-    assert whole["last.pt"]["progress"]["total_samples"] == 2 * 13
+    assert "13 persons to train on, 16 an epoch, 13 to evaluate" in printed
+    assert whole["last.pt"]["progress"]["total_samples"] == 2 * 16
     assert (whole["summary.json"]["train_persons"], whole["summary.json"]["valid_persons"]) == (13, 13)
 
     start_and_stop(file, tmp_path / "stopped", 8)  # in the second epoch

@@ -19,6 +19,7 @@ from fastpose.data.persons import Part, Persons, Sets
 from fastpose.option import OptionError
 from fastpose.skeletons import COCO, Skeleton
 
+_NOTHING_SAID = DataOptions()
 SHOWN = 6  # joints that a set does not have, by name
 
 
@@ -50,8 +51,7 @@ class Mixture:
         self.open_set, self.data, self.size, self._wanted = open_set, data, size, skeleton
         self.file = Path(data.dataset)
         for name in OF_A_SET:
-            default = type(data).__dataclass_fields__[name].default
-            if (value := getattr(data, name)) not in ("", default):
+            if (value := getattr(data, name)) != getattr(_NOTHING_SAID, name):
                 raise OptionError(name, f"expected it in {self.file}, with the set that it is for, got {value!r}")
 
     @functools.cached_property
