@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,18 @@ def settle(
     """The settings in effect. What comes first in this list wins:
 
     1. `asked`: the command line. A name that is not in it was not asked for.
-    2. `recipe`: a recipe. Its files and joints do not count if it names a data set and `asked` another.
+    2. `recipe`: a recipe.
     3. `instead`: what the command takes unless it was asked for, whatever the training had.
     4. `run`, the config of a run that goes on, or `weights`, a checkpoint: what that training had. For another
        program's file it is what the file says, and what is usual for its joints.
     5. the defaults, which are the paper's settings.
 
-    Then the data root becomes absolute; files that nobody named get the names of the data set's layout; the colour
-    order is that of the weights to begin with; head and targets follow from each other where only one is named, and
-    SimCC's vectors are not refined unless that is asked for. A pack brings the names of its data, which is printed:
-    asking for others is an error, and so are others in a recipe or in what is inherited, except the usual names: runs
-    have these that named none.
+    Files and joints that a level names do not count where one above it names another data set. Then the data root
+    becomes absolute; files that nobody named get the names of the data set's layout; the colour order is that of the
+    weights to begin with; head and targets follow from each other where only one is named, and SimCC's vectors are not
+    refined unless that is asked for. A pack brings the names of its data, which is printed: asking for others is an
+    error, and so are others in a recipe or in what is inherited, except the usual names: runs have these that named
+    none.
 
     A network of the user's own is code that will run, and whoever wrote a file must not choose it: a `model` that only
     a file names is refused. A network of transformers runs the installed package's code alone, so a file may name it;
@@ -75,8 +76,6 @@ def settle(
         PackError: the pack in the data root is unfinished or damaged, or of other data; names the option.
         ValueError: the weights are another program's, and their network or joints must be named.
     """
-    if recipe and "dataset" in recipe and asked.get("dataset", recipe["dataset"]) != recipe["dataset"]:
-        recipe = {name: value for name, value in recipe.items() if name not in (*DATA_FILES, "skeleton")}
     wanted = {**(recipe or {}), **asked}
     inherited: dict[str, Any] = {}
     if run is not None:
@@ -126,7 +125,8 @@ def settle(
         of_weights = weights.color_order if weights else color_order_of_weights(settings.network)
         values["color_order"] = of_weights or "rgb"
     if reads_data and is_pack(Path(values["data_root"])):
-        values |= _packed(values, asked, {**inherited, **(recipe or {})}, called or {})
+        others = {name: value for name, value in named.items() if name not in asked}
+        values |= _packed(values, asked, others, called or {})
     return Settings.of(values)
 
 
@@ -147,14 +147,18 @@ def settle_for(root: str, recipe: str, asked: Mapping[str, Any]) -> Settings:
 
 
 def _of_one_data_set(*levels: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of all levels, of which the first wins; without what a level says of other data than one above it, if
-    one of the two names a list of several sets: that has options of its own for each set, and none for them together.
+    """The values of all levels, of which the first wins; without the files and joints that a level names for another
+    data set than one above it. If one of the two is a list of several sets, without anything that it says of data: a
+    list has options of its own for each set.
     """
     named: dict[str, Any] = {}
     for level in reversed(levels):
         before, now = (values.get("dataset", "") for values in (named, level))
-        if now not in ("", before) and (is_mixture(before) or is_mixture(now)):
-            named = {name: value for name, value in named.items() if name not in OF_DATA}
+        if now not in ("", before):
+            of_other: Collection[str] = (*DATA_FILES, "skeleton") if before else ()
+            if is_mixture(before) or is_mixture(now):
+                of_other = OF_DATA
+            named = {name: value for name, value in named.items() if name not in of_other}
         named |= level
     return named
 

@@ -13,6 +13,7 @@ from fastpose import pack
 from fastpose.data.pack.format import INDEX, PackError
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.weights import Weights
+from fastpose.data.datasets import DATASETS
 from fastpose.option import OptionError
 from fastpose.options import settle as module
 from fastpose.options.settings import DEFAULTS, Settings
@@ -157,6 +158,19 @@ def test_a_checkpoint_of_another_version_is_named_and_what_was_asked_for_is_not_
     with pytest.raises(OptionError, match=r"^blur_kernel: expected an odd number"):
         settle({"blur_kernel": 4}, weights=weights_of(config={}))
     assert settle({"blur_kernel": 5}, weights=weights_of(config={"blur_kernel": 4})).decode.blur_kernel == 5
+
+
+def test_the_files_of_a_checkpoint_s_data_do_not_come_along_to_another_data_set(tmp_path):
+    run = {
+        "dataset": "deeplabcut",
+        "train_annotations": "config.yaml",
+        "valid_annotations": "config.yaml",
+        "sigma": 2.0,
+    }
+    settings = settle({"dataset": "csv", "data_root": str(tmp_path)}, run=run)
+    assert settings.data.valid_annotations == DATASETS["csv"].layout["valid_annotations"]
+    assert settings.targets.sigma == 2.0
+    assert settle({"data_root": str(tmp_path)}, run=run).data.valid_annotations == "config.yaml"
 
 
 def test_an_unknown_data_set_is_refused():
