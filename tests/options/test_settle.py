@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from fastpose import pack
+from fastpose.data.datasets import DATASETS
 from fastpose.data.pack.format import INDEX, PackError
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.weights import Weights
-from fastpose.data.datasets import DATASETS
 from fastpose.option import OptionError
 from fastpose.options import settle as module
 from fastpose.options.settings import DEFAULTS, Settings
