@@ -820,7 +820,7 @@ def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys, tmp_path,
         (["--lr", "nan"], "lr"),
         (["--channels_last", "perhaps"], "channels_last"),
         (["--decode_threads", "-1"], "decode_threads"),
-        (["--dataset", "lsp"], "got 'lsp'; a list of sets is a .yaml file"),
+        (["--dataset", "voc"], "got 'voc'; a list of sets is a .yaml file"),
         (["--detections", "x.json"], "--dataset coco, got 'x.json' with MPII's format"),
     ],
 )
