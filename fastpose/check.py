@@ -17,12 +17,12 @@ from fastpose.data.checks.people import counts, doubts_about_persons
 from fastpose.data.checks.pictures import Look, doubts_about_images, look_at_all, sizes_of
 from fastpose.data.checks.report import Reported, heard, in_order, summary, table
 from fastpose.data.dataset import DATA_READING, Split
-from fastpose.data.datasets import open_dataset
+from fastpose.data.datasets import is_mixture, open_dataset
 from fastpose.data.findings import Finding
 from fastpose.data.pack import is_pack
 from fastpose.data.pack.format import margins_of
 from fastpose.data.persons import Persons
-from fastpose.data.sense import doubts, doubts_about_names, doubts_about_splits
+from fastpose.data.sense import doubt_about_pairs, doubts, doubts_about_maps, doubts_about_names, doubts_about_splits
 from fastpose.ending import ends_in_one_line
 from fastpose.files import write_json
 from fastpose.option import check_at_least, option
@@ -77,7 +77,9 @@ def run(own: CheckOptions, asked: dict[str, Any]) -> int:
     data, packed = dataclasses.replace(settings.data, **kept), is_pack(root)
     dataset = open_dataset(data, margins_of(root, "train").size if packed else settings.network.size)
     splits: tuple[Split, ...] = ("train", "valid") if own.split == "both" else (own.split,)
-    files: dict[str, str] = {split: str(root) if packed else getattr(data, f"{split}_annotations") for split in splits}
+    files: dict[str, str] = {split: getattr(data, f"{split}_annotations") for split in splits}
+    if packed or is_mixture(data.dataset):
+        files = dict.fromkeys(splits, str(root) if packed else data.dataset)
     people: dict[str, Persons] = {}
     found: list[tuple[str, Finding]] = []
     for split in splits:
@@ -101,7 +103,10 @@ def run(own: CheckOptions, asked: dict[str, Any]) -> int:
         if not packed:
             about += doubts_about_images(persons, [looks[path] for path in persons.image_paths])
         found += [(name, finding) for finding in about]
-    found += [("", Finding("mirror_pairs", text)) for text in doubts_about_names(dataset.skeleton)]
+    about_pairs = [*doubts_about_names(dataset.skeleton), doubt_about_pairs(dataset.skeleton)]
+    found += [("", Finding("mirror_pairs", text)) for text in about_pairs if text]
+    about_maps = doubts_about_maps(people[splits[0]])
+    found += [("", Finding("joint_map_crossed", text)) for text in about_maps]
     if len(people) > 1:
         found += [("", finding) for finding in doubts_about_splits(people["train"], people["valid"])]
     if not packed:

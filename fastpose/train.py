@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from fastpose.data.datasets import open_dataset
-from fastpose.data.sense import check_sense
+from fastpose.data.sense import check_sense, doubt_about_pairs
 from fastpose.device import choose_device, require_cuda
 from fastpose.ending import ends_in_one_line, report
 from fastpose.engine.epoch import NotFiniteError
@@ -34,7 +34,6 @@ from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming,
 from fastpose.options.settings import FIELDS, Settings
 from fastpose.options.settle import completed, settle
 from fastpose.ranks import ALONE, OtherRankError, RankLostError, Ranks, joined_ranks, report_lost
-from fastpose.skeletons.sides import pairs_by_name
 
 log = logging.getLogger("fastpose.train")  # __name__ is __main__ in a program
 
@@ -234,12 +233,8 @@ def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = F
     scorer.needs(to_train=True)
     mirrors = settings.augmentation.flip > 0 or settings.decode.flip_test
     # Of names with sides check_sense has warned, with the pairs.
-    if mirrors and not skeleton.mirror_pairs and not pairs_by_name(skeleton.joints):
-        log.warning(
-            "skeleton %r has no mirror_pairs, so that left joints count as left in mirrored pictures: name the pairs, "
-            "or choose --flip 0 --flip_test false",
-            skeleton.name,
-        )
+    if mirrors and (doubt := doubt_about_pairs(skeleton)):
+        log.warning("%s", doubt)
     saved = resume and ranks.same(lambda: has_checkpoint(folder))
     if saved:  # its weights come next, so that no other file is needed
         network = dataclasses.replace(network, weights="", backbone_weights="")

@@ -14,7 +14,8 @@ import numpy as np
 
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.dataset import DataOptions
-from fastpose.data.datasets import open_dataset
+from fastpose.data.datasets import is_mixture, open_dataset
+from fastpose.data.pack import is_pack
 from fastpose.data.persons import Persons
 from fastpose.data.pixels import PixelOptions
 from fastpose.device import choose_device
@@ -108,7 +109,9 @@ def run(own: ViewOptions, asked: dict[str, Any]) -> int:
         names=own.names,
     )
     people = list(fed(loader, network.color(), None if network.simcc else settings.targets, count))
-    title, facts = f"fastpose view of {printable(Path(settings.data.data_root).name)}", facts_of(own, settings)
+    data_root = Path(settings.data.data_root)
+    viewed = settings.data.dataset if is_mixture(settings.data.dataset) and not is_pack(data_root) else data_root
+    title, facts = f"fastpose view of {printable(Path(viewed).name)}", facts_of(own, settings)
     make_folder(out.parent)
     if on_page:
         write_text(out, page(title, facts, people, persons.skeleton, layout, own.columns, **drawn_as))

@@ -252,7 +252,7 @@ def persons_from_rows(
         lost = next(row for row in rows if paths[row.image] is None)
         log.warning(
             "%s: %d of %d persons left out, their images are not in %s (the first: %s, image %r%s)",
-            *(file, len(rows) - len(kept), len(rows), root, lost.where, lost.image, _other_name(root, lost.image)),
+            *(file, len(rows) - len(kept), len(rows), root, lost.where, lost.image, other_name(root, lost.image)),
         )
     if not kept:
         raise AnnotationError(f"{file}: no person has its image in {root}")
@@ -272,6 +272,8 @@ def persons_from_rows(
         skeleton=skeleton,
         extras={name: np.stack([row.extras[name] for row in kept]) for name in shared},
         reading=reading,
+        records=tuple(row.where for row in kept),
+        folder=root,
     )
     if missing_images != "keep":  # whoever keeps them looks at the images
         warn_of_surprises(persons.image_paths, reading, file)
@@ -298,11 +300,11 @@ def _image_path(root: str, row: PersonRow, file: Path, missing_images: MissingIm
         return None
     if mode:
         raise AnnotationError(f"{where} is not in {root}: what has that name there is not a file")
-    raise AnnotationError(f"{where} is not in {root}{_other_name(root, row.image)}")
+    raise AnnotationError(f"{where} is not in {root}{other_name(root, row.image)}")
 
 
-def _other_name(root: str, image: str) -> str:
-    """What to add to the message about an image that is not there: a file whose name looks like its name."""
+def other_name(root: str, image: str) -> str:
+    """What to add to a message about an image that is not there: a file whose name looks like its name."""
     name = image.replace("\\", "/")
     # Names are often written from another folder on, or from the folder of the images itself.
     for start in range(name.count("/") + 1):

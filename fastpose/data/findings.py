@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was found out about a data set: a sentence with the number of cases and the first of them."""
+"""What was found out about a data set: a sentence with the number of cases, and who they are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from fastpose.data.persons import Origin, Persons
+
+MOST_CASES = 10_000  # persons that a finding names
 
 
 @dataclass(frozen=True)
@@ -15,8 +22,8 @@ class Finding:
         what: the sentence without the first case: how many of how many, and what is the matter with them.
         count: how many persons, joints or images; None where nothing is counted.
         of: of how many; None where nothing is counted.
-        row: `Persons.source_row` of the first case; None if it is no person.
-        image: name of the first case's image.
+        cases: the persons whom it is about, or whose joints or images it is about; the first MOST_CASES of them. Of an
+            image the first person on it. Empty if it is about nobody.
         more: what else there is to say of the first case; begins with a comma or a colon.
     """
 
@@ -24,9 +31,13 @@ class Finding:
     what: str
     count: int | None = None
     of: int | None = None
-    row: int | None = None
-    image: str = ""
+    cases: tuple[Origin, ...] = ()
     more: str = ""
 
     def __str__(self) -> str:
-        return self.what if self.row is None else f"{self.what}; the first: row {self.row}, {self.image}{self.more}"
+        return f"{self.what}; the first: {self.cases[0]}{self.more}" if self.cases else self.what
+
+
+def cases_of(persons: Persons, rows: Sequence[int] | np.ndarray) -> tuple[Origin, ...]:
+    """`Finding.cases` of the persons `rows`."""
+    return tuple(persons.origins(rows[:MOST_CASES]))

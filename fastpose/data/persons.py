@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,32 @@ from fastpose.skeletons import Skeleton, is_name
 
 MOST_WEIGHT = 1000.0  # times that a person of one of several data sets is drawn in an epoch
 MEAN = "Mean"  # what the scores of several data sets have beside those of each, whose names it cannot be
+
+
+class Origin(NamedTuple):
+    """How messages name a person.
+
+    Attributes:
+        row: the person's `Persons.source_row`.
+        record: what the file of annotations has of the person, as its reader names it.
+        image: the image's name, relative to `folder`; its path if it is not below that.
+        folder: the folder of the images; empty for a pack's, which has none.
+        of_set: the name of the set, of several data sets; else empty.
+    """
+
+    row: int
+    record: str
+    image: str
+    folder: str
+    of_set: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.set_and_record}, {self.image}"
+
+    @property
+    def set_and_record(self) -> str:
+        """The record and, of several data sets, its set."""
+        return f"set {self.of_set}, {self.record}" if self.of_set else self.record
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +68,8 @@ class Persons:
         reading: how the image files become the pixels that these points are in.
         sets: which of several data sets they are from; None: there is one.
         scored: bool [J], the joints that a score compares; None: all.
+        records: how the reader of the annotations names each person's record in messages, [N]; empty: by its row.
+        folder: the folder of the images; empty: there is none.
 
     Raises:
         ValueError: an array has another shape or dtype, is not finite or is out of its range.
@@ -59,6 +88,8 @@ class Persons:
     reading: Reading = AS_STORED
     sets: Sets | None = None
     scored: np.ndarray | None = None
+    records: tuple[str, ...] = ()
+    folder: str = ""
 
     def __post_init__(self) -> None:
         n, joints = len(self), self.skeleton.num_joints
@@ -76,6 +107,8 @@ class Persons:
             if len(array) != n:
                 raise ValueError(f"{name} must have one entry for each of the {n} persons, got {len(array)}")
             _check_row(name, np.isfinite(array).all(axis=tuple(range(1, array.ndim))), "finite")
+        if self.records and len(self.records) != n:
+            raise ValueError(f"records must have one name for each of the {n} persons, got {len(self.records)}")
         if self.sets is not None:
             self.sets.check(n, joints)
 
@@ -97,7 +130,32 @@ class Persons:
             source_row=self.source_row[picked],
             extras={name: array[picked] for name, array in self.extras.items()},
             sets=None if self.sets is None else self.sets.select(picked),
+            records=tuple(self.records[row] for row in picked) if self.records else (),
         )
+
+    def origins(self, rows: Sequence[int] | np.ndarray) -> list[Origin]:
+        """How messages name the persons of ``rows``."""
+        if self.sets is not None:
+            places = self.sets.places()
+            of = [(self.sets.parts[self.sets.index[row]], int(places[row])) for row in rows]
+            return [part.persons.origins([place])[0]._replace(of_set=part.name) for part, place in of]
+        return [
+            Origin(
+                int(self.source_row[row]),
+                self.records[row] if self.records else f"row {self.source_row[row]} of the annotations",
+                self._image_name(self.image_paths[self.image_index[row]]),
+                self.folder,
+            )
+            for row in rows
+        ]
+
+    def origin_of_image(self, image: int) -> Origin:
+        """How messages name the first person on an image, which has one."""
+        return self.origins([int(np.argmax(self.image_index == image))])[0]
+
+    def _image_name(self, path: Path) -> str:
+        folder, name = os.path.join(self.folder, ""), str(path)
+        return path.name if not self.folder else name.removeprefix(folder)
 
     def fingerprint(self) -> str:
         """What distinguishes these annotations from others: the number of persons and a checksum."""
@@ -175,12 +233,16 @@ class Sets:
         """Whether an epoch of training has other persons than each of them once."""
         return any(part.count != len(part.persons) for part in self.parts)
 
+    def places(self) -> np.ndarray:
+        """The place of each person among those of its set, int64 [N]."""
+        places = np.zeros(len(self.index), np.int64)
+        for number, part in enumerate(self.parts):
+            places[self.index == number] = np.arange(len(part.persons))
+        return places
+
     def select(self, rows: np.ndarray) -> Sets:
         """The sets of the persons `rows`, int64; see `Persons.select`."""
-        place = np.zeros(len(self.index), np.int64)  # of each person among those of its set
-        for number, part in enumerate(self.parts):
-            place[self.index == number] = np.arange(len(part.persons))
-        index = self.index[rows]
+        place, index = self.places(), self.index[rows]
         parts = [
             dataclasses.replace(part, persons=part.persons.select(place[rows][index == number]))
             for number, part in enumerate(self.parts)

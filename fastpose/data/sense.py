@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpose.data.findings import Finding
+from fastpose.data.findings import Finding, cases_of
 from fastpose.data.images import BadImageError, image_size
 from fastpose.data.persons import Persons
 from fastpose.skeletons import Skeleton
-from fastpose.skeletons.sides import contradiction, missing_pairs, pairs_by_name, pairs_in_yaml
+from fastpose.skeletons.sides import contradiction, missing_pairs, pairs_by_name, pairs_in_yaml, side_of
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,9 @@ def report_doubts(splits: Mapping[str, Persons]) -> None:
         for of_set, own in parts.items():
             for doubt in doubts(own):
                 log.warning("%s%s: %s", _CALLED[split], of_set, doubt)
-    for doubt_about_names in doubts_about_names(next(iter(splits.values())).skeleton):
-        log.warning("%s", doubt_about_names)
+    first = next(iter(splits.values()))
+    for about_names in doubts_about_names(first.skeleton) + doubts_about_maps(first):
+        log.warning("%s", about_names)
     if len(splits) > 1:
         for about_both in doubts_about_splits(splits["train"], splits["valid"]):
             log.warning("%s", about_both)
@@ -78,11 +79,12 @@ def doubts(persons: Persons, sizes: NDArray[np.float64] | None = None) -> list[F
     if not len(annotated_rows):
         return []
     size = (_sizes(persons) if sizes is None else sizes)[persons.image_index][annotated_rows]  # [N, 2]
-    persons = persons.select(annotated_rows)
     found = []
-    if missing := everyone - len(persons):
+    if missing := everyone - len(annotated_rows):
         what = f"{missing:,} of {everyone:,} persons have no annotated joint"
-        found.append(Finding("person_without_joints", what, missing, everyone))
+        cases = cases_of(persons, np.flatnonzero(~persons.visible.any(axis=1)))
+        found.append(Finding("person_without_joints", what, missing, everyone, cases))
+    persons = persons.select(annotated_rows)
     seen = persons.visible > 0  # [N, J]
     points = persons.keypoints.astype(np.float64)
     low = np.where(seen[..., None], points, np.inf).min(axis=1)
@@ -95,17 +97,15 @@ def doubts(persons: Persons, sizes: NDArray[np.float64] | None = None) -> list[F
         """Adds `what`, if it is true of anybody: `wrong` is [N, J] of joints or [N] of persons."""
         if not wrong.any():
             return
-        row = int(np.argwhere(wrong)[0][0])
+        rows = np.flatnonzero(wrong.reshape(len(persons), -1).any(axis=1))
+        row = int(rows[0])
         count, total, kind, place = int(np.count_nonzero(wrong)), len(persons), "persons", ""
         if wrong.ndim == 2:
             joint = int(np.argmax(wrong[row]))
             x, y = points[row, joint]
             total, kind, place = int(seen.sum()), "joints", f", {persons.skeleton.joints[joint]} at ({x:g}, {y:g})"
-        found.append(
-            Finding(
-                code, f"{count:,} of {total:,} {kind} {what}", count, total, *_person(persons, row), place + more(row)
-            )
-        )
+        text = f"{count:,} of {total:,} {kind} {what}"
+        found.append(Finding(code, text, count, total, cases_of(persons, rows), place + more(row)))
 
     def box(row: int) -> str:
         (x, y), (w, h) = persons.center[row], 200.0 * persons.scale[row]
@@ -188,17 +188,45 @@ def doubts_about_names(skeleton: Skeleton) -> list[str]:
     ]
 
 
+def doubt_about_pairs(skeleton: Skeleton) -> str:
+    """What to say of a skeleton that has no mirror pairs, and no names with sides either, where pictures are mirrored;
+    empty if it has some."""
+    if skeleton.mirror_pairs or pairs_by_name(skeleton.joints):
+        return ""
+    return (
+        f"skeleton {skeleton.name!r} has no mirror_pairs, so that left joints count as left in mirrored pictures: name "
+        "the pairs, or choose --flip 0 --flip_test false"
+    )
+
+
+def doubts_about_maps(persons: Persons) -> list[str]:
+    """Joints of several data sets that are one by the list's joint maps, and left and right by their names."""
+    found = []
+    for part in persons.sets.parts if persons.sets else ():
+        own = part.persons.skeleton.joints
+        crossed = [
+            f"{joint}: {own[place]}"
+            for joint, place in zip(persons.skeleton.joints, part.joints.tolist(), strict=True)
+            if place >= 0 and {side_of(joint), side_of(own[place])} == {"left", "right"}
+        ]
+        if crossed:
+            found.append(f"set {part.name}: joints: left is right by the names in {', '.join(crossed)}")
+    return found
+
+
 def doubts_about_splits(train: Persons, valid: Persons) -> list[Finding]:
     """Images and persons that are in both splits, and joints that only one of them has."""
     found = []
     shared = set(train.image_paths) & set(valid.image_paths)
     if shared:
-        first = next(row for row in range(len(valid)) if valid.image_paths[valid.image_index[row]] in shared)
+        images = {n: row for row, n in reversed(list(enumerate(valid.image_index.tolist())))}  # the first row of each
+        first = sorted(row for n, row in images.items() if valid.image_paths[n] in shared)
         what = (
             f"{len(shared):,} of {len(valid.image_paths):,} validation images are training images too, so that the "
             "score says little about others"
         )
-        found.append(Finding("image_in_both_splits", what, len(shared), len(valid.image_paths), *_person(valid, first)))
+        total = len(valid.image_paths)
+        found.append(Finding("image_in_both_splits", what, len(shared), total, cases_of(valid, first)))
     known = {key for key in _keys(train) if key is not None}
     rows = [
         row
@@ -207,7 +235,7 @@ def doubts_about_splits(train: Persons, valid: Persons) -> list[Finding]:
     ]
     if rows:
         what = f"{len(rows):,} of {len(valid):,} validation persons have the very joints of a training person"
-        found.append(Finding("person_in_both_splits", what, len(rows), len(valid), *_person(valid, rows[0])))
+        found.append(Finding("person_in_both_splits", what, len(rows), len(valid), cases_of(valid, rows)))
     if train.skeleton.joints == valid.skeleton.joints:
         untaught = (valid.visible > 0).any(axis=0) & ~(train.visible > 0).any(axis=0)
         if untaught.any():
@@ -215,11 +243,6 @@ def doubts_about_splits(train: Persons, valid: Persons) -> list[Finding]:
             what = f"annotated in the validation data and nowhere in the training data: {names}"
             found.append(Finding("joint_never_trained", what, int(untaught.sum()), train.skeleton.num_joints))
     return found
-
-
-def _person(persons: Persons, row: int) -> tuple[int, str]:
-    """`row` and `image` of a `Finding`."""
-    return int(persons.source_row[row]), persons.image_paths[persons.image_index[row]].name
 
 
 def _sizes(persons: Persons) -> NDArray[np.float64]:

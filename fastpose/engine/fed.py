@@ -46,7 +46,9 @@ def fed(loader: PoseLoader, color: Tensor, targets: TargetOptions | None, count:
                     )
                     target = maps[0].amax(dim=0).cpu().numpy()
                 annotated = batch.visible[n].cpu().numpy() > 0.5
-                yield Fed(pixels[n], points[n], annotated, target, caption_of(batch, n, loader))
+                inside = (points[n] > -0.5) & (points[n] < np.array(loader.size[::-1]) - 0.5)
+                caption = caption_of(batch, n, loader, int((annotated & inside.all(axis=1)).sum()))
+                yield Fed(pixels[n], points[n], annotated, target, caption)
             count -= taken
             if count == 0:
                 return
@@ -69,12 +71,15 @@ def points_on_crop(batch: Batch, loader: PoseLoader) -> NDArray[np.float32]:
     return np.asarray((batch.keypoints.cpu() * step).numpy())
 
 
-def caption_of(batch: Batch, n: int, loader: PoseLoader) -> tuple[str, ...]:
-    """The file of person n of the batch, its row, its joints and, if it was augmented, what was drawn for it."""
-    persons, row = loader.persons, int(batch.rows[n])
-    name = persons.image_paths[persons.image_index[row]].name
-    joints = f"{int(batch.visible[n].sum())} of {persons.skeleton.num_joints} joints"
-    lines: tuple[str, ...] = (printable(name), f"row {persons.source_row[row]}, {joints}")
+def caption_of(batch: Batch, n: int, loader: PoseLoader, in_crop: int) -> tuple[str, ...]:
+    """The image of person n of the batch, its record, its annotated joints, of which so many are in the crop, and, if
+    it was augmented, what was drawn for it."""
+    persons, annotated = loader.persons, int(batch.visible[n].sum())
+    (origin,) = persons.origins([int(batch.rows[n])])
+    joints = f"{annotated} of {persons.skeleton.num_joints} joints"
+    if in_crop < annotated:
+        joints += f", {in_crop} in the crop"
+    lines: tuple[str, ...] = (printable(origin.image), printable(origin.set_and_record), joints)
     if loader.augmentation is None:
         return lines
     rotation, scale, mirrored, shift = drawn(batch, n, loader)

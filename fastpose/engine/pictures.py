@@ -5,7 +5,6 @@ set: a sheet of what a network is fed, see `sheet.py`."""
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +17,12 @@ from matplotlib.lines import Line2D
 
 from fastpose.files import write_bytes
 from fastpose.skeletons import Skeleton
+from fastpose.skeletons.sides import side_of
 
 PREDICTION = "#1f6fff"
 GROUND_TRUTH = "#ffd21f"
 OTHER = "#8a8f98"
 LEFT, RIGHT, MIDDLE = "#ff3d9a", "#2f9bff", "#fae63c"  # joints by the person's own side
-_CALLED_LEFT = re.compile(r"(?i:left)|(?<![A-Za-z])[lL](?![a-z])|(?<=[a-z])L(?![A-Za-z])")
 MAPS = 32  # heatmaps in one picture: with a whole body's 308 joints it would have 290 million pixels
 
 
@@ -184,10 +183,18 @@ def side_colors(skeleton: Skeleton) -> list[str]:
     """
     colors = [MIDDLE] * skeleton.num_joints
     for pair in skeleton.mirror_pairs:
-        called = [bool(_CALLED_LEFT.search(skeleton.joints[joint])) for joint in pair]
-        right, left = pair[::-1] if called == [True, False] else pair
+        right, left = pair[::-1] if _called_left(skeleton, pair) == [True, False] else pair
         colors[right], colors[left] = RIGHT, LEFT
     return colors
+
+
+def has_sides(skeleton: Skeleton) -> bool:
+    """Whether names say of every mirror pair which joint is the left one."""
+    return all(sum(_called_left(skeleton, pair)) == 1 for pair in skeleton.mirror_pairs)
+
+
+def _called_left(skeleton: Skeleton, pair: tuple[int, int]) -> list[bool]:
+    return [side_of(skeleton.joints[joint]) == "left" for joint in pair]
 
 
 def draw_map(axes: Axes, picture: np.ndarray, heatmap: np.ndarray, *, udp: bool) -> None:

@@ -14,7 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fastpose.engine.pictures import LEFT, MIDDLE, RIGHT, draw_map, draw_skeleton, encoded, frame, side_colors
+from fastpose.engine.pictures import (
+    LEFT,
+    MIDDLE,
+    RIGHT,
+    draw_map,
+    draw_skeleton,
+    encoded,
+    frame,
+    has_sides,
+    side_colors,
+)
 from fastpose.option import OptionError
 from fastpose.skeletons import Skeleton
 
@@ -22,7 +32,7 @@ MOST = 4000  # pixels of a sheet's sides
 SMALLEST, LARGEST = 64, 320  # longer side of a crop on a sheet, pixels; it is magnified by whole numbers
 WITH_NAMES = 640  # the same as LARGEST, where names are drawn
 GAP, MARGIN = 4, 14  # pixels between the two pictures of a person, and around the persons
-LINE, LINES = 15, 4  # height of a line of text in pixels, and lines below a person at most
+LINE, LINES = 15, 5  # height of a line of text in pixels, and lines below a person at most
 LETTER = 7.0  # width of a letter in pixels, about
 TARGET = "#f8850f"  # in the middle of what draw_map draws
 DPI = 100
@@ -156,7 +166,8 @@ def legend_of(skeleton: Skeleton) -> list[tuple[str, str]]:
     colors = side_colors(skeleton)
     if LEFT not in colors:
         return [(MIDDLE, "joints; the skeleton has no mirror_pairs")]
-    meant = ((LEFT, "the person's left"), (RIGHT, "the person's right"), (MIDDLE, "neither"))
+    left, right = ("the person's left", "the person's right") if has_sides(skeleton) else ("one side", "the other side")
+    meant = ((LEFT, left), (RIGHT, right), (MIDDLE, "neither"))
     return [(color, text) for color, text in meant if color in colors]
 
 

@@ -15,6 +15,12 @@ _OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
 _BARE = re.compile(r"[^\W\d][\w-]*")  # a word with a side, which YAML reads as a text without quotes
 
 
+def side_of(name: str) -> str:
+    """ "left" or "right"; empty if the name has neither, or both."""
+    sides = {"left" if word.lower().startswith("l") else "right" for word in _SIDE.findall(name)}
+    return sides.pop() if len(sides) == 1 else ""
+
+
 def counterpart(name: str) -> str | None:
     """The name with left for right and right for left; None if it has neither."""
 

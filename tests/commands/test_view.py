@@ -20,7 +20,7 @@ from fastpose import cli, pack, view
 from fastpose.data.loader import seeded_generator
 from fastpose.engine import fed as feeding
 from fastpose.engine.pictures import LEFT, MIDDLE, RIGHT, side_colors
-from fastpose.engine.sheet import GAP, MOST, Fed, draw_person, draw_sheet, sheet_layout
+from fastpose.engine.sheet import GAP, MOST, Fed, draw_person, draw_sheet, legend_of, sheet_layout
 from fastpose.option import OptionError
 from fastpose.options.settle import settle_for
 from fastpose.skeletons import COCO, MPII, Skeleton
@@ -128,7 +128,7 @@ def test_a_mirrored_person_s_left_wrist_is_at_the_mirrored_place_in_the_left_s_c
     left, right = ((52, 40), (20, 20)) if mirrored else ((44, 20), (12, 40))
     wrists = [MPII.joints.index(name) for name in ("l_wrist", "r_wrist")]
     np.testing.assert_allclose(person.points[wrists], [left, right], atol=1e-4)
-    assert person.caption == ("one.png", "row 0, 3 of 16 joints", "0°, ×1.00" + ", mirrored" * mirrored)
+    assert person.caption == ("one.png", "record 0", "3 of 16 joints", "0°, ×1.00" + ", mirrored" * mirrored)
     layout = sheet_layout(1, (64, 64), panels=2)
     assert (layout.width, layout.height) == (320, 320)
     picture = decoded(draw_person(person, MPII, layout))
@@ -163,6 +163,44 @@ def test_a_pair_in_the_other_order_is_coloured_by_its_names():
     assert side_colors(COCO)[:3] == [MIDDLE, LEFT, RIGHT]
 
 
+@pytest.mark.parametrize(
+    ("joints", "left", "right"),
+    [
+        (("l_hip", "r_hip"), "the person's left", "the person's right"),
+        (("joint_1", "joint_2"), "one side", "the other side"),
+        (("l_hip", "r_hip", "linkes_auge", "rechtes_auge"), "one side", "the other side"),
+    ],
+)
+def test_the_legend_names_sides_where_names_of_joints_say_them(joints, left, right):
+    pairs = tuple((n + 1, n) for n in range(0, len(joints), 2))
+    assert legend_of(Skeleton("s", joints, pairs, ())) == [(LEFT, left), (RIGHT, right)]
+
+
+def test_the_caption_counts_the_joints_in_the_crop(data, tmp_path, monkeypatch):
+    root = write_one(tmp_path / "one")
+    file = root / "annot" / "train.json"
+    (row,) = json.loads(file.read_text())
+    row["joints"][MPII.joints.index("r_wrist")] = [65, 41]  # the crop's last pixel is 64, counted from 1
+    file.write_text(json.dumps([row]))
+    unturned = ["--rotation", "0", "--scale_min", "1", "--scale_max", "1", "--flip", "0"]
+    (person,) = shown(monkeypatch, str(root), str(tmp_path / "a.png"), *SMALL, *unturned)
+    assert person.caption[2] == "3 of 16 joints, 2 in the crop"
+
+
+def test_a_list_of_sets_and_its_sets_are_named(data, tmp_path, monkeypatch):
+    listed = tmp_path / "mix.yaml"
+    listed.write_text(
+        yaml.safe_dump({"skeleton": "mpii", "sets": [{"name": "own", "dataset": "mpii", "data_root": str(data)}]})
+    )
+    titles = []
+    monkeypatch.setattr(view, "page", lambda title, facts, people, *more, **named: titles.append((title, *people)))
+    monkeypatch.setattr(view, "write_text", lambda out, text: None)
+    assert cli.main(["view", str(listed), str(tmp_path / "a.html"), *SMALL, "--count", "1"]) == 0
+    ((title, person),) = titles
+    assert title == "fastpose view of mix.yaml"
+    assert re.fullmatch(r"set own, record \d", person.caption[1])
+
+
 @pytest.mark.parametrize("udp", ["false", "true"])
 def test_the_caption_says_what_was_drawn(udp, data):
     settings = settings_of(data, "--udp", udp, "--shift", "0.2", "--shift_prob", "0.5", "--batch_size", "10")
@@ -176,12 +214,12 @@ def test_the_caption_says_what_was_drawn(udp, data):
         assert mirrored == bool(draws.flip[n])
         assert shift == pytest.approx(draws.shift[n].tolist(), abs=1e-4)
     assert 0 < int(draws.flip.sum()) < 10
-    captions = [feeding.caption_of(batch, n, loader) for n in range(10)]
+    captions = [feeding.caption_of(batch, n, loader, 15) for n in range(10)]
     moved = [bool(shift.any()) for shift in draws.shift]
-    assert [len(caption) == 4 for caption in captions] == moved
+    assert [len(caption) == 5 for caption in captions] == moved
     assert True in moved
     assert False in moved
-    texts = [caption[3] for caption in captions if len(caption) == 4]
+    texts = [caption[4] for caption in captions if len(caption) == 5]
     assert all(re.fullmatch(r"moved [+−]0\.\d\d, [+−]0\.\d\d", text) for text in texts)
 
 
@@ -229,17 +267,18 @@ def test_a_pack_shows_what_its_data_set_does(data, tmp_path, monkeypatch):
     assert len(packed) == 5
     for one, other in zip(people, packed, strict=True):
         np.testing.assert_array_equal(one.points, other.points)
-        assert one.caption == other.caption
+        assert [one.caption[line] for line in (0, 2, 3)] == [other.caption[line] for line in (0, 2, 3)]
+        assert one.caption[1].replace("record", "row") + " of the annotations" == other.caption[1]
         np.testing.assert_allclose(one.picture.astype(int), other.picture, atol=1)
 
 
 def test_validation_persons_are_not_augmented_and_chosen_at_random(data, tmp_path, monkeypatch):
     words = [str(data), str(tmp_path / "a.png"), *SMALL, *JITTER, "--split", "valid", "--count", "10"]
     first, other = shown(monkeypatch, *words), shown(monkeypatch, *words, "--seed", "1")
-    assert all(len(person.caption) == 2 for person in first)
-    rows = [[person.caption[1] for person in people] for people in (first, other)]
+    assert all(len(person.caption) == 3 for person in first)
+    rows = [[person.caption[1:] for person in people] for people in (first, other)]
     assert rows[0] != rows[1]
-    assert sorted(rows[0]) == sorted(rows[1]) == [f"row {n}, 15 of 16 joints" for n in range(10)]
+    assert sorted(rows[0]) == sorted(rows[1]) == [(f"record {n}", "15 of 16 joints") for n in range(10)]
 
 
 def test_bad_images_are_left_out_and_counted(data, tmp_path, capsys, monkeypatch):

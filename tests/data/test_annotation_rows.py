@@ -87,7 +87,9 @@ def test_a_message_is_short_however_long_names_are(tmp_path):
     write_tiny_coco(tmp_path / "tiny")
     file = tmp_path / "tiny/annotations/train.json"
     file.write_text(file.read_text().replace("000.jpg", "x" * 1_000_000))
-    with pytest.raises(AnnotationError, match=r"train\.json, annotation 1: image 'xxx.* is not in ") as raised:
+    with pytest.raises(
+        AnnotationError, match=r"train\.json, annotation 1 \(row 0\): image 'xxx.* is not in "
+    ) as raised:
         read_coco(file, tmp_path / "tiny/images", (64, 64))
     assert len(str(raised.value)) < 2000
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from fastpose import check, pack
+from fastpose.data import findings
 from fastpose.data.checks import LEVELS
 from fastpose.data.checks.copies import doubts_about_copies
 from fastpose.data.checks.limbs import doubts_about_limbs
@@ -133,15 +135,29 @@ def train(files: Files, n: int = 5) -> dict[str, Any]:
     return files["train"]["annotations"][n]
 
 
-TRAIN5 = "train.json, annotation 5, image train5.png"
-VALID2 = "valid.json, annotation 2, image valid2.png"
+TRAIN5 = "train.json, annotation 5 (row 5), image train5.png"
+VALID2 = "valid.json, annotation 102 (row 2), image valid2.png"
 # What is done to files and images, the codes that it gives, the exit code, and how the text of the first code ends.
+# IMAGES is the folder of the images.
 FAULTS: dict[str, tuple[Callable[[Files, Path], Any], list[str], int, str]] = {
     "an image is missing": (
         lambda files, images: (images / "valid2.png").unlink(),
         ["image_missing"],
         1,
-        f"1 of 4 images are not there; the first: {VALID2}",
+        f"1 of 4 images are not there; the first: {VALID2}, in IMAGES",
+    ),
+    "an image is there in other letters": (
+        lambda files, images: files["valid"]["images"][2].update(file_name="VALID2.png"),
+        ["image_missing"],
+        1,
+        "the first: valid.json, annotation 102 (row 2), image VALID2.png, in IMAGES; there is 'valid2.png', in other "
+        "letters",
+    ),
+    "an image is named from a drive of Windows": (
+        lambda files, images: files["valid"]["images"][2].update(file_name="C:\\data\\valid2.png"),
+        ["image_missing"],
+        1,
+        "image C:/data/valid2.png, in IMAGES; there is 'valid2.png'",
     ),
     "an image is truncated": (
         lambda files, images: (images / "train5.png").write_bytes((images / "train5.png").read_bytes()[:500]),
@@ -160,7 +176,7 @@ FAULTS: dict[str, tuple[Callable[[Files, Path], Any], list[str], int, str]] = {
         lambda files, images: files["valid"]["images"][2].update(file_name="train5.png"),
         ["image_in_both_splits"],
         1,
-        "the first: valid.json, annotation 2, image train5.png",
+        "the first: valid.json, annotation 102 (row 2), image train5.png",
     ),
     "a file is in both splits under two names": (
         lambda files, images: (images / "valid2.png").write_bytes((images / "train5.png").read_bytes()),
@@ -297,7 +313,7 @@ def test_a_fault_is_found_with_its_first_case_and_nothing_else_is(root, name):
     assert codes(report) == BASE | set(expected)
     assert code == exit_code
     first = next(one for one in report["findings"] if one["code"] == expected[0])
-    assert first["text"].endswith(ending)
+    assert first["text"].endswith(ending.replace("IMAGES", str(root / "images")))
     assert first["level"] == LEVELS[expected[0]]
     assert (first["level"] == "error") == (code == 1)
 
@@ -336,6 +352,93 @@ def test_all_missing_images_are_counted(root):
     assert [one["count"] for one in report["findings"] if one["code"] == "image_missing"] == [24, 4]
 
 
+def test_a_folder_of_images_that_is_not_there_is_named(root):
+    code, report = look(root, "--images", "imgs")
+    assert (code, codes(report)) == (1, BASE | {"image_missing"})
+    texts = [one["text"] for one in report["findings"] if one["code"] == "image_missing"]
+    assert texts == [
+        "24 of 24 images are not there; the first: train.json, annotation 0 (row 0), image train0.png, there is no "
+        f"folder {root / 'imgs'}",
+        "4 of 4 images are not there; the first: valid.json, annotation 100 (row 0), image valid0.png, there is no "
+        f"folder {root / 'imgs'}",
+    ]
+
+
+def test_json_has_all_cases_of_a_finding(root, monkeypatch):
+    files = json.loads((root / "train.json").read_text())
+    for n in (5, 7, 20):
+        swap(files["annotations"][n], "knee")
+    (root / "train.json").write_text(json.dumps(files))
+    rows = [{"row": n, "record": f"annotation {n} (row {n})", "image": f"train{n}.png"} for n in (5, 7, 20)]
+    _, report = look(root)
+    assert [one["rows"] for one in report["findings"]] == [rows, [], []]
+    monkeypatch.setattr(findings, "MOST_CASES", 2)
+    [one] = [one for one in look(root)[1]["findings"] if one["code"] == "joints_exchanged"]
+    assert (one["rows"], one["count"]) == (rows[:2], 3)
+
+
+def test_images_are_named_with_their_folder_and_annotations_without_ids_by_their_row(root):
+    (root / "images" / "a").mkdir()
+    (root / "images/train5.png").rename(root / "images/a/train5.png")
+    files = json.loads((root / "train.json").read_text())
+    files["images"][5]["file_name"] = "a/train5.png"
+    del files["annotations"][5]["id"]
+    swap(files["annotations"][5], "knee")
+    (root / "train.json").write_text(json.dumps(files))
+    _, report = look(root)
+    expected = "the first: train.json, annotation 5 of the list, image a/train5.png, right_knee and left_knee"
+    assert report["findings"][0]["text"].endswith(expected)
+
+
+def test_of_a_list_of_sets_list_set_and_record_are_named(root, tmp_path, capsys):
+    shutil.copytree(root, tmp_path / "other")
+    (root / "images/train5.png").unlink()
+    files = json.loads((root / "train.json").read_text())
+    swap(files["annotations"][7], "knee")
+    (root / "train.json").write_text(json.dumps(files))
+    names = {f"{split}_annotations": f"{split}.json" for split in ("train", "valid")}
+    sets = [
+        {"name": name, "dataset": "coco", "data_root": folder, "images": "images", **names}
+        for name, folder in (("first", "other"), ("second", "data"))
+    ]
+    sets[1]["joints"] = {"left_hip": "right_hip", "right_hip": "left_hip"}
+    listed = tmp_path / "mix.yaml"
+    listed.write_text(json.dumps({"skeleton": "coco", "sets": sets}))
+    assert check.main([str(listed), "--json", str(tmp_path / "report.json")]) == 1
+    capsys.readouterr()
+    found = {}
+    for one in json.loads((tmp_path / "report.json").read_text())["findings"]:
+        found.setdefault(one["code"], one)
+    expected = f"{listed}, set second, annotation 5 (row 5), image train5.png, in {root / 'images'}"
+    assert found["image_missing"]["text"].endswith(f"the first: {expected}")
+    one = {"set": "second", "row": 5, "record": "annotation 5 (row 5)", "image": "train5.png"}
+    assert found["image_missing"]["rows"] == [one]
+    assert found["image_missing"]["first"] == {"file": str(listed), **one}
+    expected = f"the first: {listed}, set second, annotation 0 (row 0), image train0.png, of train0.png of set first"
+    assert found["copy_in_split"]["text"].endswith(expected)
+    assert (found["joint_map_crossed"]["level"], found["joint_map_crossed"]["text"]) == (
+        "warning",
+        "set second: joints: left is right by the names in left_hip: right_hip, right_hip: left_hip",
+    )
+
+
+@pytest.mark.parametrize(
+    ("joints", "warned"), [(("linkes_auge", "rechtes_auge"), True), (("left_eye", "right_eye"), False)]
+)
+def test_joints_without_sides_and_pairs_are_reported_as_training_does(root, joints, warned):
+    for split in ("train", "valid"):
+        places = zip(joints, (60, 100), strict=True)
+        lines = [f"images/{split}{n}.png,{joint},{x},{27 + n}" for joint, x in places for n in range(4)]
+        (root / f"{split}.csv").write_text("\n".join(["image,joint,x,y", *lines]))
+    out = root.parent / "report.json"
+    assert check.main([str(root), "--dataset", "csv", "--json", str(out)]) == 0
+    texts = [one["text"] for one in json.loads(out.read_text())["findings"] if one["code"] == "mirror_pairs"]
+    assert texts == warned * [
+        "skeleton 'csv' has no mirror_pairs, so that left joints count as left in mirrored pictures: name the pairs, "
+        "or choose --flip 0 --flip_test false"
+    ]
+
+
 def test_findings_are_in_the_order_of_the_table_and_name_file_row_and_image(root, capsys):
     (root / "images/train5.png").unlink()
     (root / "images/valid2.png").unlink()
@@ -349,11 +452,11 @@ def test_findings_are_in_the_order_of_the_table_and_name_file_row_and_image(root
         *[("annotations_read", "train"), ("annotations_read", "valid")],
     ]
     one = report["findings"][0]
-    assert one["first"] == {"file": "train.json", "row": 5, "image": "train5.png"}
+    case = {"row": 5, "record": "annotation 5 (row 5)", "image": "train5.png"}
+    assert (one["first"], one["rows"]) == ({"file": "train.json", **case}, [case])
     assert (one["level"], one["count"], one["of"]) == ("error", 1, 24)
-    assert f"error   image_missing in train: 1 of 24 images are not there; the first: {TRAIN5}\n" in (
-        capsys.readouterr().out
-    )
+    text = f"1 of 24 images are not there; the first: {TRAIN5}, in {root / 'images'}\n"
+    assert f"error   image_missing in train: {text}" in capsys.readouterr().out
 
 
 def test_every_code_that_is_given_has_a_level():
@@ -385,8 +488,8 @@ def test_a_name_with_a_line_break_stays_in_one_line(root, capsys):
     assert code == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "image_missing" in line] == [
-        "error   image_missing in valid: 1 of 4 images are not there; the first: valid.json, annotation 2, image "
-        r"'a\n\x1b[2Jb.png'"
+        "error   image_missing in valid: 1 of 4 images are not there; the first: valid.json, annotation 102 (row 2), "
+        rf"image 'a\n\x1b[2Jb.png', in {root / 'images'}"
     ]
 
 
@@ -458,7 +561,8 @@ def test_of_a_pack_the_annotations_are_looked_at(root, tmp_path):
     assert check.main([str(tmp_path / "out"), "--dataset", "coco", "--json", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert codes(report) == {"joints_exchanged", "pack"}
-    assert report["findings"][0]["first"]["row"] == 5
+    first = report["findings"][0]["first"]
+    assert (first["row"], first["record"], first["image"]) == (5, "row 5 of the annotations", "train5.png")
     assert report["counts"]["both"]["persons"] == 28
 
 
@@ -553,7 +657,9 @@ def test_resized_cut_brighter_and_grey_copies_are_near_and_others_are_not(tmp_pa
     persons = persons_of(np.ones((len(paths), 16, 2)), image_index=np.arange(len(paths)), image_paths=tuple(paths))
     looks = {path: look_at(path, AS_STORED) for path in paths}
     [(split, finding)] = doubts_about_copies({"train": persons}, looks)
-    assert (split, finding.code, finding.count, finding.row) == ("train", "near_copy_in_split", 4, 1)
+    assert (split, finding.code, finding.count) == ("train", "near_copy_in_split", 4)
+    assert [case.row for case in finding.cases] == [1, 2, 3, 4]
+    assert finding.what == "4 of 37 images are almost an earlier one: resized, recompressed, or taken a moment later"
 
 
 def test_real_data_have_few_doubts_and_their_noise_is_named(real_data, tmp_path):

@@ -241,8 +241,8 @@ GOOD = annotation(9, 1, joints())
         (contents([GOOD | {"num_keypoints": True}], ["a.jpg"]), "annotation 9: num_keypoints must be a .* got true"),
         (contents([GOOD | {"num_keypoints": 1.5}], ["a.jpg"]), "annotation 9: num_keypoints must be a whole number"),
         (contents([{**GOOD, "x": 1} if k != "area" else {} for k in ("area",)], ["a.jpg"]), "annotation 0 of the list"),
-        (contents([GOOD], ["c.jpg"]), "annotation 9: image 'c.jpg' is not in"),
-        (contents([GOOD], ["../a.jpg"]), "annotation 9: image '../a.jpg' leads outside the image folder"),
+        (contents([GOOD], ["c.jpg"]), r"annotation 9 \(row 0\): image 'c.jpg' is not in"),
+        (contents([GOOD], ["../a.jpg"]), r"annotation 9 \(row 0\): image '../a.jpg' leads outside the image folder"),
     ],
 )
 def test_a_bad_file_is_an_error_with_file_and_annotation(tmp_path, images, content, message):

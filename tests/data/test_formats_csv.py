@@ -76,8 +76,20 @@ def test_images_are_in_the_folder_that_is_named(root):
     write(root, 'image,joint,x,y\n"über, alles.png",nose,1,2\n"über, alles.png",chin,30,40\n')
     persons = read(root, "csv", images="pictures")
     assert names(persons) == ["über, alles.png"]
-    with pytest.raises(AnnotationError, match=r"train\.csv, annotation 1: image 'über, alles\.png' is not in"):
+    with pytest.raises(AnnotationError, match=r"train\.csv, line 2: image 'über, alles\.png' is not in"):
         read(root, "csv")
+
+
+def test_messages_name_the_first_line_of_a_person(root):
+    write(root, "image,person,joint,x,y\na.png,1,nose,1,2\na.png,2,nose,3,4\na.png,1,chin,30,40\na.png,2,chin,5,60\n")
+    origins = read(root, "csv", skeleton="").origins([0, 1])
+    assert [(one.record, one.image) for one in origins] == [("line 2", "a.png"), ("line 3", "a.png")]
+
+
+def test_of_a_picture_that_is_not_there_no_size_is_said_to_be_taken(root, caplog):
+    write(root, "image,joint,x,y\ngone.png,nose,1,2\ngone.png,chin,30,40\na.png,nose,1,2\na.png,chin,30,40\n")
+    assert names(read(root, "csv", skeleton="", missing_images="drop")) == ["a.png"]
+    assert "taken from the pictures" not in caplog.text
 
 
 def test_one_file_may_have_both_splits(root):

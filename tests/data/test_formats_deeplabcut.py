@@ -43,6 +43,12 @@ def test_a_project_of_one_animal(tmp_path, columns, caplog):
     assert "CollectedData_Ada.csv, line 6)" in caplog.text
 
 
+def test_messages_name_table_line_and_animal_and_the_picture_below_the_project(root):
+    one, other = read(root, "deeplabcut").origins([0, 1])
+    assert (one.record, one.image) == (f"{TABLE}, line 4", "labeled-data/mouse/img000.png")
+    assert other.record == f"{TABLE}, line 5"
+
+
 def test_a_project_of_several_animals(root, caplog):
     (root / "config.yaml").write_text(
         "scorer: Ada\nmultianimalproject: true\nbodyparts: MULTI!\nindividuals: [one, two]\n"

@@ -116,5 +116,5 @@ def test_a_missing_file_is_named_with_its_option(tmp_path):
         read(tmp_path, "lsp")
     root = write(tmp_path / "lsp", changed((0, 0, 0), 5), [])
     (root / "images").mkdir()
-    with pytest.raises(AnnotationError, match=r"joints\.mat, annotation 1: image 'im00001\.jpg' is not in"):
+    with pytest.raises(AnnotationError, match=r"joints\.mat, person 1: image 'im00001\.jpg' is not in"):
         read(root, "lsp")

@@ -51,6 +51,12 @@ def test_persons_boxes_and_joints_are_in_pixels(root):
     np.testing.assert_allclose(train.scale[0] * 200, [73.75, 73.75], atol=1e-3)
 
 
+def test_messages_name_the_text_file_and_its_line_and_the_picture_below_the_root(root):
+    label(root, "\n" + (root / "labels/train/a.txt").read_text())
+    origin = read(root, "yolo").origins([0])[0]
+    assert (origin.record, origin.image) == ("labels/train/a.txt, line 2", "images/train/a.png")
+
+
 def test_a_picture_without_a_text_file_or_with_an_empty_one_has_nobody(root):
     picture(root / "images/train/d.jpg")
     picture(root / "images/train/deeper/e.jpg")

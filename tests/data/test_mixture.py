@@ -363,7 +363,7 @@ def test_doubts_name_the_set(listed, caplog):
     found = [text for text in caplog.messages if "there twice" in text]
     assert found == [
         "the training data, set lsp: 1 of 2 persons are there twice, with the same joints on the same image; the "
-        "first: row 0, 000.jpg"
+        "first: annotation 1 (row 0), 000.jpg"
     ]
     assert any("8 validation images are training images too" in text for text in caplog.messages)
 

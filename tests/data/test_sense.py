@@ -215,12 +215,12 @@ SPOILT: dict[str, tuple[Callable[[], Files], Spoil, str]] = {
     "a joint at 99999": (
         mpii_files,
         of_joints(replaced(3, (99999, 50)), slice(7, 8)),
-        r"1 of 1,920 joints lie outside their image.* row 7, train7.png, l_hip at \(99998, 49\), in 640 x 480",
+        r"1 of 1,920 joints lie outside their image.* record 7, train7.png, l_hip at \(99998, 49\), in 640 x 480",
     ),
     "a joint at 99999, COCO": (
         coco_files,
         of_joints(replaced(9, (50, 99999)), slice(7, 8)),
-        r"1 of 2,040 joints lie outside their image.*row 7, train7.png, left_wrist at \(50, 99999\)",
+        r"1 of 2,040 joints lie outside their image.*annotation 8 \(row 7\), train7.png, left_wrist at \(50, 99999\)",
     ),
     "coordinates of pictures twice the size": (
         mpii_files,
@@ -240,7 +240,7 @@ SPOILT: dict[str, tuple[Callable[[], Files], Spoil, str]] = {
     "normalised coordinates of one person, COCO": (
         coco_files,
         of_joints(lambda joints: joints / (WIDTH, HEIGHT), slice(2, 3)),
-        "1 of 120 persons have all joints within 2 px.*the first: row 2, train2.png",
+        r"1 of 120 persons have all joints within 2 px.*the first: annotation 3 \(row 2\), train2.png",
     ),
     "missing joints at (0, 0) and annotated": (
         coco_files,
@@ -250,12 +250,12 @@ SPOILT: dict[str, tuple[Callable[[], Files], Spoil, str]] = {
     "missing joints at (-1, -1) and annotated": (
         mpii_files,
         of_joints(replaced(5, (-1, -1)), slice(9, 12)),
-        r"3 of 1,920 joints are annotated at the image's corner.*row 9, train9.png, l_ankle at \(-2, -2\)",
+        r"3 of 1,920 joints are annotated at the image's corner.*record 9, train9.png, l_ankle at \(-2, -2\)",
     ),
     "all joints at one place": (
         mpii_files,
         of_joints(lambda joints: np.tile(joints[:1], (16, 1)), slice(4, 6)),
-        "2 of 120 persons have all joints at one place; the first: row 4",
+        "2 of 120 persons have all joints at one place; the first: record 4",
     ),
     "sides exchanged": (
         mpii_files,
@@ -307,19 +307,19 @@ SPOILT: dict[str, tuple[Callable[[], Files], Spoil, str]] = {
     "a person twice": (
         mpii_files,
         duplicates,
-        "7 of 127 persons are there twice, with the same joints on the same image; the first: row 120, train3.png",
+        "7 of 127 persons are there twice, with the same joints on the same image; the first: record 120, train3.png",
     ),
     "the joints of one person everywhere": (
         mpii_files,
         joints_of_the_first,
-        "persons have the very joints of a person on another image; the first: row 1, train1.png",
+        "persons have the very joints of a person on another image; the first: record 1, train1.png",
     ),
     "images in both splits": (mpii_files, shared_images, "60 of 60 validation images are training images too"),
     "an image in both splits, COCO": (coco_files, coco_images_shared, "1 of 60 validation images .*train0.png"),
     "persons in both splits, on images of other names": (
         mpii_files,
         persons_in_both,
-        "5 of 120 validation persons have the very joints of a training person; the first: row 0, valid0.png",
+        "5 of 120 validation persons have the very joints of a training person; the first: record 0, valid0.png",
     ),
     "a joint that training lacks": (
         mpii_files,

@@ -20,8 +20,8 @@ _WARNINGS = (
     # of fastpose.data.sense
     *("person_without_joints", "joints_in_corner", "joint_at_corner", "joint_far_outside_image", "joint_far_from_box"),
     *("joints_beside_box", "joints_at_one_place", "box_too_large", "person_twice", "person_on_other_image"),
-    *("box_of_corners", "sides_exchanged_in_split", "mirror_pairs", "person_in_both_splits"),
-    "joint_never_trained",
+    *("box_of_corners", "sides_exchanged_in_split", "mirror_pairs", "joint_map_crossed"),
+    *("person_in_both_splits", "joint_never_trained"),
     # of this package
     *("joint_outside_image", "box_outside_image"),
     *("trunk_crossed", "joints_exchanged", "face_mirrored", "limb_too_long"),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastpose.data.checks.pictures import Look
-from fastpose.data.findings import Finding
+from fastpose.data.findings import Finding, cases_of
 from fastpose.data.persons import Persons
 
 # Two pictures are near copies if the differences between neighbouring pixels of their thumbnails are correlated like
@@ -45,10 +45,8 @@ def _within(persons: Persons, looks: Mapping[Path, Look]) -> list[Finding]:
     near = {n: other for n, other in _near(paths, paths, looks, earlier=True).items() if n not in same}
     what = "images are copies of an earlier one under another name"
     return [
-        *_copies("copy_in_split", persons, same, paths, what),
-        *_copies(
-            "near_copy_in_split", persons, near, paths, f"{what}, almost: resized, recompressed, or a moment later"
-        ),
+        *_copies("copy_in_split", persons, same, persons, what),
+        *_copies("near_copy_in_split", persons, near, persons, f"images are almost an earlier one: {_ALMOST}"),
     ]
 
 
@@ -62,8 +60,8 @@ def _between(train: Persons, valid: Persons, looks: Mapping[Path, Look]) -> list
     what = "validation images are copies of training images under another name"
     almost = f"validation images are almost a training image: {_ALMOST}"
     return [
-        *_copies("copy_in_both_splits", valid, same, train.image_paths, what),
-        *_copies("near_copy_in_both_splits", valid, near, train.image_paths, almost),
+        *_copies("copy_in_both_splits", valid, same, train, what),
+        *_copies("near_copy_in_both_splits", valid, near, train, almost),
     ]
 
 
@@ -72,17 +70,17 @@ def _known(first: dict[bytes, int], digest: bytes, n: int) -> int | None:
     return None if not digest or (known := first.setdefault(digest, n)) == n else known
 
 
-def _copies(
-    code: str, persons: Persons, others: Mapping[int, int], originals: Sequence[Path], what: str
-) -> list[Finding]:
-    """The finding about images of `persons` that are copies of `originals`, by their numbers, if there are any."""
+def _copies(code: str, persons: Persons, others: Mapping[int, int], originals: Persons, what: str) -> list[Finding]:
+    """The finding about images of `persons` that are copies of those of `originals`, by their numbers, if there are
+    any."""
     if not others:
         return []
-    image, total = min(others), len(persons.image_paths)
-    row = int(persons.source_row[np.argmax(persons.image_index == image)])
+    images, total = sorted(others), len(persons.image_paths)
+    _, first_rows = np.unique(persons.image_index, return_index=True)  # [M]: every image has a person
+    original = originals.origin_of_image(others[images[0]])
+    of = f", of {original.image}{f' of set {original.of_set}' if original.of_set else ''}"
     text = f"{len(others):,} of {total:,} {what}"
-    name, original = persons.image_paths[image].name, originals[others[image]].name
-    return [Finding(code, text, len(others), total, row, name, f", of {original}")]
+    return [Finding(code, text, len(others), total, cases_of(persons, first_rows[images]), of)]
 
 
 def _near(

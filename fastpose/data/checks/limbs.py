@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpose.data.findings import Finding
+from fastpose.data.findings import Finding, cases_of
 from fastpose.data.persons import Persons
 from fastpose.skeletons import Skeleton
 from fastpose.skeletons.sides import pairs_by_name
@@ -36,12 +36,9 @@ def doubts_about_limbs(persons: Persons) -> list[Finding]:
         """Adds a finding if `wrong` [N] is true of anybody; `which` says what to add about the first."""
         wrong = wrong & large
         if wrong.any():
-            row, count, of = int(np.argmax(wrong)), int(wrong.sum()), int((looked_at & large).sum())
-            image = persons.image_paths[persons.image_index[row]].name
-            text = f"{count:,} of {of:,} persons {what}"
-            found.append(
-                Finding(code, text, count, of, int(persons.source_row[row]), image, which[row] and f", {which[row]}")
-            )
+            rows, of = np.flatnonzero(wrong), int((looked_at & large).sum())
+            text, first = f"{len(rows):,} of {of:,} persons {what}", which[rows[0]]
+            found.append(Finding(code, text, len(rows), of, cases_of(persons, rows), first and f", {first}"))
 
     nothing = [""] * len(persons)
     crossed, both = crossed_trunks(persons.skeleton, points, seen)

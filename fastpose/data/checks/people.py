@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastpose.data.boxes import PADDING
 from fastpose.data.checks.limbs import doubts_about_limbs
-from fastpose.data.findings import Finding
+from fastpose.data.findings import Finding, cases_of
 from fastpose.data.persons import Persons
 
 _BEYOND = 1.0  # px that points and boxes may be outside of an image: some programs count pixels from 1
@@ -45,15 +45,15 @@ def doubts_about_persons(persons: Persons, sizes: NDArray[np.float64], small: fl
         """Adds a finding if `wrong` is true of anybody: [N, J] of joints or [N] of persons."""
         if not wrong.any():
             return
-        row, count = int(np.argwhere(wrong)[0][0]), int(np.count_nonzero(wrong))
+        rows = np.flatnonzero(wrong.reshape(len(persons), -1).any(axis=1))
+        row, count = int(rows[0]), int(np.count_nonzero(wrong))
         of, kind, place = len(persons), "persons", ""
         if wrong.ndim == 2:
             joint = int(np.argmax(wrong[row]))
             of, kind = int(seen.sum()), "joints"
             place = f", {persons.skeleton.joints[joint]} at ({points[row, joint, 0]:g}, {points[row, joint, 1]:g})"
-        image = persons.image_paths[persons.image_index[row]].name
         text = f"{count:,} of {of:,} {kind} {what}"
-        found.append(Finding(code, text, count, of, int(persons.source_row[row]), image, place + more(row)))
+        found.append(Finding(code, text, count, of, cases_of(persons, rows), place + more(row)))
 
     def in_image(row: int) -> str:
         return f", in {size[row, 0]:g} x {size[row, 1]:g} px"

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpose.data.findings import Finding
+from fastpose.data.annotation_rows import other_name
+from fastpose.data.findings import Finding, cases_of
 from fastpose.data.image_header import ImageHeader
 from fastpose.data.images import (
     FEW_LEVELS,
@@ -110,14 +111,19 @@ def doubts_about_images(persons: Persons, looks: Sequence[Look]) -> list[Finding
 
     def note(code: str, which: Sequence[int], what: str, more: Callable[[int], str] = lambda image: "") -> None:
         if which:
-            row, image = int(persons.source_row[first_rows[which[0]]]), persons.image_paths[which[0]].name
-            text = f"{len(which):,} of {total:,} images {what}"
-            found.append(Finding(code, text, len(which), total, row, image, more(which[0])))
+            text, cases = f"{len(which):,} of {total:,} images {what}", cases_of(persons, first_rows[which])
+            found.append(Finding(code, text, len(which), total, cases, more(which[0])))
 
     def those(holds: Callable[[Look], bool]) -> list[int]:
         return [image for image, look in enumerate(looks) if holds(look)]
 
-    note("image_missing", those(lambda look: not look.there), "are not there")
+    def searched(image: int) -> str:
+        origin = persons.origin_of_image(image)
+        if not os.path.isdir(origin.folder):
+            return f", there is no folder {printable(origin.folder)}"
+        return f", in {printable(origin.folder)}{printable(other_name(origin.folder, origin.image))}"
+
+    note("image_missing", those(lambda look: not look.there), "are not there", searched)
     note("image_unreadable", those(lambda look: bool(look.error)), "cannot be read", lambda n: f": {looks[n].error}")
     _note_sizes(persons, looks, first_rows, note)
     if not persons.reading.upright:

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from fastpose.data.checks import LEVELS, Level
 from fastpose.data.findings import Finding
 from fastpose.data.images import printable
+from fastpose.data.persons import Origin
 
 
 class Reported(NamedTuple):
     """A finding and what it is about.
 
-    split: "train", "valid", or empty: both, or the joints. file: the annotations that the first case's row is of.
+    split: "train", "valid", or empty: both, or the joints. file: the annotations that the cases are of, or the list of
+    sets.
     """
 
     finding: Finding
@@ -30,12 +32,13 @@ class Reported(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The finding in one line, which names the first case by file, row and image."""
+        """The finding in one line, which names the first case by file, set, record and image."""
         finding = self.finding
-        if finding.row is None:
+        if not finding.cases:
             return finding.what
-        first = f"{printable(self.file)}, annotation {finding.row}, image {printable(finding.image)}{finding.more}"
-        return f"{finding.what}; the first: {first}"
+        first = finding.cases[0]
+        places = ", ".join(filter(None, (printable(self.file), printable(first.set_and_record))))
+        return f"{finding.what}; the first: {places}, image {printable(first.image)}{finding.more}"
 
     def __str__(self) -> str:
         return f"{self.level:8}{self.finding.code}{' in ' * bool(self.split)}{self.split}: {self.text}"
@@ -43,16 +46,22 @@ class Reported(NamedTuple):
     def as_plain(self) -> dict[str, Any]:
         """The finding as JSON has it."""
         finding = self.finding
-        first = {"file": self.file, "row": finding.row, "image": finding.image} if finding.row is not None else None
+        rows = [_plain(case) for case in finding.cases]
         return {
             "code": finding.code,
             "level": self.level,
             "split": self.split or None,
             "count": finding.count,
             "of": finding.of,
-            "first": first,
+            "first": {"file": self.file, **rows[0]} if rows else None,
+            "rows": rows,
             "text": self.text,
         }
+
+
+def _plain(case: Origin) -> dict[str, Any]:
+    of_set = {"set": case.of_set} if case.of_set else {}
+    return {**of_set, "row": case.row, "record": case.record, "image": case.image}
 
 
 def in_order(reported: Iterable[Reported]) -> list[Reported]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,7 @@ def read_coco(
     size: tuple[int, int],
     *,
     contents: Any = None,
+    records: Sequence[str] = (),
     skeleton: Skeleton = COCO,
     detections: str | PathLike[str] | None = None,
     missing_images: MissingImages = "error",
@@ -101,6 +103,7 @@ def read_coco(
         size: (h, w) of the network's input; only the aspect ratio counts.
         contents: what ``annotations`` would have as JSON, where a reader of another format has made it of that file,
             which messages then name; None: it is read.
+        records: what messages call the annotations of `contents` with the ids 1, 2 and so on; empty: by their ids.
         skeleton: the joints; their number must be that of the file.
         detections: a detector's boxes, a list of ``{"image_id", "category_id", "bbox", "score"}``: the persons are then
             these boxes, without joints, for evaluation. Other categories, images that are not in ``annotations``, empty
@@ -139,7 +142,7 @@ def read_coco(
     pictures = Pictures(contents, file, root, reading)
     aspect = size[1] / size[0]
     as_in_file = missing_images == "keep"
-    found = _read_annotations(contents, categories, pictures, skeleton, aspect, file, visibility, as_in_file)
+    found = _read_annotations(contents, records, categories, pictures, skeleton, aspect, file, visibility, as_in_file)
     rows, source = found.rows, file
     if detections is not None:
         source = Path(detections)
@@ -233,6 +236,7 @@ class _Annotations(NamedTuple):
 
 def _read_annotations(
     contents: dict[str, Any],
+    names: Sequence[str],
     categories: list[Key],
     pictures: Pictures,
     skeleton: Skeleton,
@@ -242,7 +246,7 @@ def _read_annotations(
     as_in_file: bool,
 ) -> _Annotations:
     left_out, usual, boxless = Tally(), Tally(), Tally()
-    found = _on_images(contents, categories, pictures, skeleton.num_joints, file, left_out, usual)
+    found = _on_images(contents, names, categories, pictures, skeleton.num_joints, file, left_out, usual)
     records = [one.record for one in found]
 
     def name(i: int) -> str:
@@ -283,7 +287,7 @@ def _read_annotations(
                 extras |= {"box": boxes[i].astype(np.float32), "image_size": np.array(size, np.float32)}
             rows.append(
                 PersonRow(
-                    where=where,
+                    where=where if names or is_missing(record.get("id")) else f"{where} (row {row})",
                     source_row=row,
                     image=picture.name,
                     center=centers[i],
@@ -344,6 +348,7 @@ class _Found(NamedTuple):
 
 def _on_images(
     contents: dict[str, Any],
+    names: Sequence[str],
     categories: list[Key],
     pictures: Pictures,
     joints: int,
@@ -359,7 +364,7 @@ def _on_images(
         where = f"annotation {row} of the list"
         if not is_missing(record.get("id")):  # only a name: nobody looks an annotation up
             number = read_key(record, "id", f"{file}, {where}")
-            where = f"annotation {as_json(number)}"
+            where = names[int(number) - 1] if names else f"annotation {as_json(number)}"
         category = read_key(record, "category_id", f"{file}, {where}")
         if category not in categories:
             usual.add("of other categories", where, category_id=category)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -58,11 +58,13 @@ def read_split(
     file: Path,
     contents: Any = None,
     images: Path | None = None,
+    records: Sequence[str] = (),
 ) -> Persons:
     """The persons of a split of COCO's form, read as the options say; see `read_coco`.
 
     Formats that hold the same in other files are read through this: `contents` is what they have, as COCO's JSON would
-    have it, `file` names it in messages, and `images` is the folder of the images, None: the options'.
+    have it, `file` names it in messages, and so do `records` its annotations, and `images` is the folder of the images,
+    None: the options'.
     """
     detections = data.path("detections") if data.detections and split == "valid" else None
     if detections:
@@ -72,6 +74,7 @@ def read_split(
         data.images_path(split) if images is None else images,
         size,
         contents=contents,
+        records=records,
         skeleton=skeleton,
         detections=detections,
         missing_images=data.missing_images,

@@ -16,6 +16,8 @@ from fastpose.data.reading import Reading
 
 log = logging.getLogger(__name__)
 
+_UNKNOWN = (float("inf"), float("inf"))
+
 
 class Picture(NamedTuple):
     """An image: file name and number (its id, unless `Pictures.renumbered`), and its size in pixels, inf where neither
@@ -83,19 +85,20 @@ class Pictures:
         if "\\" in name and not os.path.lexists(self._root / name.replace("\0", "")):  # as written on Windows
             name = name.replace("\\", "/")
         if is_missing(record.get("width")) or is_missing(record.get("height")):
-            self._unsized.add("", where)
-            return Picture(name, number, *self._size_of_file(name))
+            size = self._size_of_file(name)
+            if size != _UNKNOWN:
+                self._unsized.add("", where)
+            return Picture(name, number, *size)
         width, height = (float(read_numbers(record, side, (), where)) for side in ("width", "height"))
         if min(width, height) < 1:
             raise AnnotationError(f"{where}: width and height must be positive, got {width:g} and {height:g}")
         return Picture(name, number, width, height)
 
     def _size_of_file(self, name: str) -> tuple[float, float]:
-        unknown = (float("inf"), float("inf"))
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts:  # refused with its person, and not opened here
-            return unknown
+            return _UNKNOWN
         try:
             height, width = image_size(self._root / name, self._reading)
         except (BadImageError, OSError, ValueError):  # an error, or left out, when it is needed
-            return unknown
+            return _UNKNOWN
         return float(width), float(height)

@@ -36,6 +36,7 @@ def read_csv(file: Path, split: Split, data: DataOptions) -> Found:
     """
     places: dict[tuple[str, str], dict[str, tuple[float, float, float]]] = {}
     lines: dict[tuple[str, str, str], int] = {}
+    first: dict[tuple[str, str], int] = {}  # line of each person
     joints: dict[str, None] = {}
     for line, row in _rows(file, data.max_annotation_bytes):
         where = f"{file}, line {line}"
@@ -46,6 +47,7 @@ def read_csv(file: Path, split: Split, data: DataOptions) -> Found:
         if (before := lines.setdefault((image, person, joint), line)) != line:
             of = f" of person {as_json(person)}" if person else ""
             raise AnnotationError(f"{where}: {as_json(joint)}{of} on {as_json(image)} is in line {before}, too")
+        first.setdefault((image, person), line)
         places.setdefault((image, person), {})[joint] = _place(row, where)
     if not places:
         raise AnnotationError(f"{file}: has no line beside that of the columns")
@@ -60,8 +62,8 @@ def read_csv(file: Path, split: Split, data: DataOptions) -> Found:
         Person(image, np.array([of.get(joint, nowhere) for joint in joints])) for (image, _), of in places.items()
     ]
     folder = data.images_path(split)
-    images = [person.image for person in persons]
-    return Found(as_contents(images, persons, skeleton, folder, data.reading), skeleton, folder, Tally())
+    contents = as_contents([person.image for person in persons], persons, skeleton, folder, data.reading)
+    return Found(contents, skeleton, folder, Tally(), records=[f"line {line}" for line in first.values()])
 
 
 def _rows(file: Path, most: int) -> Iterator[tuple[int, dict[str, str]]]:

@@ -65,7 +65,8 @@ class Foreign:
                 f"{self._file(split)} has {len(found.frames)} frames of videos, and pictures are needed: fastpose "
                 f"convert {self.data.data_root} OUT --dataset {self.data.dataset} writes them",
             )
-        return read_split(self.data, split, self.size, self.skeleton, self._file(split), found.contents, found.images)
+        file, own = self._file(split), (found.contents, found.images, found.records)
+        return read_split(self.data, split, self.size, self.skeleton, file, *own)
 
     def scorer(self, persons: Persons) -> Scorer:
         return scorer_of(persons, self.data)

@@ -54,7 +54,8 @@ def read_deeplabcut(file: Path, split: Split, data: DataOptions) -> Found:
         if table.is_file():
             found = _persons(table, skeleton, unique, dropped, data.max_annotation_bytes)
             images += found
-            persons += [person for of in found.values() for person in of]
+            place = table.relative_to(root).as_posix()
+            persons += [one._replace(record=f"{place}, {one.record}") for of in found.values() for one in of]
         elif (other := table.with_suffix(".h5")).is_file():
             raise AnnotationError(
                 f"{other}: expected {table.name} beside it, which DeepLabCut writes with it: only that is read"
@@ -66,7 +67,9 @@ def read_deeplabcut(file: Path, split: Split, data: DataOptions) -> Found:
             f"{file}: none of {len(folders)} folders in {root / _FOLDER} has a CollectedData_{scorer}.csv with images"
         )
     folder = data.images_path(split) if data.images or data.valid_images else root
-    return Found(as_contents(images, persons, skeleton, folder, data.reading), skeleton, folder, dropped)
+    records = [person.record for person in persons]
+    contents = as_contents(images, persons, skeleton, folder, data.reading)
+    return Found(contents, skeleton, folder, dropped, records=records)
 
 
 def _project(config: Any, file: Path) -> tuple[Skeleton, str, set[str]]:
@@ -119,7 +122,9 @@ def _persons(table: Path, skeleton: Skeleton, unique: set[str], dropped: Tally, 
             image = "/".join(cells[:first]).replace("\\", "/")
             if image in found:
                 raise AnnotationError(f"{where}: image {as_json(image)} is there twice")
-            found[image] = _animals(image, cells[first:], columns, skeleton, dropped, where)
+            animals = _animals(image, cells[first:], columns, skeleton, dropped, where)
+            line = f"line {reader.line_num}"
+            found[image] = [one._replace(record=f"{line}{one.record}") for one in animals]
     except csv.Error as error:
         raise AnnotationError(f"{table}, line {reader.line_num}: is not CSV: {error}") from error
     if "coords" not in head:
@@ -182,7 +187,7 @@ def _animals(
             check_place(points[joint].tolist(), f"{where}, {skeleton.joints[joint]}")
         if annotated.any():
             joints = np.column_stack([np.where(annotated[:, None], points, 0), 2 * annotated])
-            persons.append(Person(image, joints))
+            persons.append(Person(image, joints, record=f", {animal}" if animal else ""))
         elif len(places) == 1 or not animal:
             dropped.add("without an annotated joint", where)
     return persons

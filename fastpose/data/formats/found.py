@@ -38,6 +38,7 @@ class Found(NamedTuple):
         is_split: whether these are the persons of the split that was asked for; otherwise all of a file, which may
             have both.
         frames: pictures that are no files, by their names in `contents`: each gives uint8 [h, w, 3] or [h, w, 1].
+        records: what messages call the annotations with the ids 1, 2 and so on.
     """
 
     contents: dict[str, Any]
@@ -47,19 +48,21 @@ class Found(NamedTuple):
     named: bool = True
     is_split: bool = False
     frames: Mapping[str, Callable[[], np.ndarray]] = {}
+    records: Sequence[str] = ()
 
 
 class Person(NamedTuple):
     """An annotated person.
 
     image: the image's name. joints: [K, 3], x, y and COCO's v. box: x, y, w, h; None: around the joints.
-    category: its place in the list of categories.
+    category: its place in the list of categories. record: what the files have of it, such as a line, for messages.
     """
 
     image: str
     joints: np.ndarray
     box: tuple[float, float, float, float] | None = None
     category: int = 0
+    record: str = ""
 
 
 def as_contents(

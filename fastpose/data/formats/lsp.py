@@ -61,4 +61,5 @@ def read_lsp(file: Path, split: Split, data: DataOptions) -> Found:
         persons.append(Person(name, np.where(v[:, None] > 0, np.column_stack([joints[:, :2], v]), 0.0)))
     folder = data.images_path(split) if data.images or data.valid_images else file.parent / "images"
     contents = as_contents(names, persons, skeleton, folder, data.reading)
-    return Found(contents, skeleton, folder, Tally(), is_split=own_split)
+    records = [f"person {int(name[2:-4])}" for name in names]  # as MATLAB counts
+    return Found(contents, skeleton, folder, Tally(), is_split=own_split, records=records)

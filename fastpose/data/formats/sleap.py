@@ -69,11 +69,13 @@ def read_sleap(file: Path, split: Split, data: DataOptions) -> Found:
             for joint in np.flatnonzero(annotated):
                 check_place(points[joint].tolist(), f"{file}, {where}, {skeleton.joints[joint]}")
             if annotated.any():
-                persons.append(Person(name, np.column_stack([np.where(annotated[:, None], points, 0), 2 * annotated])))
+                joints = np.column_stack([np.where(annotated[:, None], points, 0), 2 * annotated])
+                persons.append(Person(name, joints, record=where))
             else:
                 dropped.add("without a point", where)
     contents = as_contents(images, persons, skeleton, folder, data.reading)
-    return Found(contents, skeleton, folder, dropped, frames=frames)
+    records = [person.record for person in persons]
+    return Found(contents, skeleton, folder, dropped, frames=frames, records=records)
 
 
 def _is_list(video: Any) -> bool:

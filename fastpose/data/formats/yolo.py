@@ -83,7 +83,8 @@ def read_yolo(file: Path, split: Split, data: DataOptions) -> Found:
             f"in {_label_file(names[0])!r}"
         )
     contents = as_contents(kept, persons, skeleton, root, data.reading, layout.classes)
-    return Found(contents, skeleton, root, dropped, named, is_split=not both)
+    records = [person.record for person in persons]
+    return Found(contents, skeleton, root, dropped, named, is_split=not both, records=records)
 
 
 def _layout(text: dict[Any, Any], file: Path) -> _Layout:
@@ -253,5 +254,6 @@ def _persons(
         joints = np.where(v[:, None] > 0, joints * (*size, 1), 0.0)
         (cx, cy, w, h), (width, height) = box, size
         corner = ((cx - w / 2) * width, (cy - h / 2) * height)
-        persons.append(Person(name, joints, (*corner, w * width, h * height), int(kind)))
+        record = f"{_label_file(name)}, line {line}"
+        persons.append(Person(name, joints, (*corner, w * width, h * height), int(kind), record))
     return persons
