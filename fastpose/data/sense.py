@@ -210,7 +210,9 @@ def doubts_about_maps(persons: Persons) -> list[str]:
             if place >= 0 and {side_of(joint), side_of(own[place])} == {"left", "right"}
         ]
         if crossed:
-            found.append(f"set {part.name}: joints: left is right by the names in {', '.join(crossed)}")
+            found.append(
+                f"set {part.name}: joints: left is right by the names, are sides exchanged? {', '.join(crossed)}"
+            )
     return found
 
 

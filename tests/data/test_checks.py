@@ -418,7 +418,7 @@ def test_of_a_list_of_sets_list_set_and_record_are_named(root, tmp_path, capsys)
     assert found["copy_in_split"]["text"].endswith(expected)
     assert (found["joint_map_crossed"]["level"], found["joint_map_crossed"]["text"]) == (
         "warning",
-        "set second: joints: left is right by the names in left_hip: right_hip, right_hip: left_hip",
+        "set second: joints: left is right by the names, are sides exchanged? left_hip: right_hip, right_hip: left_hip",
     )
 
 
