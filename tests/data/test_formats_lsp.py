@@ -38,6 +38,7 @@ def test_lsp_is_split_as_its_authors_do_and_occluded_joints_are_annotated(tmp_pa
     train, valid = dataset.read("train"), dataset.read("valid")
     assert dataset.skeleton == train.skeleton == find_skeleton("lsp")
     assert (names(train), names(valid)) == (["im0001.jpg", "im1000.jpg"], ["im1001.jpg"])
+    assert (train.records, valid.records) == (("person 1", "person 1000"), ("person 1001",))
     assert train.visible.all()
     np.testing.assert_array_equal(train.keypoints[0], points[:, :, 0])
     np.testing.assert_array_equal(valid.keypoints[0], points[:, :, 1000])

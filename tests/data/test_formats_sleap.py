@@ -75,6 +75,7 @@ def test_instances_of_users_are_read_and_predicted_ones_left_out(sleap, tmp_path
     np.testing.assert_allclose(train.keypoints, TRAINED)
     np.testing.assert_allclose(valid.keypoints, VALIDATED)
     assert train.visible.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert train.records == ("video 0, frame 0, instance 0", "video 0, frame 2, instance 0")
     assert "train.slp: left out: 2 predicted instances (the first: video 0, frame 0)" in caplog.text
 
 

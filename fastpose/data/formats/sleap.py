@@ -63,14 +63,14 @@ def read_sleap(file: Path, split: Split, data: DataOptions) -> Found:
         images.append(name)
         if not listed:
             frames[name] = _frame(labels.videos[video], place)
-        for instance in frame.user_instances:
+        for number, instance in enumerate(frame.user_instances):
             points = np.asarray(instance.numpy(), np.float64)[:, :2]
             annotated = ~(np.isnan(points[:, 0]) | np.isnan(points[:, 1]))
             for joint in np.flatnonzero(annotated):
                 check_place(points[joint].tolist(), f"{file}, {where}, {skeleton.joints[joint]}")
             if annotated.any():
                 joints = np.column_stack([np.where(annotated[:, None], points, 0), 2 * annotated])
-                persons.append(Person(name, joints, record=where))
+                persons.append(Person(name, joints, record=f"{where}, instance {number}"))
             else:
                 dropped.add("without a point", where)
     contents = as_contents(images, persons, skeleton, folder, data.reading)
