@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastpose.data.images import printable
 from fastpose.data.persons import Origin, Persons
 
 MOST_CASES = 10_000  # persons that a finding names
@@ -35,7 +36,11 @@ class Finding:
     more: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}; the first: {self.cases[0]}{self.more}" if self.cases else self.what
+        if not self.cases:
+            return self.what
+        first = self.cases[0]
+        places = f"{printable(first.set_and_record)}, {printable(first.image)}"
+        return f"{self.what}; the first: {places}{self.more}"
 
 
 def cases_of(persons: Persons, rows: Sequence[int] | np.ndarray) -> tuple[Origin, ...]:

@@ -37,9 +37,6 @@ class Origin(NamedTuple):
     folder: str
     of_set: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.set_and_record}, {self.image}"
-
     @property
     def set_and_record(self) -> str:
         """The record and, of several data sets, its set."""

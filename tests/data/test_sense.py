@@ -17,8 +17,9 @@ import pytest
 
 from fastpose import evaluate, train
 from fastpose.data.coco.annotations import read_coco
+from fastpose.data.findings import Finding
 from fastpose.data.mpii import read_mpii
-from fastpose.data.persons import Persons
+from fastpose.data.persons import Origin, Persons
 from fastpose.data.sense import check_sense, doubts, doubts_about_names, doubts_about_splits
 from fastpose.data.synthetic import generate
 from fastpose.models import network
@@ -353,6 +354,11 @@ def test_train_ends_with_one_line_where_no_joint_is_annotated(tmp_path, capsys):
     assert train.main(["--recipe", str(tmp_path / "r.yaml"), "--dry-run", "--device", "cpu"]) == 1
     expected = "the training data: expected annotated joints, none of the 3 persons has one"
     assert capsys.readouterr().err == f"error: {expected}\n"
+
+
+def test_a_finding_is_one_line_whatever_records_and_images_are_called():
+    finding = Finding("person_twice", "1 of 2 persons", 1, 2, (Origin(0, "line 2, a\nb", "c\nd.png", "/x"),), ", so")
+    assert str(finding) == r"1 of 2 persons; the first: 'line 2, a\nb', 'c\nd.png', so"
 
 
 EYES_AND_EARS = ("left_eye", "right_eye", "left_ear", "right_ear")
