@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastpose.data.datasets import joints_of
-from fastpose.models.checkpoint import checkpoint_file
+from fastpose.models.checkpoint import CheckpointError, checkpoint_file
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import load_network
 from fastpose.models.weights import Weights, read_weights
@@ -103,7 +103,10 @@ def _otherwise_trained(weights: Weights, settings: Settings) -> list[str]:
     """By which options the crops differ from those of the training, with both values."""
     if weights.checkpoint is None:
         return []
-    config = completed(weights.checkpoint["config"])
+    try:
+        config = completed(weights.checkpoint["config"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{weights.path}: does not fit this version of fastpose: {error}") from error
     trained = {"size": tuple(config["size"]), "udp": config["udp"], "color_order": weights.color_order or "rgb"}
     now = {name: getattr(settings.network, name) for name in trained}
     return [f"{name} is {now[name]} and was {was} in the training" for name, was in trained.items() if now[name] != was]

@@ -19,7 +19,7 @@ from fastpose.models.network import check_pose_network, color_order_of_weights, 
 from fastpose.models.weights import Weights
 from fastpose.ops.decode_simcc import REFINEMENTS as SIMCC_REFINEMENTS
 from fastpose.ops.decode_simcc import refinement
-from fastpose.option import OptionError
+from fastpose.option import OptionError, typed
 from fastpose.options.asked import find_recipe, naming, read_recipe
 from fastpose.options.settings import DEFAULTS, FIELDS, Settings
 from fastpose.skeletons import SKELETONS
@@ -226,6 +226,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         OptionError, TypeError: see `Settings.of`.
     """
     values = {**DEFAULTS, **BEFORE, **config}
+    typed("dataset", values["dataset"], str)
     values |= named_files(values, dataset_named(values["dataset"]).layout)
     return Settings.of(values).as_plain()
 

@@ -700,6 +700,16 @@ def test_a_network_that_the_config_makes_larger_than_the_file_is_not_made(tmp_pa
         assert "\n" not in str(error.value)
 
 
+def test_a_checkpoint_whose_data_set_is_no_text_is_named_whatever_was_asked_for(tmp_path):
+    write_own(tmp_path / "best.pt", network())
+    contents = torch.load(tmp_path / "best.pt", weights_only=True)
+    for asked in ({}, {"dataset": "coco"}, {"dataset": "mix.yaml"}):
+        torch.save(contents | {"config": contents["config"] | {"dataset": ["a"]}}, tmp_path / "other.pt")
+        message = r"other\.pt: does not fit this version of fastpose: dataset: expected text, got \['a'\]$"
+        with pytest.raises(CheckpointError, match=message):
+            load_trained(tmp_path / "other.pt", asked, CPU)
+
+
 def test_other_crops_than_those_of_the_training_are_named_with_both_values(tmp_path, caplog):
     write_own(tmp_path / "best.pt", network())
     load_trained(tmp_path / "best.pt", {}, CPU)

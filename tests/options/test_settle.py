@@ -17,7 +17,7 @@ from fastpose.models.weights import Weights
 from fastpose.option import OptionError
 from fastpose.options import settle as module
 from fastpose.options.settings import DEFAULTS, Settings
-from fastpose.options.settle import settle
+from fastpose.options.settle import completed, settle
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 
@@ -158,6 +158,20 @@ def test_a_checkpoint_of_another_version_is_named_and_what_was_asked_for_is_not_
     with pytest.raises(OptionError, match=r"^blur_kernel: expected an odd number"):
         settle({"blur_kernel": 4}, weights=weights_of(config={}))
     assert settle({"blur_kernel": 5}, weights=weights_of(config={"blur_kernel": 4})).decode.blur_kernel == 5
+
+
+@pytest.mark.parametrize(("dataset", "found"), [(7, "7"), (None, "NoneType"), (["a"], r"\['a'\]")])
+def test_a_checkpoint_whose_data_set_is_no_text_is_named(dataset, found):
+    message = rf"^pose.pth: does not fit this version of fastpose: dataset: expected text, got {found}$"
+    with pytest.raises(CheckpointError, match=message):
+        settle({}, weights=weights_of(config={"dataset": dataset}))
+    with pytest.raises(OptionError, match=rf"^dataset: expected text, got {found}$"):
+        settle({}, run={"dataset": dataset})
+    with pytest.raises(OptionError, match=rf"^dataset: expected text, got {found}$"):
+        completed({"dataset": dataset})
+    assert settle({"dataset": "mix.yaml"}, weights=weights_of(config={"dataset": dataset})).data.dataset.endswith(
+        ".yaml"
+    )
 
 
 def test_the_files_of_a_checkpoint_s_data_do_not_come_along_to_another_data_set(tmp_path):

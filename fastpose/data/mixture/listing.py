@@ -45,9 +45,9 @@ class Entry:
     data: DataOptions
 
 
-def is_mixture(dataset: str) -> bool:
-    """Whether a value of option `dataset` is a list of several sets, a YAML file."""
-    return dataset.lower().endswith((".yaml", ".yml"))
+def is_mixture(dataset: object) -> bool:
+    """Whether a value of option `dataset` is a list of several sets, a YAML file; what is not text is not."""
+    return isinstance(dataset, str) and dataset.lower().endswith((".yaml", ".yml"))
 
 
 @contextmanager
