@@ -14,7 +14,7 @@ from fastpose.data.annotation_rows import AnnotationError
 from fastpose.data.coco import PckScorer, crowd_ap, keypoint_ap, wholebody_ap
 from fastpose.data.coco.family_ap import PARTS
 from fastpose.data.dataset import Dataset, Scorer
-from fastpose.data.datasets import dataset_with_joints, open_dataset
+from fastpose.data.datasets import DATASETS, dataset_with_joints, open_dataset
 from fastpose.data.pack import Pack, PackError
 from fastpose.data.persons import Persons
 from fastpose.engine import pictures
@@ -403,6 +403,18 @@ def test_images_that_could_not_be_read_and_kinds_without_images_are_out_of_crowd
     assert values["AR"] == pytest.approx(50)
     # Somebody is on an image, and nobody is predicted there: missed.
     assert crowd_ap(persons.truth, [result(persons, 0)], persons.skeleton.sigmas)["APH"] == 0
+
+
+def test_crowdpose_s_images_without_annotations_can_be_predicted_in_a_detector_s_boxes(tmp_path):
+    root = write_family(tmp_path, "crowdpose")
+    file = root / DATASETS["crowdpose"].layout["valid_annotations"]
+    contents = json.loads(file.read_text())
+    del contents["annotations"]
+    file.write_text(json.dumps(contents))
+    dataset = opened(root, "crowdpose", detections="detections.json")
+    persons = dataset.read("valid")
+    assert len(persons) == 3
+    assert dataset.scorer(persons).score(*perfect(persons)) is None
 
 
 def result(persons: Persons, row: int) -> dict[str, Any]:

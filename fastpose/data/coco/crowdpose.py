@@ -41,7 +41,8 @@ class CrowdPose:
     def read(self, split: Split) -> Persons:
         form = self.as_coco(split)
         persons = read_form(form, self.data, split, self.size, self.skeleton)
-        if split == "train" or self.data.score != "auto" or persons.truth is None or not form.contents["annotations"]:
+        annotated = form.contents.get("annotations")
+        if split == "train" or self.data.score != "auto" or persons.truth is None or not annotated:
             return persons
         index = _crowd_index(form.contents, self.data.path("valid_annotations"))
         truth = {name: value for name, value in persons.truth.items() if name != "no_area"}  # nothing to remark
