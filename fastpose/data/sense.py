@@ -41,7 +41,8 @@ def check_sense(train: Persons, valid: Persons) -> None:
         ValueError: nobody of one of the splits has an annotated joint, and there is nothing else to score by.
     """
     for split, persons in (("train", train), ("valid", valid)):
-        if not persons.visible.any() and persons.truth is None:
+        alone = [part.persons for part in persons.sets.parts] if persons.sets else [persons]
+        if not persons.visible.any() and all(own.truth is None for own in alone):
             raise ValueError(
                 f"{_CALLED[split]}: expected annotated joints, none of the {len(persons):,} persons has one"
             )

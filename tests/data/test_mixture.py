@@ -368,6 +368,16 @@ def test_doubts_name_the_set(listed, caplog):
     assert any("8 validation images are training images too" in text for text in caplog.messages)
 
 
+def test_a_list_whose_sets_are_all_evaluated_in_a_detector_s_boxes_can_be_trained(listed):
+    in_boxes = write_list(listed.parent / "boxes.yaml", files(Path("coco"), "coco", detections="detections.json"))
+    train, valid = read(in_boxes, "train"), read(in_boxes)
+    assert not valid.visible.any()
+    check_sense(train, valid)
+    unscored = dataclasses.replace(valid.sets.parts[0], persons=dataclasses.replace(train, visible=train.visible * 0))
+    with pytest.raises(ValueError, match=r"^the validation data: expected annotated joints, none of the 3 persons has"):
+        check_sense(train, mixed([unscored], COCO))
+
+
 # Who is drawn
 
 
