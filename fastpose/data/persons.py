@@ -112,6 +112,11 @@ class Persons:
     def __len__(self) -> int:
         return len(self.image_index)
 
+    @property
+    def compared(self) -> np.ndarray:
+        """float32 [N, J], 1 where a score compares the joint: it is annotated and, as `scored` says, not left out."""
+        return self.visible if self.scored is None else self.visible * self.scored.astype(np.float32)
+
     def select(self, rows: Sequence[int] | np.ndarray) -> Persons:
         """The persons of ``rows`` (indices or a bool mask [N]), in that order, with the images they are on."""
         picked = np.arange(len(self))[np.asarray(rows, dtype=None if len(rows) else np.int64)]
@@ -173,7 +178,7 @@ class Part:
         weight: how often each of its persons is drawn in an epoch of training, on average.
         joints: int64 [J], for each joint of the mixed persons the set's own one, -1 where the set has none.
         persons: as the set's own room read them, in its own joints.
-        options: the options of the set that its score reads, as plain values.
+        options: what the list of sets says of this one's options, as plain values; a score reads them.
     """
 
     name: str

@@ -46,6 +46,8 @@ from tests.helpers.tiny_mpii import write_tiny_mpii
 LSP = find_skeleton("lsp")
 PARTS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 MPII_LINES = {f"{side}_{part}": f"{side[0]}_{part}" for side in ("left", "right") for part in PARTS}
+BY_TORSO = {"skeleton": "lsp", "score": "pck", "pck_norm": "torso"}
+RESULTS = "keypoints_results.json"
 TWO = Skeleton("two", ("left", "right"), ((0, 1),), ())
 
 
@@ -549,6 +551,81 @@ def test_ap_is_that_of_the_joints_that_the_network_has(listed):
     assert scorer.score(predictions, scores, seen)["coco/AP"] == pytest.approx(100)
     predictions[:, LSP.joints.index("left_knee")] += 1000.0
     assert scorer.score(predictions, scores, seen)["coco/AP"] < 100
+
+
+def test_pck_goes_by_a_torso_one_end_of_which_the_network_lacks(listed):
+    """LSP's left shoulder, which is not one of the network's: 25 px off is far at 0.01 torsos and near at 10."""
+    alone = write_list(
+        listed.parent / "torso.yaml",
+        *(
+            files(Path("lsp"), name, pck_threshold=most, joints={"left_shoulder": None}, **BY_TORSO)
+            for name, most in (("lsp", 10), ("strict", 0.01))
+        ),
+    )
+    persons = read(alone)
+    scorer = scorer_of(alone, persons)
+    scorer.needs(to_train=True)
+    predictions, scores, seen = perfect(persons)
+    values = scorer.score(predictions, scores, seen)
+    assert (values["lsp/PCK"], values["strict/PCK"]) == (100, 100)
+    assert math.isnan(values["lsp/left_shoulder"])
+    values = scorer.score(predictions + np.float32(25), scores, seen)
+    assert (values["lsp/PCK"], values["strict/PCK"]) == (100, 0)
+
+
+def test_poses_are_alike_by_the_joints_that_the_network_has_alone(listed):
+    """Two boxes of each person, a bit apart, and the same pose in both: one of them goes, and AP is perfect. The faces
+    that the network does not know would be in different places, the middles of the boxes."""
+    root = listed.parent
+    annotated = json.loads((root / "coco" / "annotations" / "valid.json").read_text())["annotations"]
+    boxes = [
+        {"image_id": one["image_id"], "category_id": 1, "bbox": [x + shift, y, w, h], "score": 0.9 + shift / 1000}
+        for one in annotated
+        for x, y, w, h in [one["bbox"]]
+        for shift in (0.0, 12.0)
+    ]
+    (root / "coco" / "twice.json").write_text(json.dumps(boxes))
+    body = {"joints": list(COCO.joints[5:]), "sigmas": list(COCO.sigmas[5:])}
+    (root / "body.yaml").write_text(yaml.safe_dump(body))
+    twice = write_list(root / "twice.yaml", files(Path("coco"), "coco", detections="twice.json"), skeleton="body.yaml")
+    persons = read(twice)
+    truth = {one["image_id"]: np.array(one["keypoints"], np.float32).reshape(-1, 3) for one in annotated}
+    images = persons.sets.parts[0].persons.extras["image_id"].tolist()
+    predictions = np.stack([truth[image][5:, :2] for image in images])
+    scores, seen = np.ones(predictions.shape[:2], np.float32), np.ones(len(persons), bool)
+    scorer = scorer_of(twice, persons)
+    assert scorer.score(predictions, scores, seen)["coco/AP"] == pytest.approx(100)
+    assert len(json.loads((scorer.write(root / "twice", predictions, scores) / "coco" / RESULTS).read_text())) == 3
+
+
+def test_options_of_a_score_are_the_list_s_where_it_has_them_and_else_the_command_line_s(listed, packed):
+    """From the files and from a pack of them alike."""
+    beside = {"pck_threshold": 0.9, "max_detections": 1}
+    for settings in (
+        settled(listed, **beside),
+        settle({"data_root": str(packed), "size": [32, 32], **beside}),
+    ):
+        dataset = open_dataset(settings.data, (32, 32))
+        scorer = dataset.scorer(dataset.read("valid"))
+        assert (scorer.notes["lsp/threshold"], scorer.notes["lsp/norm"]) == (0.9, "box")
+        assert scorer.notes["coco/max_detections"] == 1
+    contents = yaml.safe_load(listed.read_text())
+    contents["sets"][1]["pck_threshold"] = 0.05
+    (listed.parent / "own.yaml").write_text(yaml.safe_dump(contents))
+    assert scorer_of(listed.parent / "own.yaml", read(listed, **beside)).notes["lsp/threshold"] == 0.2
+    persons = read(listed.parent / "own.yaml", **beside)
+    assert open_dataset(settings.data, (32, 32)).scorer(persons).notes["lsp/threshold"] == 0.05
+
+
+def test_a_list_that_scores_otherwise_has_another_fingerprint(listed):
+    contents = yaml.safe_load(listed.read_text())
+    contents["sets"][1]["pck_threshold"] = 0.05
+    (listed.parent / "own.yaml").write_text(yaml.safe_dump(contents))
+    own = listed.parent / "own.yaml"
+    prints = [scorer_of(one, read(one)).fingerprint() for one in (listed, own)]
+    assert prints[0] != prints[1]
+    assert '"pck_threshold": 0.05' in prints[1]
+    assert read(listed).fingerprint() == read(own).fingerprint()  # the persons, and so the training, stay the same
 
 
 def test_a_set_none_of_whose_images_can_be_read_has_no_score_and_counts_not(listed):

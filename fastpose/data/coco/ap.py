@@ -119,7 +119,7 @@ def keypoint_results(
     """Predictions in COCO's results format, one object per pose: image_id, category_id, keypoints (x, y, score), score.
 
     Poses get the score of `rescore`; per image and category, those that are nearly the same as a better one are left
-    out (`oks_nms` at 0.9, by the area of the crop as upstream).
+    out (`oks_nms` at 0.9, by the area of the crop as upstream and by the joints that are scored).
 
     Args:
         persons: N persons with the extras image_id and box_score, see `read_coco`.
@@ -128,7 +128,9 @@ def keypoint_results(
         scores: [N, K]; persons with a score that is not finite are left out.
         truth: has the file's own ids, if `image_id` are not these or there are several categories.
     """
-    sigmas = sigmas_of(persons.skeleton)
+    # A joint that the network lacks is at the same place in all poses of a box: it would make them alike.
+    scored = np.ones(persons.skeleton.num_joints, bool) if persons.scored is None else persons.scored
+    sigmas = np.array(sigmas_of(persons.skeleton))[scored]
     ids = own_ids(persons, truth or {"category": category})
     group = np.stack([persons.extras["image_id"], persons.extras.get("category", np.zeros(len(persons), np.int64))])
     pose_scores = rescore(persons.extras["box_score"], scores)
@@ -137,7 +139,8 @@ def keypoint_results(
     rows = rows[np.lexsort(group[::-1, rows])]
     results = []
     for together in np.split(rows, np.flatnonzero(np.diff(group[:, rows]).any(axis=0)) + 1):
-        for row in together[oks_nms(predictions[together], pose_scores[together], area[together], sigmas)]:
+        poses = predictions[together][:, scored]
+        for row in together[oks_nms(poses, pose_scores[together], area[together], sigmas)]:
             results.append(
                 {
                     **ids[row],

@@ -44,7 +44,7 @@ class PckScorer:
     def __init__(self, persons: Persons, data: DataOptions) -> None:
         self.persons, self.data = persons, data
         self.size = _sizes(persons, data)
-        left_out = int(((self.size == 0) & persons.visible.any(axis=1)).sum())
+        left_out = int(((self.size == 0) & persons.compared.any(axis=1)).sum())
         self.label = f"PCK@{data.pck_threshold:g}"
         self.curves: Mapping[str, str] = {"PCK": self.label, "AUC": "AUC"}
         notes: dict[str, Any] = {
@@ -67,7 +67,7 @@ class PckScorer:
             raise OptionError(
                 "detections", "PCK compares each person with its own annotation, which a detector's boxes do not have"
             )
-        if not persons.visible.any():
+        if not persons.compared.any():
             if not to_train:
                 return  # predictions only
             raise OptionError("valid_annotations", "PCK needs annotated joints to compare with, and there are none")
@@ -90,9 +90,9 @@ class PckScorer:
 
     def score(self, predictions: np.ndarray, scores: np.ndarray, seen: np.ndarray) -> dict[str, float] | None:
         persons = self.persons
-        if not persons.visible.any():
+        if not persons.compared.any():
             return None
-        rows = predictions[seen], persons.keypoints[seen], persons.visible[seen]
+        rows = predictions[seen], persons.keypoints[seen], persons.compared[seen]
         mean, joints = pck(*rows, self.size[seen], self.data.pck_threshold)
         if math.isnan(mean):
             raise ValueError(

@@ -82,7 +82,7 @@ class Mixture:
         for entry, dataset, joints in opened:
             with naming_set(self.file, entry.name):
                 persons = dataset.read(split)
-                part = Part(entry.name, entry.weight, joints, persons, _options_of(entry.data))
+                part = Part(entry.name, entry.weight, joints, persons, _options_of(entry.said))
                 if split == "train" and not part.count:
                     raise OptionError("weight", f"{entry.weight:g} of {len(persons)} persons are none: raise it")
             self._print(part, split, skeleton)
@@ -98,11 +98,11 @@ class Mixture:
         for part in persons.sets.parts:
             with naming_set(self.file, part.name):
                 own = part.persons
-                dataset = self.open_set(DataOptions(**part.options), self.size, own.skeleton)
+                data = dataclasses.replace(self.data, **{"data_root": "", **part.options})
+                dataset = self.open_set(data, self.size, own.skeleton)
                 scored = np.isin(np.arange(own.skeleton.num_joints), part.joints)
                 if not scored.all():
-                    visible = own.visible * scored.astype(np.float32)
-                    own = dataclasses.replace(own, visible=visible, scored=scored)
+                    own = dataclasses.replace(own, scored=scored)
                 scorers.append(dataset.scorer(own))
         return MixtureScorer(persons.sets, scorers)
 
@@ -128,9 +128,9 @@ class Mixture:
         print(f"{part.name}: {len(part.persons)} persons ({split}){drawn}, {known}", flush=True)
 
 
-def _options_of(data: DataOptions) -> dict[str, Any]:
-    """What a score may read of a set's options: not where its files are, nor its joints, which its persons have."""
-    return {name: value for name, value in dataclasses.asdict(data).items() if name not in ("data_root", "skeleton")}
+def _options_of(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a score may read of what the list says of a set: not where it is, nor its joints, which its persons have."""
+    return {name: value for name, value in said.items() if name not in ("data_root", "skeleton")}
 
 
 def mixed(parts: Sequence[Part], skeleton: Skeleton) -> Persons:

@@ -37,12 +37,14 @@ class Entry:
         weight: how often each of its persons is drawn in an epoch of training, on average.
         joints: the lines of its joint map: the network's joint, and the set's or None.
         data: its options; files that it does not name are empty.
+        said: those of them that the list says, as plain values; the others are what holds for all sets.
     """
 
     name: str
     weight: float
     joints: Mapping[str, str | None]
     data: DataOptions
+    said: Mapping[str, Any]
 
 
 def is_mixture(dataset: object) -> bool:
@@ -129,7 +131,7 @@ def _read_entry(one: Any, number: int, file: Path, data: DataOptions) -> Entry:
         values["data_root"] = str(root.resolve())
         if values.get("skeleton"):
             values["skeleton"] = _skeleton_file(values["skeleton"], file)
-        return Entry(name, weight, joints, dataclasses.replace(data, **values))
+        return Entry(name, weight, joints, dataclasses.replace(data, **values), values)
 
 
 def joints_in_set(network: Skeleton, of_set: Skeleton, lines: Mapping[str, str | None]) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,8 +76,12 @@ class MixtureScorer:
         return folder
 
     def fingerprint(self) -> str:
-        pairs = zip(self.names, self.scorers, strict=True)
-        return "; ".join(f"{name}: {scorer.fingerprint()}" for name, scorer in pairs)
+        """That of each set, with what the list says of it: a run that goes on has no other place to notice that the
+        list now says how to score."""
+        return "; ".join(
+            f"{part.name}: {json.dumps(dict(part.options), sort_keys=True)}, {scorer.fingerprint()}"
+            for part, scorer in zip(self.sets.parts, self.scorers, strict=True)
+        )
 
     def _own(self, number: int, predictions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predictions and scores for the persons of a set, in its joints; NaN where the image could not be read."""

@@ -42,7 +42,7 @@ class PckhScorer:
         if self.head_size is None:
             return None
         persons = self.persons
-        values = pckh(predictions[seen], persons.keypoints[seen], persons.visible[seen], self.head_size[seen])
+        values = pckh(predictions[seen], persons.keypoints[seen], persons.compared[seen], self.head_size[seen])
         if math.isnan(values["Mean"]):
             raise ValueError("PCKh needs annotated joints, and the persons to evaluate have none")
         return values
