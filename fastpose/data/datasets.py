@@ -69,8 +69,11 @@ def _maker(name: str) -> Callable[..., Dataset]:
 
 
 def joints_of(data: DataOptions, size: tuple[int, int]) -> Skeleton:
-    """The joints of the data set that the options name; errors as from `open_dataset`."""
-    return (open_dataset if is_mixture(data.dataset) else _maker(data.dataset))(data, size).skeleton
+    """The joints that the options name, or else of their data set; errors as from `open_dataset`. A list of several
+    sets is read only for its own joints."""
+    if is_mixture(data.dataset):
+        return find_skeleton(data.skeleton) if data.skeleton else open_dataset(data, size).skeleton
+    return _maker(data.dataset)(data, size).skeleton
 
 
 def dataset_with_joints(count: int | None, *, named: bool) -> str:

@@ -79,10 +79,10 @@ def draw_curves(
 
 
 def draw_predictions(path: Path, people: Sequence[Person], skeleton: Skeleton) -> None:
-    """Predictions in blue and annotations in yellow, for persons whose pictures have one size."""
+    """Predictions in blue and annotations in yellow; each person's picture has the middle of a place of one size."""
     columns = len(people) if len(people) <= 6 else 4
     rows = -(-len(people) // columns)
-    h, w = people[0].picture.shape[:2]
+    h, w = np.max([person.picture.shape[:2] for person in people], axis=0)
     wide, high = w / max(h, w), h / max(h, w)
     figure = Figure(figsize=(2.6 * wide * columns, 2.6 * high * rows + 0.4))
     top = 1 - 0.4 / (2.6 * high * rows + 0.4)
@@ -92,7 +92,7 @@ def draw_predictions(path: Path, people: Sequence[Person], skeleton: Skeleton) -
         axes.imshow(person.picture)
         draw_skeleton(axes, person.truth, person.annotated, skeleton, GROUND_TRUTH, width=3.0)
         draw_skeleton(axes, person.predicted, np.ones(len(person.predicted), bool), skeleton, PREDICTION, width=1.8)
-        frame(axes, h, w)
+        frame(axes, *person.picture.shape[:2])
     legend = [
         Line2D([], [], color=color, marker="o", label=label)
         for color, label in ((PREDICTION, "prediction"), (GROUND_TRUTH, "ground truth"))

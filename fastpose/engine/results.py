@@ -69,11 +69,11 @@ def draw_predictions(path: Path, persons: Persons, predictions: np.ndarray) -> N
     NaN are left out."""
     rows = np.flatnonzero(np.isfinite(predictions).all(axis=(1, 2)))
     rows = rows[np.linspace(0, len(rows) - 1, min(PERSONS, len(rows))).round().astype(int)]
-    # The boxes of a data set have one aspect ratio.
-    wide, high = (persons.scale[rows[0]] / persons.scale[rows[0]].max()).tolist()
-    size = (round(SIDE * high), round(SIDE * wide))
     people = []
     for row in rows:
+        # The boxes of one data set have one aspect ratio, those of several sets have not.
+        wide, high = (persons.scale[row] / persons.scale[row].max()).tolist()
+        size = (round(SIDE * high), round(SIDE * wide))
         crop, predicted, truth = person_crop(persons, row, size, predictions[row], persons.keypoints[row])
         people.append(pictures.Person(crop, predicted, truth, persons.visible[row] > 0.5))
     pictures.draw_predictions(path, people, persons.skeleton)

@@ -16,9 +16,10 @@ import torch
 import yaml
 from torch import nn
 
-from fastpose import evaluate, pack, train
+from fastpose import evaluate, pack, predict, train
 from fastpose.data.augmentation import Augmentation
 from fastpose.data.coco.ap import CocoTruth, of_joints
+from fastpose.data.dataset import DataOptions
 from fastpose.data.datasets import open_dataset
 from fastpose.data.loader import Batch, PoseLoader
 from fastpose.data.mixture import joints_in_set
@@ -27,7 +28,9 @@ from fastpose.data.mixture.listing import read_listing
 from fastpose.data.pack import PackError, read_packed_persons
 from fastpose.data.persons import Part, Persons, Sets
 from fastpose.data.pixels import ImageFiles, open_images
+from fastpose.data.reading import Reading
 from fastpose.data.sense import check_sense
+from fastpose.engine import pictures
 from fastpose.engine import results as drawing
 from fastpose.engine.evaluation import scores_entry
 from fastpose.models import network
@@ -729,6 +732,18 @@ def test_a_run_on_three_sets_goes_on_in_the_middle_of_an_epoch_and_its_pack_give
     assert scores["annotations"] == str(listed)
     assert {path.name for path in out.iterdir()} == {"mpii", "lsp", "coco", "scores.json"}
 
+    # To predict, the list is not read: not even where other names of the joints are asked for.
+    last = str(tmp_path / "whole" / "last.pt")
+    gone = torch.load(last, weights_only=True)
+    gone["config"]["dataset"] = "/gone/mix.yaml"
+    torch.save(gone, tmp_path / "gone.pt")
+    picture = str(listed.parent / "coco" / "images" / "000.jpg")
+    for words in ([], ["--skeleton", "coco"]):
+        drawn = ["--image", picture, "--out", str(tmp_path / "drawn"), *words]
+        assert predict.main(["--checkpoint", str(tmp_path / "gone.pt"), *drawn]) == 0
+    (found,) = json.loads((tmp_path / "drawn" / "predictions.json").read_text())
+    assert tuple(found["joints"]) == COCO.joints
+
     # A pack needs neither the list nor the sets' files.
     moved = tmp_path / "moved"
     shutil.copytree(listed.parent, moved)
@@ -747,6 +762,22 @@ def test_a_run_on_three_sets_goes_on_in_the_middle_of_an_epoch_and_its_pack_give
     again_scores = json.loads((tmp_path / "again" / "scores.json").read_text())
     for name in ("mpii", "lsp", "coco"):
         assert again_scores["mixture"][name] == pytest.approx(scores["mixture"][name], abs=0.5, nan_ok=True)
+
+
+def test_each_person_is_drawn_in_a_box_of_its_own_set_s_shape(listed, tmp_path, monkeypatch):
+    persons = read(listed, size=[128, 96])
+    drawn = []
+    monkeypatch.setattr(pictures, "draw_skeleton", lambda axes, points, *more, **named: drawn.append((axes, points)))
+    monkeypatch.setattr(drawing, "PERSONS", 13)
+    drawing.draw_predictions(tmp_path / "sheet.png", persons, persons.keypoints)
+    shapes = [axes.images[0].get_array().shape for axes, _ in drawn[::2]]
+    assert shapes == [(320, 320, 3)] * 4 + [(320, 240, 3)] * 9  # MPII's boxes are squares
+    assert drawn[0][0].get_xlim() == (-0.5, 319.5)
+    assert drawn[-1][0].get_xlim() == (-0.5, 239.5)
+    for row, (_, points) in enumerate(drawn[::2]):
+        w, side = 200 * persons.scale[row, 0], shapes[row][1]
+        x = (persons.keypoints[row, :, 0] - persons.center[row, 0] + w / 2) * side / w
+        assert np.abs(points[:, 0] - x).max() < 1.5
 
 
 @pytest.fixture(scope="module")
