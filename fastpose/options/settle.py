@@ -56,7 +56,7 @@ def settle(
     weights to begin with; head and targets follow from each other where only one is named, and SimCC's vectors are not
     refined unless that is asked for. A pack brings the names of its data, which is printed: asking for others is an
     error, and so are others in a recipe or in what is inherited, except the usual names: runs have these that named
-    none.
+    none. A pack of a list of sets is other data than a recipe or what is inherited are for, unless they name that list.
 
     A network of the user's own is code that will run, and whoever wrote a file must not choose it: a `model` that only
     a file names is refused. A network of transformers runs the installed package's code alone, so a file may name it;
@@ -112,7 +112,7 @@ def settle(
         values["refine"] = _refinement_of_vectors(settings, asked_for="refine" in named)
     kind = dataset_named(settings.data.dataset)
     if is_mixture(settings.data.dataset):
-        values["dataset"] = str(Path(settings.data.dataset).expanduser().resolve())
+        values["dataset"] = _absolute(settings.data.dataset)
         root = settings.data.data_root or str(Path(values["dataset"]).parent)
     else:
         root = settings.data.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{settings.data.dataset}"
@@ -153,14 +153,24 @@ def _of_one_data_set(*levels: Mapping[str, Any]) -> dict[str, Any]:
     """
     named: dict[str, Any] = {}
     for level in reversed(levels):
-        before, now = (values.get("dataset", "") for values in (named, level))
+        before, now = (_absolute(values.get("dataset", "")) for values in (named, level))
         if now not in ("", before):
             of_other: Collection[str] = (*DATA_FILES, "skeleton") if before else ()
-            if is_mixture(before) or is_mixture(now):
+            if is_mixture(before) or (is_mixture(now) and _names_data(named)):
                 of_other = OF_DATA
             named = {name: value for name, value in named.items() if name not in of_other}
         named |= level
     return named
+
+
+def _absolute(dataset: Any) -> Any:
+    """A value of option `dataset`, such that one list of sets has one value however its path is spelled."""
+    return str(Path(dataset).expanduser().resolve()) if is_mixture(dataset) else dataset
+
+
+def _names_data(values: Mapping[str, Any]) -> bool:
+    """Whether values are for a data set: they name it or, for the usual one, where its files are."""
+    return any(values.get(name) for name in (*DATA_FILES, "data_root", "synthetic_persons"))
 
 
 def _head_and_targets(level: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
@@ -268,11 +278,17 @@ def _packed(
 ) -> dict[str, Any]:
     """The data options of the pack in the data root; it also decides whether pixels are reduced.
 
-    Empty head boxes stay empty: no PCKh is wanted.
+    Empty head boxes stay empty: no PCKh is wanted. Of what is not asked for, a pack of a list of sets takes nothing
+    that is for other data.
     """
     root = Path(values["data_root"])
     usual = {**DEFAULTS, **dataset_named(DEFAULTS["dataset"]).layout}
     packed = {name: read_index(root)["options"].get(name, usual[name]) for name in (*DATA_FILES, *DATA_READING)}
+    if is_mixture(packed["dataset"]) and Path(others.get("dataset", "")).name != packed["dataset"]:
+        names_data = _names_data({name: value for name, value in others.items() if name != "data_root"})
+        of_other = OF_DATA - {"data_root"} if names_data else DATA_FILES  # a layout's files, which nobody named
+        values = {**values, **{name: DEFAULTS[name] for name in of_other if name not in asked}}
+        others = {name: value for name, value in others.items() if name not in of_other}
     if not values["head_boxes"]:
         packed["head_boxes"] = ""
     unusual = {name: value for name, value in others.items() if name in packed and value != usual[name]}
@@ -291,7 +307,8 @@ def _packed(
     other = [f"{n} {stored!r}" for n, stored in packed.items() if stored != values[n] and called.get(n) != ""]
     if other:
         print(f"the pack {root} has the data of {', '.join(other)}", flush=True)
-    return packed | {"reduced_decode": values["reduced_decode"] and margins_of(root, "train").reduce}
+    of_data = {name: values[name] for name in OF_DATA} | packed
+    return of_data | {"reduced_decode": values["reduced_decode"] and margins_of(root, "train").reduce}
 
 
 assert not {"data_root", *LAYOUT, *PATHS} - FIELDS.keys()

@@ -246,6 +246,28 @@ def test_options_of_other_data_do_not_come_along(listed):
     assert settle({"data_root": "/mnt"}, run=settled(listed).as_plain()).data.dataset == str(listed)
 
 
+def test_one_list_stays_the_same_however_its_path_is_spelled(listed, monkeypatch):
+    monkeypatch.chdir(listed.parent)
+    run = settled(listed, pck_threshold=0.05, missing_images="drop").as_plain()
+    recipe = {"dataset": "mix.yaml", "pck_threshold": 0.05, "missing_images": "drop"}
+    for asked in ("mix.yaml", f"../{listed.parent.name}/mix.yaml", str(listed)):
+        for data in (settle({"dataset": asked}, run=run).data, settle({"dataset": asked}, recipe=recipe).data):
+            assert (data.pck_threshold, data.missing_images, data.dataset) == (0.05, "drop", str(listed))
+    (listed.parent / "again.yaml").write_text(listed.read_text())
+    assert settle({"dataset": "again.yaml"}, run=run).data.pck_threshold == 0.2
+
+
+def test_what_a_recipe_says_of_no_data_set_holds_for_the_list_beside_it(listed):
+    def beside(**recipe: object) -> DataOptions:
+        return settle({"dataset": str(listed)}, recipe=recipe, instead={"synthetic_persons": 0}).data
+
+    assert beside(missing_images="drop", pck_threshold=0.1).missing_images == "drop"
+    for of_mpii in ({"train_annotations": "annot/valid.json"}, {"data_root": "/mpii"}, {"synthetic_persons": 9}):
+        data = beside(missing_images="drop", **of_mpii)
+        assert (data.missing_images, data.train_annotations, data.synthetic_persons) == ("error", "", 0)
+        assert data.data_root == str(listed.parent)
+
+
 def test_paths_of_sets_are_relative_to_the_list_or_to_an_explicit_data_root(listed, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTPOSE_DATA_ROOT", "/elsewhere")
     assert read(listed).image_paths[0] == listed.parent / "mpii" / "images" / "000.jpg"
@@ -812,6 +834,34 @@ def test_a_pack_has_the_persons_sets_and_truth_of_the_files(listed, packed):
             values = dataset.scorer(persons).score(*perfect(persons))
             assert values == pytest.approx(scorer_of(listed, of_files).score(*perfect(of_files)), nan_ok=True)
             assert dataset.scorer(persons).fingerprint() == scorer_of(listed, of_files).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"dataset": "coco", "train_annotations": "a.json", "valid_annotations": "b.json", "images": "train2017"},
+        {"dataset": "coco", "skeleton": "lsp", "score": "pck", "pck_threshold": 0.9, "exif": "upright"},
+        {"train_annotations": "annot/valid.json", "missing_images": "drop"},
+        {"synthetic_persons": 9},
+        {"dataset": "/elsewhere/other.yaml", "pck_threshold": 0.9},
+    ],
+)
+def test_what_a_recipe_or_a_checkpoint_says_of_other_data_has_no_part_in_a_pack_of_a_list(packed, said, capsys):
+    pack_alone = settle({"data_root": str(packed)}).data
+    for lower in ({"recipe": said}, {"run": settle(said).as_plain()}):
+        capsys.readouterr()
+        data = settle({"data_root": str(packed)}, **lower).data
+        assert data == pack_alone
+        assert open_dataset(data, (32, 32)).skeleton == COCO
+        assert capsys.readouterr().out == f"the pack {packed} has the data of dataset 'mix.yaml'\n"
+    with pytest.raises(PackError, match=r"^dataset: the pack .* has the data of 'mix\.yaml', got 'coco'"):
+        settle({"data_root": str(packed), "dataset": "coco"}, recipe=said)
+
+
+def test_what_is_said_of_the_pack_s_own_list_or_of_any_data_holds(packed):
+    for said in ({"dataset": "/gone/mix.yaml"}, {}):
+        data = settle({"data_root": str(packed)}, recipe={**said, "pck_threshold": 0.9}).data
+        assert (data.dataset, data.pck_threshold) == ("mix.yaml", 0.9)
 
 
 def test_another_list_than_the_pack_s_is_refused(packed):
