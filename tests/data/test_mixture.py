@@ -220,13 +220,20 @@ def test_what_is_said_of_one_set_is_not_said_beside_the_list(listed, name, value
         open_dataset(settings.data, (32, 32))
 
 
-def test_sets_that_read_images_in_different_ways_are_refused(tmp_path):
-    for name in ("one", "two"):
-        write_tiny_coco(tmp_path / name, persons=2, images=1)
-    sets = files(tmp_path / "one", "one"), files(tmp_path / "two", "two", exif="upright")
-    message = r"mix\.yaml: sets 'one' and 'two': expected the same exif, sixteen_bits and max_image_pixels, got Reading"
+@pytest.mark.parametrize(("name", "value"), [("exif", "upright"), ("sixteen_bits", "stretch"), ("max_image_pixels", 9)])
+def test_how_images_are_read_is_not_said_of_one_set(tmp_path, name, value):
+    listed = write_list(tmp_path / "mix.yaml", files(tmp_path / "one", "one", **{name: value}))
+    message = rf"mix\.yaml: set 'one': {name}: expected it beside the list, as all images are read in one way, got it "
     with pytest.raises(ValueError, match=message):
-        read(write_list(tmp_path / "mix.yaml", *sets))
+        read(listed)
+
+
+def test_how_images_are_read_is_said_beside_the_list_and_stays_with_the_network(listed):
+    settings = settled(listed, exif="upright", sixteen_bits="stretch", max_image_pixels=10_000)
+    persons = open_dataset(settings.data, (32, 32)).read("valid")
+    assert persons.reading == Reading(upright=True, stretch=True, most_pixels=10_000)
+    assert {part.persons.reading for part in persons.sets.parts} == {persons.reading}
+    assert settle({}, run=settings.as_plain()).data.reading == persons.reading
 
 
 def test_a_set_that_is_a_pack_is_refused(tmp_path):

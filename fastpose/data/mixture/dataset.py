@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from fastpose.data.annotation_rows import AnnotationError
 from fastpose.data.dataset import LAYOUT, CocoForm, DataOptions, Dataset, Split
 from fastpose.data.mixture.listing import OF_A_SET, Entry, joints_in_set, naming_set, read_listing
 from fastpose.data.mixture.score import MixtureScorer
@@ -87,7 +86,6 @@ class Mixture:
                     raise OptionError("weight", f"{entry.weight:g} of {len(persons)} persons are none: raise it")
             self._print(part, split, skeleton)
             parts.append(part)
-        self._check_reading(parts)
         return mixed(parts, skeleton)
 
     def scorer(self, persons: Persons) -> MixtureScorer:
@@ -108,16 +106,6 @@ class Mixture:
 
     def as_coco(self, split: Split) -> CocoForm:
         raise OptionError("dataset", f"{self.file} lists several sets: convert each of them")
-
-    def _check_reading(self, parts: Sequence[Part]) -> None:
-        """All images of a run are read in one way."""
-        first = parts[0]
-        for part in parts:
-            if part.persons.reading != first.persons.reading:
-                raise AnnotationError(
-                    f"{self.file}: sets {first.name!r} and {part.name!r}: expected the same exif, sixteen_bits and "
-                    f"max_image_pixels, got {first.persons.reading} and {part.persons.reading}"
-                )
 
     def _print(self, part: Part, split: Split, skeleton: Skeleton) -> None:
         lacks = [joint for joint, own in zip(skeleton.joints, part.joints, strict=True) if own < 0]

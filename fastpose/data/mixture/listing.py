@@ -23,7 +23,8 @@ from fastpose.skeletons import SKELETONS, Skeleton, find_skeleton, is_name
 
 _OWN = ("name", "weight", "joints")
 _DRAWN = ("synthetic_persons", "synthetic_seed")
-TYPES = {name: kind for name, kind in get_type_hints(DataOptions).items() if name not in _DRAWN}
+_OF_ALL = ("exif", "sixteen_bits", "max_image_pixels")  # a run reads all images in one way, which its config has
+TYPES = {name: kind for name, kind in get_type_hints(DataOptions).items() if name not in (*_DRAWN, *_OF_ALL)}
 # What is said of a set in the list alone. What else options say of data holds for each set that does not say it.
 OF_A_SET = (*(name for name in DATA_FILES if name != "dataset"), "skeleton", "score", "category", "synthetic_persons")
 
@@ -72,7 +73,7 @@ def read_listing(file: Path, data: DataOptions) -> tuple[Skeleton, list[Entry]]:
             `data_root`, maybe `weight` and `joints`, and other options of a data set. Files of skeletons are relative
             to its folder.
         data: the options beside the list: `data_root` is what the sets' are relative to, and what is not in OF_A_SET
-            holds for each set that does not say it.
+            holds for each set that does not say it; how images are read holds for all.
 
     Raises:
         OSError, ValueError: see read_yaml and read_skeleton.
@@ -119,6 +120,8 @@ def _read_entry(one: Any, number: int, file: Path, data: DataOptions) -> Entry:
     with naming_set(file, name):
         if missing := [key for key in ("dataset", "data_root") if key not in one]:
             raise OptionError(missing[0], "expected a value, got none")
+        if of_all := [key for key in one if key in _OF_ALL]:
+            raise OptionError(of_all[0], "expected it beside the list, as all images are read in one way, got it here")
         if unknown := [key for key in one if key not in (*_OWN, *TYPES)]:
             raise ValueError(f"there is no option {unknown[0][:40]!r} of a data set")
         weight, joints = typed("weight", one.get("weight", 1.0), float), one.get("joints", {})
