@@ -793,6 +793,19 @@ def test_a_run_on_three_sets_goes_on_in_the_middle_of_an_epoch_and_its_pack_give
         assert again_scores["mixture"][name] == pytest.approx(scores["mixture"][name], abs=0.5, nan_ok=True)
 
 
+def test_a_run_that_goes_on_notices_that_the_list_scores_otherwise(listed, tmp_path, quick, capsys):
+    changing = Path(shutil.copy(listed, listed.parent / "changing.yaml"))
+    start_and_stop(recipe(tmp_path, changing), tmp_path / "run", 8)
+    contents = yaml.safe_load(changing.read_text())
+    contents["sets"][1]["pck_threshold"] = 0.05
+    changing.write_text(yaml.safe_dump(contents))
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    (change,) = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["changes"]
+    assert '"pck_threshold"' not in change["was"]
+    assert '"pck_threshold": 0.05' in change["now"]
+    assert " was 13 persons, checksum " in capsys.readouterr().out
+
+
 def test_each_person_is_drawn_in_a_box_of_its_own_set_s_shape(listed, tmp_path, monkeypatch):
     persons = read(listed, size=[128, 96])
     drawn = []
