@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fastpose.data.dataset import DATA_FILES, DATA_READING, LAYOUT, DataOptions, named_files
-from fastpose.data.datasets import dataset_named, dataset_with_joints, is_mixture
+from fastpose.data.datasets import DATASETS, dataset_named, dataset_with_joints, is_mixture
 from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
+from fastpose.files import read_yaml
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.hf import NAMED, image_size, is_hf, settled
 from fastpose.models.network import check_pose_network, color_order_of_weights, is_own_code
@@ -113,6 +114,7 @@ def settle(
     kind = dataset_named(settings.data.dataset)
     if is_mixture(settings.data.dataset):
         values["dataset"] = _absolute(settings.data.dataset)
+        _check_lists_sets(Path(values["dataset"]))
         root = settings.data.data_root or str(Path(values["dataset"]).parent)
     else:
         root = settings.data.data_root or os.environ.get("FASTPOSE_DATA_ROOT") or f"data/{settings.data.dataset}"
@@ -124,6 +126,8 @@ def settle(
     if settings.network.color_order == "auto":
         of_weights = weights.color_order if weights else color_order_of_weights(settings.network)
         values["color_order"] = of_weights or "rgb"
+    if reads_data and "dataset" not in named and not values["synthetic_persons"]:
+        _check_default_format(Path(values["data_root"]), values)
     if reads_data and is_pack(Path(values["data_root"])):
         others = {name: value for name, value in named.items() if name not in asked}
         values |= _packed(values, asked, others, called or {})
@@ -139,11 +143,51 @@ def settle_for(root: str, recipe: str, asked: Mapping[str, Any]) -> Settings:
     """
     file = find_recipe(recipe) if recipe else None
     values = read_recipe(file) if file else {}
-    where = {"dataset" if is_mixture(root) else "data_root": root}
     try:
-        return settle({**asked, **where}, recipe=values, trust_model=True)
+        return settle({**asked, **data_option(root, asked)}, recipe=values, trust_model=True)
     except OptionError as error:
         raise ValueError(naming(error, file, values, asked)) from error
+
+
+def data_option(root: str, asked: Mapping[str, Any]) -> dict[str, str]:
+    """The option that `root` is a value of: a folder, or a list of several sets. OptionError if it is a list, and a
+    format is asked for."""
+    if not is_mixture(root):
+        return {"data_root": root}
+    if asked.get("dataset", root) != root:
+        raise OptionError(
+            "dataset", f"{asked['dataset']} is the format of a folder, got the file {root}: name its folder"
+        )
+    return {"dataset": root}
+
+
+def _check_lists_sets(file: Path) -> None:
+    """Raises OptionError if a YAML file has the name of a format's own, and does not list data sets."""
+    for name, kind in DATASETS.items():
+        if file.name == kind.layout["train_annotations"] and file.is_file():
+            contents = read_yaml(file, number_keys=True)
+            if not isinstance(contents, dict) or "sets" not in contents:
+                raise OptionError(
+                    "dataset", f"{file} has no sets: if it is that of a data set, name its folder, and --dataset {name}"
+                )
+
+
+def _check_default_format(root: Path, values: Mapping[str, Any]) -> None:
+    """Raises OptionError if nobody named a format, the files of the default one are missing, and those of another are
+    there."""
+    if (
+        is_pack(root)
+        or (root / values["train_annotations"]).is_file()
+        or (root / values["valid_annotations"]).is_file()
+    ):
+        return
+    for name, kind in DATASETS.items():
+        if (root / (file := kind.layout["train_annotations"])).is_file():
+            raise OptionError(
+                "dataset",
+                f"without it {root} is in the format {values['dataset']}, whose {values['train_annotations']} is not "
+                f"there; there is {file}: add --dataset {name}",
+            )
 
 
 def _of_one_data_set(*levels: Mapping[str, Any]) -> dict[str, Any]:

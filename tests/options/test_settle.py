@@ -17,7 +17,7 @@ from fastpose.models.weights import Weights
 from fastpose.option import OptionError
 from fastpose.options import settle as module
 from fastpose.options.settings import DEFAULTS, Settings
-from fastpose.options.settle import completed, settle
+from fastpose.options.settle import completed, data_option, settle, settle_for
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 
@@ -313,3 +313,46 @@ def test_what_a_command_has_no_option_for_is_not_printed(packed, capsys):
 
 def test_the_options_before_there_were_some_are_options():
     assert module.BEFORE.keys() <= DEFAULTS.keys()
+
+
+# ---- the folder and its format ----
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("yolo", "data.yaml"), ("deeplabcut", "config.yaml"), ("csv", "train.csv"), ("lsp", "joints.mat")],
+)
+def test_a_folder_of_another_format_is_an_error_that_names_it(name, file, here):
+    (here / file).write_text("")
+    message = (
+        rf"^dataset: without it {here} is in the format mpii, whose annot/train\.json is not there; there is {file}: "
+    )
+    with pytest.raises(OptionError, match=f"{message}add --dataset {name}$"):
+        settle({"data_root": str(here)})
+    assert settle({"data_root": str(here), "dataset": "mpii"}).data.dataset == "mpii"
+    assert settle({"data_root": str(here)}, recipe={"dataset": "coco"}).data.dataset == "coco"
+    assert settle({"data_root": str(here)}, reads_data=False).data.dataset == "mpii"
+    (here / "annot").mkdir()
+    (here / "annot/valid.json").write_text("")  # as evaluation has it
+    assert settle({"data_root": str(here)}).data.dataset == "mpii"
+
+
+@pytest.mark.parametrize(("name", "file"), [("yolo", "data.yaml"), ("deeplabcut", "config.yaml")])
+def test_a_format_s_own_yaml_file_is_not_a_list_of_sets(name, file, here):
+    (here / file).write_text("names:\n  0: person\n")
+    message = rf"^dataset: {file} has no sets: if it is that of a data set, name its folder, and --dataset {name}$"
+    with pytest.raises(OptionError, match=message):
+        settle({"dataset": file})
+    with pytest.raises(ValueError, match=message[1:]):
+        settle_for(file, "", {})
+    (here / file).write_text("skeleton: lsp\nsets: []\n")
+    assert settle({"dataset": file}).data.dataset == str(here / file)
+
+
+def test_a_format_and_a_list_of_sets_do_not_go_together(here):
+    with pytest.raises(
+        ValueError, match=r"dataset: yolo is the format of a folder, got the file sets\.yaml: name its folder"
+    ):
+        settle_for("sets.yaml", "", {"dataset": "yolo"})
+    assert data_option("sets.yaml", {"dataset": "sets.yaml"}) == {"dataset": "sets.yaml"}
+    assert data_option("folder", {"dataset": "yolo"}) == {"data_root": "folder"}
