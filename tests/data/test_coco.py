@@ -131,7 +131,9 @@ def test_annotations_without_joints_a_box_or_a_person_are_left_out(tmp_path, ima
     assert [one["id"] for one in persons.truth["annotations"]] == known
     others = persons.truth["annotations"][1:-1]
     assert all(one["iscrowd"] or one["num_keypoints"] == 0 for one in others)  # nobody is to find it
-    with pytest.raises(AnnotationError, match=r"coco\.json: none of its 1 annotations is a person \(category 1\)"):
+    with pytest.raises(
+        AnnotationError, match=r'coco\.json: none of its 1 annotations is a person \(category "person"\)'
+    ):
         read(tmp_path, images, [record])
 
 

@@ -14,6 +14,7 @@ from fastpose.data import datasets
 from fastpose.data.coco import ApScorer, Coco, PckScorer
 from fastpose.data.dataset import Dataset, Scorer
 from fastpose.data.datasets import DATASETS, dataset_named, dataset_with_joints, open_dataset
+from fastpose.data.formats import FORMATS
 from fastpose.data.mpii import Mpii, PckhScorer
 from fastpose.data.pack import Pack
 from fastpose.data.persons import Persons
@@ -215,6 +216,13 @@ def test_coco_in_detected_boxes_has_them_in_validation_alone(coco):
     assert scorer.fingerprint() != annotated.scorer(annotated.read("valid")).fingerprint()
     with pytest.raises(FileNotFoundError, match="detections: no file"):
         opened_coco(coco, detections="absent.json").read("valid")
+
+
+@pytest.mark.parametrize("name", [name for name, kind in DATASETS.items() if name not in FORMATS and name != "mpii"])
+def test_a_list_of_the_split_is_refused_where_files_are_one_split_each(name, coco):
+    message = f"^split_list: is not for --dataset {name}, whose files are one split each, got 'valid.txt'$"
+    with pytest.raises(OptionError, match=message):
+        opened(coco, dataset=name, split_list="valid.txt")
 
 
 @pytest.mark.parametrize("norm", ["box", "torso", "pixels"])

@@ -28,7 +28,7 @@ from fastpose.data.annotation_rows import (
 )
 from fastpose.data.boxes import crop_boxes
 from fastpose.data.coco.ap import BOX_AREA, CocoTruth, Key
-from fastpose.data.coco.categories import choose_categories
+from fastpose.data.coco.categories import choose_categories, names_of
 from fastpose.data.coco.detections import read_detections
 from fastpose.data.coco.pictures import Picture, Pictures
 from fastpose.data.coco.records import (
@@ -148,7 +148,7 @@ def read_coco(
         source = Path(detections)
         rows = read_detections(source, categories, pictures, skeleton, aspect, file, limits)
     elif not rows:
-        count, kind = len(contents.get("annotations") or []), ", ".join(map(as_json, categories))
+        count, kind = len(contents.get("annotations") or []), ", ".join(map(as_json, names_of(contents, categories)))
         why = "; ".join(str(tally) for tally in (found.left_out, found.usual) if tally)
         raise AnnotationError(
             f"{file}: none of its {count} annotations is a person (category {kind}) with joints and a box "

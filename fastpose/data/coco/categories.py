@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def choose_categories(contents: dict[str, Any], wanted: str, skeleton: Skeleton,
     for category in chosen:
         _check_names(categories.get(category, {}), numbers[category], skeleton, file)
     return chosen
+
+
+def names_of(contents: dict[str, Any], chosen: Sequence[Key]) -> list[Any]:
+    """What `choose_categories` has chosen as the file calls it, or its id if the file has no name for it."""
+    names = {read_key(record, "id", "categories"): record.get("name") for record in contents["categories"]}
+    return [names.get(category) or category for category in chosen]
 
 
 def _used(contents: dict[str, Any], categories: dict[Key, dict[str, Any]]) -> dict[Key, Counter[int]]:

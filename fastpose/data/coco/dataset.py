@@ -16,6 +16,7 @@ from fastpose.data.coco.score import ApScorer, Measure
 from fastpose.data.dataset import CocoForm, DataOptions, Scorer, Split
 from fastpose.data.persons import Persons
 from fastpose.files import check_is_file
+from fastpose.option import OptionError
 from fastpose.skeletons import COCO, Skeleton, find_skeleton
 
 
@@ -34,6 +35,7 @@ class Coco:
     fits_boxes: ClassVar[bool] = True
 
     def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
+        refuse_split_list(data)
         self.data, self.size = data, size
         self.skeleton = skeleton or (find_skeleton(data.skeleton) if data.skeleton else COCO)
 
@@ -48,6 +50,15 @@ class Coco:
     def as_coco(self, split: Split) -> CocoForm:
         limits = JsonLimits(self.data.max_annotation_bytes, self.data.max_annotation_depth)
         return CocoForm(read_json(self.data.path(f"{split}_annotations"), limits), self.data.images_path(split))
+
+
+def refuse_split_list(data: DataOptions) -> None:
+    """Raises OptionError where a list is to split a file in COCO's form, of which there is one for each split."""
+    if data.split_list:
+        raise OptionError(
+            "split_list",
+            f"is not for --dataset {data.dataset}, whose files are one split each, got {data.split_list!r}",
+        )
 
 
 def read_split(

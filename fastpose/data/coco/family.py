@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastpose.data.annotation_rows import AnnotationError, JsonLimits, as_json, read_json
-from fastpose.data.coco.dataset import read_split, scorer_of
+from fastpose.data.coco.dataset import read_split, refuse_split_list, scorer_of
 from fastpose.data.dataset import CocoForm, DataOptions, Scorer, Split
 from fastpose.data.persons import Persons
 from fastpose.files import check_is_file
@@ -57,8 +57,9 @@ def joints_of(dataset: str, data: DataOptions, wanted: Skeleton | None, *own: st
     """The skeleton to read a data set with: `wanted`, else that of option `skeleton`, else the first of its own.
 
     Raises:
-        OptionError: it has another number of joints than each of its own.
+        OptionError: it has another number of joints than each of its own; or the options are not for such files.
     """
+    refuse_split_list(data)
     skeleton = wanted or (find_skeleton(data.skeleton) if data.skeleton else None)
     if skeleton is None:
         return _known(own[0])
