@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,43 @@ def test_a_skeleton_gives_the_joints_their_order(root, tmp_path, caplog):
     assert persons.skeleton.name == "eyes"
     assert persons.keypoints[0].tolist() == [[40, 50], [60, 20], [0, 0], [20, 30]]
     assert persons.visible[0].tolist() == [1, 1, 0, 1]
-    assert "train.csv: has no chin, which nobody is annotated with" in caplog.text
+    assert "train.csv: has no chin of skeleton 'eyes', which nobody is annotated with" in caplog.text
     with pytest.raises(
         AnnotationError, match=r"train\.csv: its joints are .*, and skeleton 'lsp' has no \"nose\", got"
     ):
         read(root, "csv", skeleton="lsp")
+
+
+def test_joints_that_one_split_lacks_are_called_by_the_other_s_file(root, caplog):
+    (root / "valid.csv").write_text("image,joint,x,y\nc.png,nose,30,20\nc.png,left_eye,50,60\n")
+    read(root, "csv", "valid")
+    assert "valid.csv: has no right_eye of train.csv, which nobody is annotated with" in caplog.text
+    (root / "valid.csv").write_text("image,joint,x,y\nc.png,nose,30,20\nc.png,left_ey,50,60\n")
+    with pytest.raises(AnnotationError, match=r'valid\.csv: its joints are .*, and train\.csv has no "left_ey", got'):
+        read(root, "csv", "valid")
+
+
+def test_nobody_with_an_annotated_joint_is_an_error_without_talk_of_detections(root):
+    (root / "valid.csv").write_text(
+        "image,joint,x,y\nc.png,nose,,\nc.png,left_eye,,\nc.png,right_eye,,\nd.png,nose,,\n"
+    )
+    with pytest.raises(AnnotationError, match=r"valid\.csv: valid: nobody has an annotated joint on its 2 images$"):
+        read(root, "csv", "valid")
+
+
+def test_a_split_that_is_made_is_a_note(root, caplog):
+    caplog.set_level(logging.INFO)
+    both = {"train_annotations": "both.csv", "valid_annotations": "both.csv"}
+    lines = [f"{number}.png,nose,{number},20\n{number}.png,chin,{number},40\n" for number in range(20)]
+    (root / "both.csv").write_text("image,joint,x,y\n" + "".join(lines))
+    for number in range(20):
+        picture(root / f"{number}.png")
+    opened(root, "csv", **both).read("valid")
+    text = "both.csv: has no split of its own: 2 of its 20 images are for validation, every 10th"
+    assert text in caplog.text
+    (root / "list").write_text("3.png\n")
+    opened(root, "csv", split_list="list", **both).read("valid")
+    assert "both.csv: has no split of its own: 1 of its 20 images are for validation, as split_list says" in caplog.text
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
@@ -119,6 +152,11 @@ def test_one_file_may_have_both_splits(root):
         ("", r"expected columns image, person, joint, x, y, visible, .*; there is no image, got \[\"?\"?\]"),
         ("image,joint,x\n", r"expected columns .*; there is no y, got \[\"image\", \"joint\", \"x\"\]"),
         ("image,joint,x,y,score\n", r'expected columns .*; "score" is another'),
+        (
+            ",image,joint,x,y\n0,a.png,nose,1,2\n",
+            r'expected columns .*; "" is pandas\' index: write it with index=False',
+        ),
+        ("Unnamed: 0,image,joint,x,y\n", r'expected .*; "unnamed: 0" is pandas\' index: write it with index=False'),
         ("image,joint,x,y,x\n", r'expected columns .*; "x" is there twice'),
         ("image,joint,x,y\n", r"has no line beside that of the columns"),
         ("image,joint,x,y\na.png,nose,1\n", r"line 2: expected 4 cells, got 3: \[\"a\.png\", \"nose\", \"1\"\]"),

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fastpose import check, convert
 from fastpose.data.annotation_rows import AnnotationError
 from fastpose.option import OptionError
 from fastpose.skeletons import COCO
@@ -261,6 +263,95 @@ def test_options_for_other_formats_are_refused(root):
     (root / "list").write_text("")
     with pytest.raises(OptionError, match=r"split_list: .*data\.yaml is one split already, got 'list'"):
         read(root, "yolo", split_list="list")
+
+
+@pytest.mark.parametrize("flip", ["[1, 0, 2]", "[2, 1, 0]"])
+def test_a_flip_idx_that_the_names_contradict_is_an_error(root, flip):
+    change(root, "[0, 2, 1]", flip)
+    message = r"data\.yaml: flip_idx: expected \[right_eye, left_eye\], as the names say, got \[.*\]$"
+    with pytest.raises(AnnotationError, match=message):
+        read(root, "yolo")
+
+
+def test_a_flip_idx_that_exchanges_nothing_gives_way_to_the_names_with_a_warning(root, caplog):
+    change(root, "[0, 2, 1]", "[0, 1, 2]")  # ultralytics' own tiger-pose.yaml has the like
+    assert read(root, "yolo").skeleton.mirror_pairs == ((2, 1),)
+    expected = "data.yaml: flip_idx exchanges no joints; as their names say, mirroring does: [[right_eye, left_eye]]"
+    assert expected in [record.getMessage().rpartition("/")[2] for record in caplog.records]
+
+
+@pytest.mark.parametrize("names", ["", "kpt_names:\n  0: [nose, a, b]\n"])
+def test_a_flip_idx_other_than_the_pairs_of_the_skeleton_is_an_error(root, tmp_path, names):
+    change(root, "kpt_names:\n  0: [nose, left_eye, right_eye]\n", names)
+    joints = tmp_path / "three.yaml"
+    joints.write_text("joints: [nose, a, b]\nmirror_pairs: [[nose, b]]\n")
+    message = r"data\.yaml: flip_idx: expected the mirror pairs of skeleton 'three', which differ in \[\[nose, b\]\], "
+    with pytest.raises(AnnotationError, match=message + r"got \[\[a, b\]\]$"):
+        read(root, "yolo", skeleton=str(joints))
+    joints.write_text("joints: [nose, a, b]\nmirror_pairs: [[b, a]]\n")
+    assert len(read(root, "yolo", skeleton=str(joints))) == 2
+    joints.write_text("joints: [b, chin, throat, a, nose]\nmirror_pairs: [[b, a], [chin, throat]]\n")
+    if names:  # of the joints that the file has the pairs are the same
+        assert len(read(root, "yolo", skeleton=str(joints))) == 2
+
+
+def test_persons_on_a_damaged_picture_stay_until_it_is_needed(root, tmp_path, capsys, caplog):
+    (root / "images/train/a.png").write_bytes(b"no picture")
+    assert names(read(root, "yolo")) == ["a.png", "b.png"]
+    assert check.main([str(root), "--dataset", "yolo"]) == 1
+    out = capsys.readouterr().out
+    assert "error   image_unreadable in train: 1 of 2 images cannot be read" in out
+    assert "joints_in_corner" not in out
+    assert "box_too_large" not in out
+    assert convert.main([str(root), str(tmp_path / "out"), "--dataset", "yolo"]) == 0
+    assert "1 images that cannot be read, which persons are annotated in shares of (the first: " in caplog.text
+    written = json.loads((tmp_path / "out/annotations/train.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["images/train/b.png"]
+    assert [one["image_id"] for one in written["annotations"]] == [written["images"][0]["id"]]
+
+
+def test_labels_without_pictures_are_counted_and_pictures_without_labels_noted(root, caplog):
+    caplog.set_level(logging.INFO)
+    for name in ("x", "deeper/y", "classes"):
+        (root / f"labels/train/{name}.txt").parent.mkdir(exist_ok=True)
+        (root / f"labels/train/{name}.txt").write_text("")
+    (root / "images/train/x.heic").write_bytes(b"")  # of no kind that is read
+    picture(root / "images/train/z.png")
+    read(root, "yolo")
+    assert "left out: 2 text files without a picture (the first: labels/train/deeper/y.txt)" in caplog.text
+    assert (
+        "train: 1 of 3 pictures have no text file, and so nobody on them (the first: images/train/z.png)" in caplog.text
+    )
+
+
+def test_text_files_beside_the_pictures_may_be_anything(root, caplog):
+    for split in ("train", "val"):
+        for file in (root / f"labels/{split}").iterdir():
+            file.rename(root / f"images/{split}/{file.name}")
+        (root / f"images/{split}/notes.txt").write_text("what we saw")
+        (root / f"images/{split}").rename(root / split)
+        change(root, f"images/{split}", split)
+    assert names(read(root, "yolo")) == ["a.png", "b.png"]
+    assert "text files" not in caplog.text
+
+
+def test_a_key_that_may_be_meant_for_val_is_a_warning(root, caplog):
+    for number in range(10):
+        picture(root / f"images/train/{number}.png")
+    change(root, "val: images/val", "valid: images/val")
+    opened(root, "yolo").read("train")
+    assert 'data.yaml: has no val, and "valid" is not read: call it val, if it is that' in caplog.text
+    caplog.clear()
+    change(root, "valid: images/val\n", "test: images/val\n")
+    opened(root, "yolo").read("train")
+    assert "has no val" not in caplog.text
+
+
+def test_empty_text_files_alone_are_an_error_that_says_so(root):
+    for name in "ab":
+        (root / f"labels/train/{name}.txt").write_text("")
+    with pytest.raises(AnnotationError, match=r"data\.yaml: train: nobody has an annotated joint on its 2 images$"):
+        read(root, "yolo")
 
 
 def test_pairs_that_the_names_say_are_logged(root, caplog):

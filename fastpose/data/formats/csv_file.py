@@ -78,6 +78,8 @@ def _rows(file: Path, most: int) -> Iterator[tuple[int, dict[str, str]]]:
             raise AnnotationError(f"{file}: {expected}; there is no {missing[0]}, got {as_json(columns, 200)}")
         if strange := [name for name in columns if name not in COLUMNS or columns.count(name) > 1]:
             what = "is there twice" if strange[0] in COLUMNS else "is another"
+            if strange[0] in ("", "unnamed: 0"):
+                what = "is pandas' index: write it with index=False"
             raise AnnotationError(f"{file}: {expected}; {as_json(strange[0])} {what}")
         for cells in reader:
             if not any(map(str.strip, cells)):

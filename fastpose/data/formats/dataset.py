@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,6 +59,11 @@ class Foreign:
 
     def read(self, split: Split) -> Persons:
         found = self.found(split)
+        if not any(one["num_keypoints"] for one in found.contents["annotations"]):
+            raise AnnotationError(
+                f"{self._file(split)}: {split}: nobody has an annotated joint on its {len(found.contents['images'])} "
+                "images"
+            )
         if found.frames:
             raise OptionError(
                 "dataset",
@@ -73,11 +78,22 @@ class Foreign:
 
     def as_coco(self, split: Split) -> CocoForm:
         found = self.found(split)
-        return CocoForm(found.contents, found.images, found.frames)
+        contents = found.contents
+        if unsized := [image for image in contents["images"] if image["file_name"] in found.unsized]:
+            log.warning(
+                "%s: left out: %d images that cannot be read, which persons are annotated in shares of (the first: %s)",
+                self._file(split),
+                len(unsized),
+                unsized[0]["file_name"],
+            )
+            readable = {image["id"] for image in contents["images"] if image["file_name"] not in found.unsized}
+            contents = _of_images(contents, readable)
+        return CocoForm(contents, found.images, found.frames)
 
     def found(self, split: Split) -> Found:
         """What the files have of a split, in the joints of `skeleton`."""
-        return ordered(self._read(split), self.skeleton, self._file(split))
+        called = f"skeleton {self.skeleton.name!r}" if self._wanted else self._file("train").name
+        return ordered(self._read(split), self.skeleton, self._file(split), called)
 
     def _file(self, split: Split) -> Path:
         return self.data.path(f"{split}_annotations")
@@ -122,14 +138,28 @@ def _part(found: Found, split: Split, file: Path, data: DataOptions) -> Found:
             f"{file}: no image is left for {split}: of its {len(images)} images {len(valid)} are for validation: name "
             "them with split_list"
         )
-    contents = {
-        **found.contents,
-        "images": [image for image in images if image["id"] in chosen],
-        "annotations": [one for one in found.contents["annotations"] if one["image_id"] in chosen],
-    }
+    if split == "valid":
+        how = "as split_list says" if data.split_list else f"every {VALID_EVERY}th"
+        log.info(
+            "%s: has no split of its own: %d of its %d images are for validation, %s",
+            file,
+            len(valid),
+            len(images),
+            how,
+        )
+    contents = _of_images(found.contents, chosen)
     names = {image["file_name"] for image in contents["images"]}
     frames = {name: frame for name, frame in found.frames.items() if name in names}
     return found._replace(contents=contents, frames=frames)
+
+
+def _of_images(contents: dict[str, Any], chosen: Set[int]) -> dict[str, Any]:
+    """The same with the images of these ids alone, and who is on them."""
+    return {
+        **contents,
+        "images": [image for image in contents["images"] if image["id"] in chosen],
+        "annotations": [one for one in contents["annotations"] if one["image_id"] in chosen],
+    }
 
 
 def _listed(file: Path, most: int) -> dict[str, None]:

@@ -18,6 +18,7 @@ from fastpose.data.images import BadImageError, image_size
 from fastpose.data.reading import Reading
 from fastpose.files import read_file
 from fastpose.skeletons import Skeleton, is_name
+from fastpose.skeletons.sides import pairs_in_yaml
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ class Found(NamedTuple):
             have both.
         frames: pictures that are no files, by their names in `contents`: each gives uint8 [h, w, 3] or [h, w, 1].
         records: what messages call the annotations with the ids 1, 2 and so on.
+        pairs_key: what in the files states the mirror pairs of `skeleton`; empty: they follow from names, or are none.
+        unsized: pictures whose size cannot be read, of persons who are annotated in shares of it: they are placed as
+            in a picture of another size, so that whoever needs the picture finds that it is damaged.
     """
 
     contents: dict[str, Any]
@@ -49,6 +53,8 @@ class Found(NamedTuple):
     is_split: bool = False
     frames: Mapping[str, Callable[[], np.ndarray]] = {}
     records: Sequence[str] = ()
+    pairs_key: str = ""
+    unsized: frozenset[str] = frozenset()
 
 
 class Person(NamedTuple):
@@ -79,7 +85,7 @@ def as_contents(
     An image that cannot be read has no size here, and is an error, or left out, where it is needed.
     """
     number = {name: row for row, name in enumerate(dict.fromkeys(images), start=1)}
-    sizes = {name: _size(folder, name, reading) for name in number}
+    sizes = {name: size_of(folder, name, reading) for name in number}
     annotations = []
     for row, person in enumerate(persons, start=1):
         annotated = person.joints[:, 2] > 0
@@ -120,7 +126,8 @@ def around(points: np.ndarray) -> tuple[float, float, float, float]:
     return (x, y, w, h)
 
 
-def _size(folder: Path, name: str, reading: Reading) -> dict[str, int]:
+def size_of(folder: Path, name: str, reading: Reading) -> dict[str, int]:
+    """Width and height of a picture, from its header; empty if it cannot be read."""
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:  # refused with its person, and not opened here
         return {}
     try:
@@ -210,30 +217,33 @@ def pairs_of_names(joints: Sequence[str]) -> list[tuple[int, int]]:
     return pairs
 
 
-def ordered(found: Found, wanted: Skeleton, file: Path) -> Found:
+def ordered(found: Found, wanted: Skeleton, file: Path, called: str) -> Found:
     """The same with the joints of `wanted`, in its order. Those that the files lack are not annotated, which is logged.
 
+    `called`: what has the joints of `wanted`, for messages.
+
     Raises:
-        AnnotationError: the files have joints that it lacks, or, without names, another number.
+        AnnotationError: the files have joints that it lacks, or, without names, another number; or they state other
+            mirror pairs.
     """
     own = found.skeleton
-    if own.joints == wanted.joints:
-        return found._replace(skeleton=wanted)
-    if not found.named:
-        if own.num_joints != wanted.num_joints:
-            raise AnnotationError(
-                f"{file}: its persons have {own.num_joints} joints, skeleton {wanted.name!r} has {wanted.num_joints}"
-            )
+    if not found.named and own.num_joints != wanted.num_joints:
+        raise AnnotationError(f"{file}: its persons have {own.num_joints} joints, {called} has {wanted.num_joints}")
+    if not found.named or own.joints == wanted.joints:
         places = list(range(own.num_joints))
     else:
         if strange := [joint for joint in own.joints if joint not in wanted.joints]:
             raise AnnotationError(
-                f"{file}: its joints are {as_json(own.joints, 300)}, and skeleton {wanted.name!r} has no "
-                f"{as_json(strange[0])}, got {as_json(wanted.joints, 300)}"
+                f"{file}: its joints are {as_json(own.joints, 300)}, and {called} has no {as_json(strange[0])}, got "
+                f"{as_json(wanted.joints, 300)}"
             )
         if absent := [joint for joint in wanted.joints if joint not in own.joints]:
-            log.warning("%s: has no %s, which nobody is annotated with", file, ", ".join(absent))
+            log.warning("%s: has no %s of %s, which nobody is annotated with", file, ", ".join(absent), called)
         places = [wanted.joints.index(joint) for joint in own.joints]
+    if found.pairs_key:
+        _check_pairs(found, wanted, places, file, called)
+    if own.joints == wanted.joints:
+        return found._replace(skeleton=wanted)
     annotations = []
     for record in found.contents["annotations"]:
         joints = np.zeros((wanted.num_joints, 3))
@@ -243,3 +253,18 @@ def ordered(found: Found, wanted: Skeleton, file: Path) -> Found:
     categories = [{**category, **named} for category in found.contents["categories"]]
     contents = {**found.contents, "annotations": annotations, "categories": categories}
     return found._replace(contents=contents, skeleton=wanted)
+
+
+def _check_pairs(found: Found, wanted: Skeleton, places: Sequence[int], file: Path, called: str) -> None:
+    """Raises AnnotationError if the files state other mirror pairs than `wanted` has of their joints, which are at
+    `places` in it: the joints are then others. Where it has none at all, others warn of that."""
+    got = {tuple(sorted(places[joint] for joint in pair)) for pair in found.skeleton.mirror_pairs}
+    expected = {tuple(sorted(pair)) for pair in wanted.mirror_pairs if set(pair) <= set(places)}
+    if wanted.mirror_pairs and got != expected:
+        lacking, more = (
+            pairs_in_yaml(wanted.joints, [(a, b) for a, b in sorted(pairs)]) if pairs else "none"
+            for pairs in (expected - got, got - expected)
+        )
+        raise AnnotationError(
+            f"{file}: {found.pairs_key}: expected the mirror pairs of {called}, which differ in {lacking}, got {more}"
+        )

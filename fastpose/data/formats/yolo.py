@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +14,26 @@ import numpy as np
 from fastpose.data.annotation_rows import AnnotationError, as_json
 from fastpose.data.coco.records import Tally
 from fastpose.data.dataset import DataOptions, Split
-from fastpose.data.formats.found import MOST_JOINTS, Found, Person, as_contents, named_skeleton, number, read_text
-from fastpose.data.images import image_size
+from fastpose.data.formats.found import (
+    MOST_JOINTS,
+    Found,
+    Person,
+    as_contents,
+    named_skeleton,
+    number,
+    read_text,
+    size_of,
+)
 from fastpose.files import read_yaml
 from fastpose.option import OptionError
 from fastpose.skeletons import COCO, Skeleton
+from fastpose.skeletons.sides import contradiction, pairs_in_yaml
+
+log = logging.getLogger(__name__)
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 _OUTSIDE = 0.01  # what rounding may put a box or a joint outside of its picture, as a share of its side
+_UNKNOWN = (1000, 1000)  # (w, h) that persons are placed in whose picture cannot be read
 _COCO_FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
 
 
@@ -45,7 +58,9 @@ def read_yolo(file: Path, split: Split, data: DataOptions) -> Found:
     numbers is annotated unless both are 0. A line that is there twice is left out the second time.
 
     Joints are called as ``kpt_names`` says; COCO's 17 if there are as many and ``flip_idx`` is COCO's; else joint_1 and
-    so on. ``flip_idx`` names the pairs.
+    so on. ``flip_idx`` names the pairs, and must not contradict the names.
+
+    Text files below ``…/labels/`` without a picture are left out, which is counted.
 
     Raises:
         AnnotationError: something is missing or is not as above; names the file and the line.
@@ -56,15 +71,20 @@ def read_yolo(file: Path, split: Split, data: DataOptions) -> Found:
     if not isinstance(text, dict):
         raise AnnotationError(f"{file}: expected keys train, val, kpt_shape and names, got {as_json(text, 40)}")
     layout = _layout(text, file)
-    skeleton, named = _skeleton(text, layout, file)
+    skeleton, named, flips = _skeleton(text, layout, file)
     both = not text.get("val") or text.get("val") == text.get("train")
     key = "train" if both or split == "train" else "val"
+    meant = [name for name in text if isinstance(name, str) and name != "val" and "val" in name.lower()]
+    if meant and not text.get("val"):
+        log.warning("%s: has no val, and %s is not read: call it val, if it is that", file, as_json(meant[0]))
     if not text.get(key):
         raise AnnotationError(f"{file}: has no {key}: the folder, or the list, of pictures")
-    root, dropped, labelled = Path(data.data_root), Tally(), False
-    names = _pictures(text, key, file, root, data)
+    root, dropped = Path(data.data_root), Tally()
+    names, folders = _pictures(text, key, file, root, data)
     kept: list[str] = []
+    bare: list[str] = []
     persons: list[Person] = []
+    unsized: set[str] = set()
     for name in names:
         labels = root / _label_file(name)
         if not (root / name).is_file():
@@ -73,18 +93,42 @@ def read_yolo(file: Path, split: Split, data: DataOptions) -> Found:
             dropped.add("images that are not there", name)
             continue
         kept.append(name)
-        if labels.is_file():
-            labelled = True
-            height, width = image_size(root / name, data.reading)
-            persons += _persons(labels, name, (width, height), layout, dropped, data.max_annotation_bytes)
-    if not labelled:
+        if not labels.is_file():
+            bare.append(name)
+            continue
+        size = size_of(root, name, data.reading)
+        if not size:  # an error where the picture is needed, or left out, as --on_bad_image says
+            unsized.add(name)
+        place = (size["width"], size["height"]) if size else _UNKNOWN
+        persons += _persons(labels, name, place, layout, dropped, data.max_annotation_bytes)
+    if len(bare) == len(kept):
         raise AnnotationError(
             f"{file}: {key}: none of its {len(names)} pictures has labels: those of the first, {names[0]!r}, would be "
             f"in {_label_file(names[0])!r}"
         )
+    if bare:
+        log.info(
+            "%s: %s: %d of %d pictures have no text file, and so nobody on them (the first: %s)",
+            file,
+            key,
+            len(bare),
+            len(kept),
+            bare[0],
+        )
+    for text_file in _without_picture(folders, names, root):
+        dropped.add("text files without a picture", text_file)
     contents = as_contents(kept, persons, skeleton, root, data.reading, layout.classes)
-    records = [person.record for person in persons]
-    return Found(contents, skeleton, root, dropped, named, is_split=not both, records=records)
+    return Found(
+        contents,
+        skeleton,
+        root,
+        dropped,
+        named,
+        is_split=not both,
+        records=[person.record for person in persons],
+        pairs_key="flip_idx" if flips else "",
+        unsized=frozenset(unsized),
+    )
 
 
 def _layout(text: dict[Any, Any], file: Path) -> _Layout:
@@ -106,8 +150,8 @@ def _layout(text: dict[Any, Any], file: Path) -> _Layout:
     return _Layout(shape[0], shape[1], [str(name) for name in names])
 
 
-def _skeleton(text: dict[Any, Any], layout: _Layout, file: Path) -> tuple[Skeleton, bool]:
-    """The joints, and whether the file names them."""
+def _skeleton(text: dict[Any, Any], layout: _Layout, file: Path) -> tuple[Skeleton, bool, bool]:
+    """The joints, whether the file names them, and whether its flip_idx exchanges any."""
     flip, count = text.get("flip_idx"), layout.joints
     pairs: list[tuple[int, int]] = []
     if flip is not None:
@@ -128,19 +172,28 @@ def _skeleton(text: dict[Any, Any], layout: _Layout, file: Path) -> tuple[Skelet
     if names is not None:
         if not isinstance(names, list) or len(names) != count:
             raise AnnotationError(f"{file}: kpt_names must be {count} names, got {as_json(names, 200)}")
-        return named_skeleton("yolo", names, pairs=pairs, where=f"{file}: kpt_names"), True
+        skeleton = named_skeleton("yolo", names, pairs=pairs, where=f"{file}: kpt_names")
+        if wrong := contradiction(skeleton.joints, pairs):
+            raise AnnotationError(f"{file}: flip_idx: {wrong}")
+        if flip is not None and not pairs and skeleton.mirror_pairs:  # as in ultralytics' own tiger-pose.yaml
+            named_pairs = pairs_in_yaml(skeleton.joints, skeleton.mirror_pairs)
+            log.warning("%s: flip_idx exchanges no joints; as their names say, mirroring does: %s", file, named_pairs)
+        return skeleton, True, bool(pairs)
     if flip == _COCO_FLIP:
-        return COCO, True
-    return Skeleton("yolo", tuple(f"joint_{row + 1}" for row in range(count)), tuple(pairs), ()), False
+        return COCO, True, True
+    return Skeleton("yolo", tuple(f"joint_{row + 1}" for row in range(count)), tuple(pairs), ()), False, bool(pairs)
 
 
-def _pictures(text: dict[Any, Any], key: str, file: Path, root: Path, data: DataOptions) -> list[str]:
-    """The names of a split's pictures, below `root`."""
+def _pictures(
+    text: dict[Any, Any], key: str, file: Path, root: Path, data: DataOptions
+) -> tuple[list[str], list[Path]]:
+    """The names of a split's pictures, below `root`, and the folders that were searched for them."""
     value, base = text[key], text.get("path") or "."
     entries = value if isinstance(value, list) else [value]
     if not isinstance(base, str) or not all(isinstance(entry, str) and entry for entry in entries):
         raise AnnotationError(f"{file}: path and {key} must be names of folders or lists, got {as_json([base, value])}")
     found: list[str] = []
+    folders: list[Path] = []
     for entry in entries:
         place = _below(root, [file.parent / base / entry, *_shorter(file.parent, entry)])
         if place is None:
@@ -149,14 +202,29 @@ def _pictures(text: dict[Any, Any], key: str, file: Path, root: Path, data: Data
                 f"{'' if base == '.' else f' with path {as_json(base)}'}"
             )
         if place.is_dir():
-            found += _walk(place)
+            found += _walk(place, _SUFFIXES)
+            folders.append(place)
         elif place.suffix == ".txt":
             found += _listed(place, file.parent / base, root, data.max_annotation_bytes)
         else:
             found.append(str(place))
     if not found:
         raise AnnotationError(f"{file}: {key}: {as_json(value)} has no pictures")
-    return list(dict.fromkeys(Path(os.path.relpath(name, root)).as_posix() for name in found))
+    return list(dict.fromkeys(Path(os.path.relpath(name, root)).as_posix() for name in found)), folders
+
+
+def _without_picture(folders: Sequence[Path], names: Sequence[str], root: Path) -> list[str]:
+    """The text files of pictures that are not in these folders, or of a kind that is not read. Beside the pictures
+    themselves a text file may be anything."""
+    known = {_label_file(name) for name in names}
+    found: dict[str, None] = {}
+    for folder in folders:
+        pictures = Path(os.path.relpath(folder, root))
+        labels = Path(_label_file((pictures / "any.jpg").as_posix())).parent
+        if labels != pictures:
+            texts = (Path(os.path.relpath(text, root)).as_posix() for text in _walk(root / labels, {".txt"}))
+            found |= dict.fromkeys(text for text in texts if text not in known and Path(text).name != "classes.txt")
+    return list(found)
 
 
 def _shorter(base: Path, entry: str) -> list[Path]:
@@ -182,13 +250,13 @@ def _below(root: Path, places: Sequence[Path]) -> Path | None:
     return None
 
 
-def _walk(folder: Path) -> list[str]:
-    """The pictures below a folder, sorted."""
+def _walk(folder: Path, suffixes: Set[str]) -> list[str]:
+    """The files below a folder with these suffixes, sorted."""
     return sorted(
         os.path.join(place, name)
         for place, _, names in os.walk(folder, followlinks=False)
         for name in names
-        if os.path.splitext(name)[1].lower() in _SUFFIXES
+        if os.path.splitext(name)[1].lower() in suffixes
     )
 
 
