@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -15,16 +16,20 @@ import cv2
 import numpy as np
 
 from fastpose.data.dataset import DATA_READING, CocoForm, Split
-from fastpose.data.datasets import is_mixture, open_dataset
+from fastpose.data.datasets import open_dataset
 from fastpose.data.pack import Pack, is_pack
+from fastpose.data.persons import Persons
+from fastpose.data.sense import doubts_about_splits
 from fastpose.ending import ends_in_one_line
 from fastpose.files import make_folder, replacing, write_text, write_yaml
 from fastpose.option import OptionError
-from fastpose.options.asked import Command
+from fastpose.options.asked import OWN_RECIPE, Command
 from fastpose.options.settings import DEFAULTS, Settings
-from fastpose.options.settle import settle
+from fastpose.options.settle import data_option, settle
 from fastpose.progress import CountedProgress
 from fastpose.skeletons import Skeleton, skeleton_as_plain
+
+log = logging.getLogger("fastpose.convert")  # __name__ is __main__ in a program
 
 DESCRIPTION = """Write a data set as COCO's JSON: OUT/annotations/train.json and valid.json, and its joints as
 OUT/skeleton.yaml. Images stay where they are; frames of videos become OUT/images. Who is left out, and why, is printed,
@@ -58,15 +63,18 @@ def run(_: None, asked: dict[str, Any]) -> int:
         raise OptionError("data_set", f"{root} is a pack, which has no images; convert the data it was made from")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError("out", f"expected a new or an empty folder, got {out}")
-    where = {"dataset" if is_mixture(root) else "data_root": root}
-    settings = settle({**asked, **where}, instead={"synthetic_persons": 0}, reads_data=False)
+    settings = settle({**asked, **data_option(root, asked)}, instead={"synthetic_persons": 0})
     dataset = open_dataset(settings.data, settings.network.size)
     assert not isinstance(dataset, Pack)  # refused above
     forms: dict[Split, CocoForm] = {}
+    persons: dict[Split, Persons] = {}
     for split in get_args(Split):
         forms[split] = dataset.as_coco(split)
         if not forms[split].frames:
-            dataset.read(split)  # which checks what training would, before anything is written
+            persons[split] = dataset.read(split)  # which checks what training would, before anything is written
+    if len(persons) == len(forms):
+        for doubt in doubts_about_splits(persons["train"], persons["valid"]):
+            log.warning("%s", doubt)
     images: dict[str, Path] = {}
     for split, form in forms.items():
         if form.frames:
@@ -74,8 +82,8 @@ def run(_: None, asked: dict[str, Any]) -> int:
         make_folder(out / "annotations")
         write_text(out / "annotations" / f"{split}.json", json.dumps(form.contents))
         images[split] = form.images
-        persons, pictures = (len(form.contents.get(key) or []) for key in ("annotations", "images"))
-        print(f"{split}: {persons:,} annotations on {pictures:,} images", flush=True)
+        people, pictures = (len(form.contents.get(key) or []) for key in ("annotations", "images"))
+        print(f"{split}: {people:,} annotations on {pictures:,} images", flush=True)
     write_yaml(out / "skeleton.yaml", skeleton_as_plain(dataset.skeleton))
     print(
         f"wrote {out}; train on it with\n  {shlex.join(_training(out, images, dataset.skeleton, settings))}", flush=True
@@ -114,8 +122,8 @@ def _write_frame(path: Path, frame: Callable[[], np.ndarray]) -> tuple[int, int]
 
 
 def _training(out: Path, images: Mapping[str, Path], skeleton: Skeleton, settings: Settings) -> list[str]:
-    options = {"data_root": str(out), "dataset": "coco", "skeleton": str(out / "skeleton.yaml")}
-    options |= {f"{split}_annotations": f"annotations/{split}.json" for split in images}
+    """The command that trains on what is written, where the recipe says that the annotations are."""
+    options = {"recipe": OWN_RECIPE, "data_root": str(out), "skeleton": str(out / "skeleton.yaml")}
     for name, folder in zip(("images", "valid_images"), images.values(), strict=True):
         inside = folder.resolve().is_relative_to(out.resolve())
         options[name] = os.path.relpath(folder, out) if inside else str(folder.resolve())

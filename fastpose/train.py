@@ -30,7 +30,16 @@ from fastpose.models.decoding import Decoder
 from fastpose.models.network import make_network
 from fastpose.models.own import check_trains_on
 from fastpose.option import OptionError, option
-from fastpose.options.asked import DEFAULT_RECIPE, Command, find_recipe, naming, read_recipe, read_run, recipes
+from fastpose.options.asked import (
+    DEFAULT_RECIPE,
+    OWN_RECIPE,
+    Command,
+    find_recipe,
+    naming,
+    read_recipe,
+    read_run,
+    recipes,
+)
 from fastpose.options.settings import FIELDS, Settings
 from fastpose.options.settle import completed, settle
 from fastpose.ranks import ALONE, OtherRankError, RankLostError, Ranks, joined_ranks, report_lost
@@ -185,9 +194,12 @@ def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
     """
     if not own.resume:
         if not own.recipe and "data_root" in asked:
+            needed = "--data_root needs a recipe that says what the data is for: add --recipe"
+            if "dataset" in asked:
+                raise ValueError(f"{needed} {OWN_RECIPE}, which is for data of your own in any format, or another")
             raise ValueError(
-                f"--data_root needs a recipe that says what the data is for: add --recipe and one of "
-                f"{', '.join(recipes())}; {DEFAULT_RECIPE} draws synthetic persons there"
+                f"{needed} and one of {', '.join(recipes())}; {OWN_RECIPE} is for data of your own, with --dataset; "
+                f"{DEFAULT_RECIPE} draws synthetic persons there"
             )
         file = find_recipe(own.recipe or DEFAULT_RECIPE)
         return file, Path(own.run or f"runs/{file.stem}-{time.strftime('%Y%m%d-%H%M%S')}")

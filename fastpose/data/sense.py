@@ -228,6 +228,8 @@ def doubts_about_splits(train: Persons, valid: Persons) -> list[Finding]:
             f"{len(shared):,} of {len(valid.image_paths):,} validation images are training images too, so that the "
             "score says little about others"
         )
+        if len(shared) == len(valid.image_paths) == len(train.image_paths):
+            what += ": name another file with valid_annotations"
         total = len(valid.image_paths)
         found.append(Finding("image_in_both_splits", what, len(shared), total, cases_of(valid, first)))
     known = {key for key in _keys(train) if key is not None}

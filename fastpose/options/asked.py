@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_RECIPE = "synthetic_resnet18_fcn_128"
+OWN_RECIPE = "own_resnet50_fcn_256"  # for data of the user's own, in any format
 
 
 class Command:

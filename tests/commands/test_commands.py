@@ -791,6 +791,11 @@ def test_a_run_folder_is_not_written_over(recipe, finished, capsys):
         (["--resume", "no/such/run"], "no run to go on with"),
         (["--resume", "runs/a", "--recipe", "b"], "--resume"),
         (["--data_root", "x"], "--recipe and one of coco_resnet101_deconv_256x192, coco_resnet101_deconv_3"),
+        (["--data_root", "x"], "own_resnet50_fcn_256 is for data of your own, with --dataset; synthetic_resnet18"),
+        (
+            ["--data_root", "x", "--dataset", "yolo"],
+            "add --recipe own_resnet50_fcn_256, which is for data of your own in any format, or another\n",
+        ),
         (["--data-root=x", "--epochs", "1"], "synthetic_resnet18_fcn_128 draws synthetic persons there"),
         (
             ["--recipe", "mpii_resnet50_fcn_256", "--data_root", "/no/such/place"],

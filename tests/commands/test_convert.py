@@ -15,9 +15,12 @@ from scipy.io import savemat
 
 from fastpose import cli, convert
 from fastpose.data.dataset import Dataset
+from fastpose.data.datasets import open_dataset
 from fastpose.files import write_yaml
+from fastpose.options.asked import find_recipe, read_recipe
+from fastpose.options.settle import settle
 from fastpose.skeletons import COCO, MPII, Skeleton, find_skeleton, read_skeleton, skeleton_as_plain
-from tests.helpers.formats import opened, picture, write_csv, write_deeplabcut, write_yolo
+from tests.helpers.formats import SIZE, opened, picture, write_csv, write_deeplabcut, write_yolo
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -70,7 +73,9 @@ def reopened(printed: str) -> Dataset:
     words = shlex.split(printed.splitlines()[-1])
     assert words[:2] == ["fastpose", "train"]
     asked = options(words[2:])
-    return opened(Path(asked.pop("data_root")), asked.pop("dataset"), **asked)
+    recipe = read_recipe(find_recipe(asked.pop("recipe")))
+    settings = settle({**asked, "size": SIZE}, recipe=recipe)
+    return open_dataset(settings.data, SIZE)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -93,6 +98,29 @@ def test_the_printed_command_reads_the_same_persons(name, tmp_path, capsys):
         np.testing.assert_allclose(now.scale * 200, was.scale * 200, atol=1e-3)
 
 
+def test_the_printed_command_and_that_of_the_manual_train(tmp_path, capsys):
+    pytest.importorskip("jsonargparse")
+    root = write_yolo(tmp_path / "EYES")
+    small = ["--dry_run", "--device", "cpu", "--size", "64", "64", "--depth", "18", "--batch_size", "2"]
+    converted(root, tmp_path / "out", "--dataset", "yolo")
+    _, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert cli.main([*words, *small]) == 0
+    assert "joints [2, 3, 2]" in capsys.readouterr().out
+    manual = (Path(__file__).parents[2] / "docs" / "converting.md").read_text(encoding="utf-8")
+    [line] = [line for line in manual.splitlines() if line.startswith("fastpose train") and "--dataset yolo" in line]
+    _, *words = shlex.split(line.replace("EYES", str(root)))
+    assert cli.main([*words, *small]) == 0
+    assert "joints [2, 3, 2]" in capsys.readouterr().out
+
+
+def test_splits_that_share_images_are_a_warning(tmp_path, caplog):
+    root = write_tiny_coco(tmp_path / "in")
+    words = [word for option, value in FILES.items() for word in (f"--{option}", value)]
+    converted(root, tmp_path / "out", "--dataset", "coco", *words)
+    assert "4 of 4 validation images are training images too" in caplog.text
+    assert "name another file with valid_annotations" in caplog.text
+
+
 def test_what_is_left_out_is_printed_with_its_reason_and_the_first(tmp_path, capsys, caplog):
     root = write_deeplabcut(tmp_path / "in")
     assert cli.main(["convert", str(root), str(tmp_path / "out"), "--dataset", "deeplabcut"]) == 0
@@ -112,10 +140,9 @@ def test_options_that_say_how_to_read_go_into_the_command(tmp_path, capsys):
     converted(root, tmp_path / "out", "--dataset", "yolo", "--category", "person", "--missing_images", "drop")
     words = options(shlex.split(capsys.readouterr().out.splitlines()[-1])[2:])
     assert words == {
+        "recipe": "own_resnet50_fcn_256",
         "data_root": str(tmp_path / "out"),
-        "dataset": "coco",
         "skeleton": str(tmp_path / "out/skeleton.yaml"),
-        **FILES,
         "images": str(root),
         "category": "person",
         "missing_images": "drop",

@@ -86,7 +86,7 @@ def slug(heading: str) -> str:
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_recipes_modules_and_targets_that_a_page_names_exist(page: str) -> None:
     text = PAGES[page]
-    for recipe in re.findall(r"--recipe ((?:mpii|coco|synthetic)_\w+)", text):
+    for recipe in re.findall(r"--recipe ((?:mpii|coco|synthetic|lspet|own)_\w+)", text):
         assert recipe in recipes()
     for module in set(re.findall(r"python -m\s+((?:fastpose|bench|studies)(?:\.\w+)*)", text)):
         assert importlib.util.find_spec(module), module
