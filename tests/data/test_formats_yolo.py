@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from fastpose import check, convert
 from fastpose.data.annotation_rows import AnnotationError
+from fastpose.data.formats import yolo
 from fastpose.option import OptionError
 from fastpose.skeletons import COCO
 from tests.helpers.formats import JOINTS, TRAINED, VALIDATED, names, opened, picture, read, write_yolo
@@ -308,6 +310,15 @@ def test_persons_on_a_damaged_picture_stay_until_it_is_needed(root, tmp_path, ca
     written = json.loads((tmp_path / "out/annotations/train.json").read_text())
     assert [image["file_name"] for image in written["images"]] == ["images/train/b.png"]
     assert [one["image_id"] for one in written["annotations"]] == [written["images"][0]["id"]]
+
+
+def test_what_would_spoil_any_picture_stops_and_places_nobody(root, monkeypatch):
+    def no_descriptors(*_: object) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(yolo, "image_size", no_descriptors)
+    with pytest.raises(OSError, match="Too many open files"):
+        read(root, "yolo")
 
 
 def test_labels_without_pictures_are_counted_and_pictures_without_labels_noted(root, caplog):

@@ -85,7 +85,7 @@ def as_contents(
     An image that cannot be read has no size here, and is an error, or left out, where it is needed.
     """
     number = {name: row for row, name in enumerate(dict.fromkeys(images), start=1)}
-    sizes = {name: size_of(folder, name, reading) for name in number}
+    sizes = {name: _size(folder, name, reading) for name in number}
     annotations = []
     for row, person in enumerate(persons, start=1):
         annotated = person.joints[:, 2] > 0
@@ -126,8 +126,7 @@ def around(points: np.ndarray) -> tuple[float, float, float, float]:
     return (x, y, w, h)
 
 
-def size_of(folder: Path, name: str, reading: Reading) -> dict[str, int]:
-    """Width and height of a picture, from its header; empty if it cannot be read."""
+def _size(folder: Path, name: str, reading: Reading) -> dict[str, int]:
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:  # refused with its person, and not opened here
         return {}
     try:

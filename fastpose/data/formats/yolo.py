@@ -22,8 +22,8 @@ from fastpose.data.formats.found import (
     named_skeleton,
     number,
     read_text,
-    size_of,
 )
+from fastpose.data.images import BadImageError, image_size
 from fastpose.files import read_yaml
 from fastpose.option import OptionError
 from fastpose.skeletons import COCO, Skeleton
@@ -96,11 +96,12 @@ def read_yolo(file: Path, split: Split, data: DataOptions) -> Found:
         if not labels.is_file():
             bare.append(name)
             continue
-        size = size_of(root, name, data.reading)
-        if not size:  # an error where the picture is needed, or left out, as --on_bad_image says
+        try:
+            height, width = image_size(root / name, data.reading)
+        except BadImageError:  # an error where the picture is needed, or left out, as --on_bad_image says
+            width, height = _UNKNOWN
             unsized.add(name)
-        place = (size["width"], size["height"]) if size else _UNKNOWN
-        persons += _persons(labels, name, place, layout, dropped, data.max_annotation_bytes)
+        persons += _persons(labels, name, (width, height), layout, dropped, data.max_annotation_bytes)
     if len(bare) == len(kept):
         raise AnnotationError(
             f"{file}: {key}: none of its {len(names)} pictures has labels: those of the first, {names[0]!r}, would be "
