@@ -340,7 +340,7 @@ def test_a_folder_of_another_format_is_an_error_that_names_it(name, file, here):
 @pytest.mark.parametrize(("name", "file"), [("yolo", "data.yaml"), ("deeplabcut", "config.yaml")])
 def test_a_format_s_own_yaml_file_is_not_a_list_of_sets(name, file, here):
     (here / file).write_text("names:\n  0: person\n")
-    message = rf"^dataset: {file} has no sets: if it is that of a data set, name its folder, and --dataset {name}$"
+    message = rf"^dataset: \S*{file} has no sets: if it is that of a data set, name its folder, and --dataset {name}$"
     with pytest.raises(OptionError, match=message):
         settle({"dataset": file})
     with pytest.raises(ValueError, match=message[1:]):

@@ -103,7 +103,7 @@ def _place(path: object, file: Path, folder: Path) -> str:
         place = os.path.realpath(place)
         if os.path.commonpath([root, place]) == root and os.path.isfile(place):
             return place
-    raise AnnotationError(f"{file}: video {as_json(str(path))} is not in {root}: name its folder with images")
+    raise AnnotationError(f"{file}: video {as_json(str(path), 400)} is not in {root}: name its folder with images")
 
 
 def _frame(video: Any, place: int) -> Callable[[], np.ndarray]:
