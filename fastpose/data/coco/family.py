@@ -122,8 +122,40 @@ _WITH_FINGERS = 21  # joints of Human-Art's longer list
 _WHOLE = 136  # joints of Halpe's files
 
 
-class Aic:
-    """AI Challenger's persons, 14 joints, as mmpose has converted their files. See `fastpose.data.dataset.Dataset`."""
+class Family:
+    """A data set in COCO's form once `change` has been at its files. See `fastpose.data.dataset.Dataset`.
+
+    Those below have no code of their own: they differ in what they say here.
+    """
+
+    layout: ClassVar[Mapping[str, str]]
+    joints: ClassVar[str]  # of this data set's name
+    longer: ClassVar[tuple[str, ...]] = ()  # other skeletons that its files have the joints of
+    change: ClassVar[staticmethod[[dict[str, Any], Skeleton], dict[str, Any]]]
+    any_joints: ClassVar[bool] = False
+    input_size: ClassVar[tuple[int, int]] = (256, 192)
+    fits_boxes: ClassVar[bool] = True
+
+    def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
+        self.data, self.size = data, size
+        self.skeleton = joints_of(self.joints, data, skeleton, self.joints, *self.longer)
+
+    def read(self, split: Split) -> Persons:
+        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
+
+    def as_coco(self, split: Split) -> CocoForm:
+        return form_of(self.data, split, lambda contents, file: type(self).change(contents, self.skeleton))
+
+    def scorer(self, persons: Persons) -> Scorer:
+        return scorer_of(persons, self.data)
+
+
+def _of_aic(contents: dict[str, Any], skeleton: Skeleton) -> dict[str, Any]:
+    return name_joints(contents, skeleton)
+
+
+class Aic(Family):
+    """AI Challenger's persons, 14 joints, as mmpose has converted their files."""
 
     layout: ClassVar[Mapping[str, str]] = {
         "train_annotations": "annotations/aic_train.json",
@@ -132,27 +164,23 @@ class Aic:
         "valid_images": "ai_challenger_keypoint_validation_20170911/keypoint_validation_images_20170911",
     }
     joints: ClassVar[str] = "aic"
-    any_joints: ClassVar[bool] = False
-    input_size: ClassVar[tuple[int, int]] = (256, 192)
-    fits_boxes: ClassVar[bool] = True
-
-    def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
-        self.data, self.size, self.skeleton = data, size, joints_of("aic", data, skeleton, self.joints)
-
-    def read(self, split: Split) -> Persons:
-        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
-
-    def as_coco(self, split: Split) -> CocoForm:
-        return form_of(self.data, split, lambda contents, file: name_joints(contents, self.skeleton))
-
-    def scorer(self, persons: Persons) -> Scorer:
-        return scorer_of(persons, self.data)
+    change = staticmethod(_of_aic)
 
 
-class HumanArt:
+def _of_human_art(contents: dict[str, Any], skeleton: Skeleton) -> dict[str, Any]:
+    if skeleton.num_joints == _WITH_FINGERS:
+        contents = change_annotations(contents, _with_21)
+    return name_joints(contents, skeleton, listed=_WITH_FINGERS)
+
+
+def _with_21(record: dict[str, Any], where: str) -> dict[str, Any]:
+    fields = {"keypoints": "keypoints_21", "num_keypoints": "num_keypoints_21"}
+    return {**record, **{name: record.get(longer) for name, longer in fields.items()}}
+
+
+class HumanArt(Family):
     """Human-Art: COCO's 17 joints (``keypoints``), or with fingers and toes 21 (``keypoints_21``), as the skeleton has
-    it. Its files name images from the folder on that ``HumanArt`` is in. See `fastpose.data.dataset.Dataset`.
-    """
+    it. Its files name images from the folder on that ``HumanArt`` is in."""
 
     layout: ClassVar[Mapping[str, str]] = {
         "train_annotations": "HumanArt/annotations/training_humanart.json",
@@ -161,36 +189,25 @@ class HumanArt:
         "valid_images": "",
     }
     joints: ClassVar[str] = "human_art"
-    any_joints: ClassVar[bool] = False
-    input_size: ClassVar[tuple[int, int]] = (256, 192)
-    fits_boxes: ClassVar[bool] = True
-
-    def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
-        self.data, self.size = data, size
-        self.skeleton = joints_of("human_art", data, skeleton, self.joints, "human_art21")
-
-    def read(self, split: Split) -> Persons:
-        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
-
-    def as_coco(self, split: Split) -> CocoForm:
-        return form_of(self.data, split, self._changed)
-
-    def _changed(self, contents: dict[str, Any], file: Path) -> dict[str, Any]:
-        if self.skeleton.num_joints == _WITH_FINGERS:
-            contents = change_annotations(contents, _with_21)
-        return name_joints(contents, self.skeleton, listed=_WITH_FINGERS)
-
-    def scorer(self, persons: Persons) -> Scorer:
-        return scorer_of(persons, self.data)
+    longer = ("human_art21",)
+    change = staticmethod(_of_human_art)
 
 
-def _with_21(record: dict[str, Any], where: str) -> dict[str, Any]:
-    fields = {"keypoints": "keypoints_21", "num_keypoints": "num_keypoints_21"}
-    return {**record, **{name: record.get(longer) for name, longer in fields.items()}}
+def _of_halpe(contents: dict[str, Any], skeleton: Skeleton) -> dict[str, Any]:
+    """The first joints of each person, as many as the skeleton has, and no ``num_keypoints``, which counts COCO's 17 of
+    a person alone: `read_coco` then counts all."""
+
+    def first_joints(record: dict[str, Any], where: str) -> dict[str, Any]:
+        joints = record.get("keypoints")
+        if isinstance(joints, list) and len(joints) == 3 * _WHOLE:
+            record = {**record, "keypoints": joints[: 3 * skeleton.num_joints]}
+        return {name: value for name, value in record.items() if name != "num_keypoints"}
+
+    return change_annotations(contents, first_joints)
 
 
-class Halpe26:
-    """Halpe's body and feet, the first 26 of its joints. See `fastpose.data.dataset.Dataset`."""
+class Halpe26(Family):
+    """Halpe's body and feet, the first 26 of its joints."""
 
     layout: ClassVar[Mapping[str, str]] = {
         "train_annotations": "annotations/halpe_train_v1.json",
@@ -199,51 +216,12 @@ class Halpe26:
         "valid_images": "val2017",
     }
     joints: ClassVar[str] = "halpe26"
-    any_joints: ClassVar[bool] = False
-    input_size: ClassVar[tuple[int, int]] = (256, 192)
-    fits_boxes: ClassVar[bool] = True
-
-    def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
-        self.data, self.size, self.skeleton = data, size, joints_of("halpe26", data, skeleton, self.joints)
-
-    def read(self, split: Split) -> Persons:
-        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
-
-    def as_coco(self, split: Split) -> CocoForm:
-        def first_26(record: dict[str, Any], where: str) -> dict[str, Any]:
-            joints = record.get("keypoints")
-            if isinstance(joints, list) and len(joints) == 3 * _WHOLE:
-                record = {**record, "keypoints": joints[: 3 * self.skeleton.num_joints]}
-            return _counted(record, where)
-
-        return form_of(self.data, split, lambda contents, file: change_annotations(contents, first_26))
-
-    def scorer(self, persons: Persons) -> Scorer:
-        return scorer_of(persons, self.data)
+    change = staticmethod(_of_halpe)
 
 
-class Halpe136:
-    """Halpe's bodies, feet, faces and hands. See `fastpose.data.dataset.Dataset`."""
+class Halpe136(Family):
+    """Halpe's bodies, feet, faces and hands."""
 
     layout: ClassVar[Mapping[str, str]] = Halpe26.layout
     joints: ClassVar[str] = "halpe136"
-    any_joints: ClassVar[bool] = False
-    input_size: ClassVar[tuple[int, int]] = (256, 192)
-    fits_boxes: ClassVar[bool] = True
-
-    def __init__(self, data: DataOptions, size: tuple[int, int], skeleton: Skeleton | None = None) -> None:
-        self.data, self.size, self.skeleton = data, size, joints_of("halpe136", data, skeleton, self.joints)
-
-    def read(self, split: Split) -> Persons:
-        return read_form(self.as_coco(split), self.data, split, self.size, self.skeleton)
-
-    def as_coco(self, split: Split) -> CocoForm:
-        return form_of(self.data, split, lambda contents, file: change_annotations(contents, _counted))
-
-    def scorer(self, persons: Persons) -> Scorer:
-        return scorer_of(persons, self.data)
-
-
-def _counted(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """Without ``num_keypoints``, which counts COCO's 17 joints of a person alone: `read_coco` then counts all."""
-    return {name: value for name, value in record.items() if name != "num_keypoints"}
+    change = staticmethod(_of_halpe)
