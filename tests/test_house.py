@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -85,3 +86,12 @@ def test_no_module_imports_itself_through_others() -> None:
 def test_no_file_of_the_package_is_longer_than_a_thought() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "fastpose").rglob("*.py")}
     assert not [path for path, count in lines.items() if count > 480]
+
+
+def test_no_module_imports_what_is_slow_and_seldom_needed() -> None:
+    """matplotlib, SciPy and pycocotools are imported by the functions that use them."""
+    for path in sorted((ROOT / "fastpose").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"matplotlib", "scipy", "pycocotools"}, path

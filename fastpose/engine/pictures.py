@@ -8,16 +8,18 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from fastpose.files import write_bytes
 from fastpose.skeletons import Skeleton
 from fastpose.skeletons.sides import side_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 PREDICTION = "#1f6fff"
 GROUND_TRUTH = "#ffd21f"
@@ -48,7 +50,7 @@ def draw_curves(
         label: the title of the score.
         note: what to write below it; empty: nothing.
     """
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = new_figure((12, 3.6), layout="constrained")
     loss, score, rate = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in lines]
     marker = "." if len(lines) <= 40 else ""
@@ -84,7 +86,7 @@ def draw_predictions(path: Path, people: Sequence[Person], skeleton: Skeleton) -
     rows = -(-len(people) // columns)
     h, w = np.max([person.picture.shape[:2] for person in people], axis=0)
     wide, high = w / max(h, w), h / max(h, w)
-    figure = Figure(figsize=(2.6 * wide * columns, 2.6 * high * rows + 0.4))
+    figure = new_figure((2.6 * wide * columns, 2.6 * high * rows + 0.4))
     top = 1 - 0.4 / (2.6 * high * rows + 0.4)
     grid = figure.add_gridspec(rows, columns, left=0.005, right=0.995, bottom=0.005, top=top, wspace=0.03, hspace=0.03)
     for number, person in enumerate(people):
@@ -93,10 +95,8 @@ def draw_predictions(path: Path, people: Sequence[Person], skeleton: Skeleton) -
         draw_skeleton(axes, person.truth, person.annotated, skeleton, GROUND_TRUTH, width=3.0)
         draw_skeleton(axes, person.predicted, np.ones(len(person.predicted), bool), skeleton, PREDICTION, width=1.8)
         frame(axes, *person.picture.shape[:2])
-    legend = [
-        Line2D([], [], color=color, marker="o", label=label)
-        for color, label in ((PREDICTION, "prediction"), (GROUND_TRUTH, "ground truth"))
-    ]
+    kinds = (("prediction", PREDICTION), ("ground truth", GROUND_TRUTH))
+    legend = [legend_entry(label, color, marker="o") for label, color in kinds]
     figure.legend(handles=legend, loc="upper center", ncols=2, frameon=False)
     _save(figure, path)
 
@@ -126,7 +126,7 @@ def draw_heatmaps(
     height, width = picture.shape[:2]
     drawn = np.linspace(0, len(heatmaps) - 1, min(len(heatmaps), MAPS)).round().astype(int)
     columns, lines = 4, -(-len(drawn) // 4)
-    figure = Figure(figsize=(1.9 * (columns + lines) * width / height, 2.0 * lines))
+    figure = new_figure((1.9 * (columns + lines) * width / height, 2.0 * lines))
     # Placed by hand: a layout engine takes seconds over seventeen axes.
     grid = figure.add_gridspec(
         lines, lines + columns, left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.06, hspace=0.14
@@ -148,7 +148,7 @@ def draw_heatmaps(
 def draw_pose(path: Path, picture: np.ndarray, poses: np.ndarray, skeleton: Skeleton) -> None:
     """A picture, uint8 [H, W, 3], with predicted poses, [N, K, 2] in its pixels."""
     height, width = picture.shape[:2]
-    figure = Figure(figsize=(8, max(8 * height / width, 1)))
+    figure = new_figure((8, max(8 * height / width, 1)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(picture)
     for joints in poses:
@@ -209,6 +209,21 @@ def draw_map(axes: Axes, picture: np.ndarray, heatmap: np.ndarray, *, udp: bool)
         shown, cmap="inferno", alpha=0.25 + 0.65 * shown, extent=extent, interpolation="bilinear", vmin=0, vmax=1
     )
     frame(axes, height, width)
+
+
+def new_figure(inches: tuple[float, float], **options: Any) -> Figure:
+    """An empty figure of that width and height, with matplotlib's options."""
+    # Imported here: it takes 0.4 s, and most commands draw nothing before their end.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=inches, **options)
+
+
+def legend_entry(label: str, color: str, **options: Any) -> Line2D:
+    """A line that stands for `label` in a legend, with matplotlib's options."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=color, label=label, **options)
 
 
 def encoded(figure: Figure, kind: str, *, dpi: int = 110) -> bytes:

@@ -6,13 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from fastpose.engine.pictures import (
     LEFT,
@@ -23,10 +19,16 @@ from fastpose.engine.pictures import (
     encoded,
     frame,
     has_sides,
+    legend_entry,
+    new_figure,
     side_colors,
 )
 from fastpose.option import OptionError
 from fastpose.skeletons import Skeleton
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST = 4000  # pixels of a sheet's sides
 SMALLEST, LARGEST = 64, 320  # longer side of a crop on a sheet, pixels; it is magnified by whole numbers
@@ -128,15 +130,15 @@ def draw_sheet(
     headings = wrap(heading, int((width - 2 * MARGIN) / (1.25 * LETTER)), max_lines=3, placeholder="…")
     top = MARGIN + (len(headings) + 2) * LINE
     height = top + rows * step_y + MARGIN // 2
-    figure = Figure(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI)
+    figure = new_figure(((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI)
     for line, text in enumerate(headings):
         _write(figure, text, MARGIN, MARGIN + line * LINE, math.inf, size=9.0, weight="bold")
     legend = [
-        Line2D([], [], color=color, marker="o", markeredgecolor="black", markeredgewidth=0.5, label=label)
+        legend_entry(label, color, marker="o", markeredgecolor="black", markeredgewidth=0.5)
         for color, label in legend_of(skeleton)
     ]
     if layout.panels == 2:
-        legend.append(Line2D([], [], color=TARGET, linewidth=7.0, alpha=0.8, label="targets"))
+        legend.append(legend_entry("targets", TARGET, linewidth=7.0, alpha=0.8))
     figure.legend(
         handles=legend,
         loc="upper left",
@@ -156,7 +158,7 @@ def draw_sheet(
 
 def draw_person(person: Fed, skeleton: Skeleton, layout: Layout, *, names: bool = False, udp: bool = False) -> bytes:
     """One person without its caption, as a PNG; see draw_sheet."""
-    figure = Figure(figsize=((layout.cell + 0.01) / DPI, (layout.height + 0.01) / DPI), dpi=DPI, facecolor="none")
+    figure = new_figure(((layout.cell + 0.01) / DPI, (layout.height + 0.01) / DPI), dpi=DPI, facecolor="none")
     _draw_person(figure, person, skeleton, layout, 0, 0, names=names, udp=udp)
     return encoded(figure, "png", dpi=DPI)
 
@@ -190,6 +192,8 @@ def _draw_person(
 def _write_names(axes: Axes, person: Fed, skeleton: Skeleton, scale: float) -> None:
     """Writes the names of the joints inside the crop beside them, on the side that looks away from the others, if there
     is room; those of one side below each other. `scale`: pixels of the sheet per pixel of the crop."""
+    from matplotlib.patheffects import withStroke
+
     height, width = person.picture.shape[:2]
     inside = (person.points > -0.5) & (person.points < (width - 0.5, height - 0.5))
     joints = np.flatnonzero(person.annotated & inside.all(axis=1))
@@ -213,7 +217,7 @@ def _write_names(axes: Axes, person: Fed, skeleton: Skeleton, scale: float) -> N
             va="center",
             clip_on=True,
             parse_math=False,
-            path_effects=[patheffects.withStroke(linewidth=1.8, foreground="black")],
+            path_effects=[withStroke(linewidth=1.8, foreground="black")],
         )
 
 
