@@ -187,9 +187,9 @@ def test_a_path_with_a_null_byte_is_reported():
 
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data")
 def test_the_real_images_read():
-    paths = sorted(REAL_DATA.glob("*/images/*.jpg"))
-    assert len(paths) >= 5
-    for path in paths:
+    sets = [sorted(folder.glob("*.jpg")) for folder in REAL_DATA.glob("*/images")]
+    assert sum(map(len, sets)) >= 5
+    for path in (path for paths in sets for path in paths[:100]):
         image = read_image(path)
         assert_is_rgb(image, image.shape[:2])
         with Image.open(path) as pillow:
