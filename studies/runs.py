@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished runs side by side: what they were told differently, their scores, and what their networks cost.
+"""Finished runs side by side: what they were told differently, their last scores, and what their networks cost.
 
-Runs that differ in their seed alone are one row, with the mean of their scores and each of them. Latencies are of this
+Runs that differ in their seed alone are one row, with the mean of their scores and each of them. Minutes include other
+work of the machine and pauses by SIGSTOP, but not the time until a run goes on with `--resume`. Latencies are of this
 machine's CPU. Prints a Markdown table.
 
 fastpose train --seed 0 --run runs/fcn-0
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         rows = rows_of(options.run)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
@@ -57,9 +58,11 @@ def rows_of(runs: Sequence[Path]) -> list[dict[str, str]]:
     """A row for each setting, in the order of its first run."""
     settings = {run: read_yaml(run / "config.yaml") for run in runs}
     summaries = {run: json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs}
-    kinds = {kind for summary in summaries.values() for kind in SCORES if kind in summary}
-    if len(kinds) != 1:
-        raise ValueError(f"expected runs with one score of {', '.join(SCORES)}, got {sorted(kinds) or 'none'}")
+    kinds = {next((kind for kind in SCORES if kind in summary), "none") for summary in summaries.values()}
+    if len(kinds) > 1 or "none" in kinds:
+        raise ValueError(
+            f"expected runs with the same score, one of {', '.join(SCORES)}, got {', '.join(sorted(kinds))}"
+        )
     kind = kinds.pop()
     names = dict.fromkeys(name for each in settings.values() for name in each if name not in NO_SETTINGS)
     differing = [name for name in names if len({str(each.get(name)) for each in settings.values()}) > 1]
@@ -85,7 +88,7 @@ def cost_of(run: Path, persons: int) -> dict[str, str]:
     trained = load_trained(run, {}, torch.device("cpu"))
     model, network, schedule = trained.model.eval(), trained.settings.network, trained.settings.schedule
     return {
-        "network": f"ResNet-{network.depth} {network.head}, {network.size[0]}×{network.size[1]}",
+        "network": f"{network}, {network.size[0]}×{network.size[1]}",
         "steps": f"{schedule.epochs * -(-persons // schedule.batch_size):,} of {schedule.batch_size}",
         "parameters": f"{count_parameters(model) / 1e6:.2f} M",
         "GFLOPs": f"{count_flops(model, network.size) / 1e9:.2f}",

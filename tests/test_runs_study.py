@@ -45,7 +45,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(finished) -> None:
     ]
 
 
-def test_scores_of_two_kinds_are_not_one_column(finished, capsys) -> None:
-    made = [finished("a", "pck", {"PCK": 70, "AUC": 40}), finished("b", "pckh", {"Mean": 60, "Mean@0.1": 30})]
+@pytest.mark.parametrize(("kind", "got"), [("pckh", "pck, pckh"), ("coco of sets", "none, pck")])
+def test_scores_of_two_kinds_are_not_one_column(finished, capsys, kind: str, got: str) -> None:
+    made = [finished("a", "pck", {"PCK": 70, "AUC": 40}), finished("b", kind, {"Mean": 60, "Mean@0.1": 30})]
     assert runs.main([str(run) for run in made]) == 1
-    assert "expected runs with one score of pckh, pck, coco, got ['pck', 'pckh']" in capsys.readouterr().err
+    assert f"expected runs with the same score, one of pckh, pck, coco, got {got}" in capsys.readouterr().err
