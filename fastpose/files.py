@@ -259,9 +259,10 @@ def is_blank(data: bytes) -> bool:
 
 
 def check_is_file(option: str, path: Path) -> None:
-    """Raises FileNotFoundError, naming the option, if the file does not exist."""
+    """Raises FileNotFoundError, naming the option and the first folder that is missing, if the file does not exist."""
     if not path.is_file():
-        raise FileNotFoundError(f"{option}: no file {path}")
+        missing = [folder for folder in path.parents if not folder.exists()]
+        raise FileNotFoundError(f"{option}: no file {path}{f': there is no folder {missing[-1]}' if missing else ''}")
 
 
 def open_file(path: str | os.PathLike[str]) -> int:

@@ -323,6 +323,9 @@ def test_a_missing_file_is_an_error_that_names_its_option(tmp_path, path):
     for absent in (tmp_path / "absent.mat", tmp_path):
         with pytest.raises(FileNotFoundError, match=f"^head_boxes: no file {absent}$"):
             check_is_file("head_boxes", absent)
+    message = f"^head_boxes: no file {tmp_path}/a/b/absent.mat: there is no folder {tmp_path}/a$"
+    with pytest.raises(FileNotFoundError, match=message):
+        check_is_file("head_boxes", tmp_path / "a/b/absent.mat")
 
 
 def test_a_file_is_read_whole_also_where_the_system_gives_it_no_size(tmp_path):

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from fastpose.data.dataset import DATA_FILES, DATA_READING, LAYOUT, DataOptions, named_files
+from fastpose.data.dataset import DATA_FILES, DATA_READING, LAYOUT, DataOptions, Split, named_files
 from fastpose.data.datasets import DATASETS, dataset_named, dataset_with_joints, is_mixture
 from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
 from fastpose.files import read_yaml
@@ -126,8 +128,8 @@ def settle(
     if settings.network.color_order == "auto":
         of_weights = weights.color_order if weights else color_order_of_weights(settings.network)
         values["color_order"] = of_weights or "rgb"
-    if reads_data and "dataset" not in named and not values["synthetic_persons"]:
-        _check_default_format(Path(values["data_root"]), values)
+    if reads_data and not values["synthetic_persons"] and not is_mixture(values["dataset"]):
+        _check_data_are_there(Path(values["data_root"]), values, named)
     if reads_data and is_pack(Path(values["data_root"])):
         others = {name: value for name, value in named.items() if name not in asked}
         values |= _packed(values, asked, others, called or {})
@@ -172,22 +174,43 @@ def _check_lists_sets(file: Path) -> None:
                 )
 
 
-def _check_default_format(root: Path, values: Mapping[str, Any]) -> None:
-    """Raises OptionError if nobody named a format, the files of the default one are missing, and those of another are
-    there."""
-    if (
-        is_pack(root)
-        or (root / values["train_annotations"]).is_file()
-        or (root / values["valid_annotations"]).is_file()
-    ):
+def _check_data_are_there(root: Path, values: Mapping[str, Any], named: Collection[str]) -> None:
+    """Raises OptionError if no annotations are there because the data root is a file, or because nobody named a format
+    or files and the folder has those of another. Whatever else is missing is an error where it is read."""
+    files = [f"{split}_annotations" for split in get_args(Split)]
+    if is_pack(root) or any((root / values[name]).is_file() for name in files):
         return
+    if root.is_file():
+        about = "; a list of several sets is a value of --dataset" if is_mixture(root.name) else ""
+        raise OptionError("data_root", f"expected the folder of a data set, got a file: {root}{about}")
+    if not {"dataset", *files}.isdisjoint(named):
+        return
+    absent = f"without it {root} is in the format {values['dataset']}, whose {values['train_annotations']} is not there"
     for name, kind in DATASETS.items():
         if (root / (file := kind.layout["train_annotations"])).is_file():
-            raise OptionError(
-                "dataset",
-                f"without it {root} is in the format {values['dataset']}, whose {values['train_annotations']} is not "
-                f"there; there is {file}: add --dataset {name}",
-            )
+            raise OptionError("dataset", f"{absent}; there is {file}: add --dataset {name}")
+    if found := _annotations_in(root):
+        shown = ", ".join(found[:3]) + (" and others" if len(found) > 3 else "")
+        raise OptionError("dataset", f"{absent}; there is {shown}: name the format, and the files of annotations")
+
+
+_ENDINGS = (".json", ".mat", ".csv", ".slp", ".h5", ".yaml", ".yml")  # of annotations
+_MOST_FOLDERS, _MOST_ENTRIES = 100, 10_000  # that are looked at: there may be millions of images
+
+
+def _annotations_in(root: Path) -> list[str]:
+    """The files in a folder, and in those in it, that may be annotations; relative to it."""
+    found, folders = [], [root]
+    for number, folder in enumerate(folders):
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in itertools.islice(entries, _MOST_ENTRIES):
+                if entry.name.startswith("."):
+                    continue
+                if number == 0 and entry.is_dir() and len(folders) < _MOST_FOLDERS:
+                    folders.append(Path(entry.path))
+                elif entry.name.lower().endswith(_ENDINGS) and entry.is_file():
+                    found.append(Path(entry.path).relative_to(root).as_posix())
+    return sorted(found)
 
 
 def _of_one_data_set(*levels: Mapping[str, Any]) -> dict[str, Any]:

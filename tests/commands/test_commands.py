@@ -760,7 +760,7 @@ def test_a_bad_image_is_an_error_with_its_name_or_skipped_and_counted(recipe, tm
         ("head_boxes", "annot/none.mat"),
         ("split_list", "none.txt"),
         ("images", "none"),
-        ("backbone_weights", "/no/such.pth"),
+        ("backbone_weights", "/no_such.pth"),
     ],
 )
 def test_a_missing_file_is_reported_with_its_option_and_path(recipe, tmp_path, capsys, name, path):
@@ -799,7 +799,7 @@ def test_a_run_folder_is_not_written_over(recipe, finished, capsys):
         (["--data-root=x", "--epochs", "1"], "synthetic_resnet18_fcn_128 draws synthetic persons there"),
         (
             ["--recipe", "mpii_resnet50_fcn_256", "--data_root", "/no/such/place"],
-            "train_annotations: no file /no/such/place/annot/train.json",
+            "train_annotations: no file /no/such/place/annot/train.json: there is no folder /no\n",
         ),
         (["--device", "cuda:99"], "device"),
         (["--device", "foo"], "device: expected auto, cpu, cuda or cuda:NUMBER, got 'foo'"),
@@ -887,9 +887,14 @@ def test_the_command_line_s_faults_are_not_reported_as_the_recipe_s(tmp_path, ca
     with pytest.raises(SystemExit):
         train.main(["--recipe", str(file), "--size", "64", "65"])
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: size: expected height and width")
-    for command in (train.main, lambda words: pack.main([str(tmp_path), str(tmp_path / "out"), *words])):
-        assert command(["--recipe", str(file), *["--data_root", str(tmp_path)] * (command is train.main)]) == 1
-        assert capsys.readouterr().err == f"error: train_annotations: no file {tmp_path / 'annot/train.json'}\n"
+    root = tmp_path / "set"
+    root.mkdir()
+    for command in (train.main, lambda words: pack.main([str(root), str(tmp_path / "out"), *words])):
+        assert command(["--recipe", str(file), *["--data_root", str(root)] * (command is train.main)]) == 1
+        assert (
+            capsys.readouterr().err
+            == f"error: train_annotations: no file {root}/annot/train.json: there is no folder {root}/annot\n"
+        )
 
 
 def test_the_recipes_are_found_by_name_and_fit_the_options():

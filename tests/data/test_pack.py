@@ -526,7 +526,7 @@ def test_what_cannot_be_packed_is_named(whole, tmp_path, capsys):
     assert pack.main([str(whole), str(tmp_path / "out")]) == 1
     assert "is a pack itself" in capsys.readouterr().err
     assert pack.main([str(tmp_path / "none"), str(tmp_path / "out")]) == 1
-    assert "train_annotations: no file" in capsys.readouterr().err
+    assert f"no file {tmp_path}/none/annot/train.json: there is no folder {tmp_path}/none\n" in capsys.readouterr().err
 
 
 def test_the_command_prints_its_progress(data, tmp_path):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,46 @@ def test_a_folder_of_another_format_is_an_error_that_names_it(name, file, here):
     (here / "annot").mkdir()
     (here / "annot/valid.json").write_text("")  # as evaluation has it
     assert settle({"data_root": str(here)}).data.dataset == "mpii"
+
+
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        (["annotations/b.json", "annotations/a.json", "images/a.png"], "annotations/a.json, annotations/b.json"),
+        (["project/labels.SLP", ".hidden/a.json", ".a.json"], "project/labels.SLP"),
+        (["x/mpii_human_pose_v1_u12_1.mat", "deep/er/a.json"], "x/mpii_human_pose_v1_u12_1.mat"),
+        ([f"img{n}.json" for n in range(4)], "img0.json, img1.json, img2.json and others"),
+        ([f"a/{n}.png" for n in range(300)] + ["z.csv"], "z.csv"),
+    ],
+)
+def test_a_folder_without_any_usual_file_is_an_error_that_says_what_is_there(files, shown, here):
+    for file in files:
+        (here / file).parent.mkdir(exist_ok=True, parents=True)
+        (here / file).write_text("")
+    message = f"is not there; there is {shown}: name the format, and the files of annotations"
+    with pytest.raises(OptionError, match=f"^dataset: .*{re.escape(message)}$"):
+        settle({"data_root": str(here)})
+    assert settle({"data_root": str(here), "dataset": "coco"}).data.dataset == "coco"
+    assert settle({"data_root": str(here)}, reads_data=False).data.dataset == "mpii"
+    named = settle({"data_root": str(here), "train_annotations": "annot/mytrian.json"})  # an error where it is read
+    assert named.data.train_annotations == "annot/mytrian.json"
+
+
+def test_a_folder_without_annotations_and_one_that_does_not_exist_are_errors_where_they_are_read(here):
+    (here / "a.png").write_text("")
+    for root in (here, here / "none"):
+        assert settle({"data_root": str(root)}).data.data_root == str(root)
+
+
+@pytest.mark.parametrize("dataset", [{}, {"dataset": "coco"}])
+def test_a_data_root_that_is_a_file_is_an_error(dataset, here):
+    for name, about in (("labels.slp", ""), ("sets.yaml", "; a list of several sets is a value of --dataset")):
+        (here / name).write_text("")
+        message = f"data_root: expected the folder of a data set, got a file: {here / name}{about}"
+        with pytest.raises(OptionError, match=f"^{re.escape(message)}$"):
+            settle({"data_root": name, **dataset})
+    files = {"train_annotations": str(here / "labels.slp"), "images": str(here)}  # which are not below the root
+    assert settle({"data_root": "sets.yaml", **files, **dataset}).data.images == str(here)
 
 
 @pytest.mark.parametrize(("name", "file"), [("yolo", "data.yaml"), ("deeplabcut", "config.yaml")])
