@@ -21,38 +21,49 @@ def side_of(name: str) -> str:
     return sides.pop() if len(sides) == 1 else ""
 
 
-def counterpart(name: str) -> str | None:
-    """The name with left for right and right for left; None if it has neither."""
+def _exchanges(name: str, *, every: bool) -> list[tuple[str, str]]:
+    """The name with its sides exchanged, after the first of them: all at once, or, of several, one at a time."""
+    sides = list(_SIDE.finditer(name))
+    if every:
+        return [(sides[0].group(), _SIDE.sub(_other, name))] if sides else []
+    single = [] if len(sides) < 2 else sides
+    return [(one.group(), name[: one.start()] + _other(one) + name[one.end() :]) for one in single]
 
-    def other(found: re.Match[str]) -> str:
-        word = found.group()
-        swapped = _OTHER[word.lower()]
-        return swapped.upper() if word.isupper() else swapped.title() if word[0].isupper() else swapped
 
-    swapped = _SIDE.sub(other, name)
-    return None if swapped == name else swapped
+def _other(found: re.Match[str]) -> str:
+    word = found.group()
+    swapped = _OTHER[word.lower()]
+    return swapped.upper() if word.isupper() else swapped.title() if word[0].isupper() else swapped
 
 
 def pairs_by_name(joints: Sequence[str]) -> list[Pair]:
-    """The pairs (right, left) of the joints whose names say that they belong together."""
+    """The pairs (right, left) of the joints whose names say that they belong together: by all sides in them, or by one
+    of several, as L4_left and L4_right."""
     index_of = {name: index for index, name in enumerate(joints)}
-    pairs = []
-    for left, name in enumerate(joints):
-        side, other = _SIDE.search(name), counterpart(name)
-        if side is None or other is None or not side.group().lower().startswith("l"):
-            continue
-        right = index_of.get(other)
-        if right is not None and counterpart(other) == name:  # not of lEft, where there is a left, too
-            pairs.append((right, left))
-    return pairs
+    right_of: dict[int, int] = {}
+    paired: set[int] = set()
+    for every in (True, False):
+        for left, name in enumerate(joints):
+            for side, other in _exchanges(name, every=every):
+                right = index_of.get(other)
+                if right is None or not side.lower().startswith("l") or paired & {left, right}:
+                    continue
+                back = [one for _, one in _exchanges(other, every=every)]
+                if name in back:  # not of lEft, where there is a left, too
+                    right_of[left] = right
+                    paired |= {left, right}
+    return [(right, left) for left, right in sorted(right_of.items())]
 
 
 def contradiction(joints: Sequence[str], pairs: Sequence[Pair]) -> str:
     """What the first of the mirror pairs that names contradict should be; empty if they contradict none."""
     own = {joint: pair for pair in pairs_by_name(joints) for joint in pair}
     for pair in pairs:
+        a, b = (joints[joint] for joint in pair)
+        if any(other == b for every in (True, False) for _, other in _exchanges(a, every=every)):
+            continue  # one of several ways to pair left_paw_l
         for joint in pair:
-            if joint in own and set(own[joint]) != set(pair):
+            if joint in own:
                 expected, got = (pairs_in_yaml(joints, [one])[1:-1] for one in (own[joint], pair))
                 return f"expected {expected}, as the names say, got {got}"
     return ""

@@ -12,7 +12,7 @@ import pytest
 
 from fastpose import pack
 from fastpose.data.annotation_rows import AnnotationError
-from fastpose.data.formats.found import around, pairs_of_names
+from fastpose.data.formats.found import around, named_skeleton
 from fastpose.skeletons import COCO, Skeleton
 from tests.helpers.formats import JOINTS, SIZE, TRAINED, opened, write_csv, write_deeplabcut, write_yolo
 
@@ -73,15 +73,18 @@ def test_a_network_s_joints_are_those_of_the_persons_to_evaluate(tmp_path):
         (["leftEar", "rightEar", "earLeft", "earRight"], [(1, 0), (3, 2)]),
         (["leftear", "rightear", "tail_left", "tail_right"], [(1, 0), (3, 2)]),
         (["bleft", "cleft", "upright", "left", "l", "elbow", "erbow"], []),
-        (["left_left", "right_left", "left_right"], [(1, 0)]),  # no joint is in two pairs
+        (["left_left", "right_left", "left_right"], [(1, 2)]),  # all sides change; no joint is in two pairs
+        (["L4_left", "L4_right", "cleft_l", "cleft_r", "l.left", "l.right"], [(1, 0), (3, 2), (5, 4)]),
+        (["upright_l", "upright_r", "mouse_r_left_ear", "mouse_r_right_ear"], [(1, 0), (3, 2)]),
+        (["left_paw_l", "left_paw_r", "right_paw_l", "right_paw_r"], [(3, 0), (2, 1)]),
     ],
 )
 def test_pairs_follow_from_names(joints, pairs):
-    assert pairs_of_names(joints) == pairs
+    assert list(named_skeleton("own", joints, where="file").mirror_pairs) == pairs
 
 
 def test_cocos_pairs_are_those_of_its_names():
-    assert pairs_of_names(COCO.joints) == list(COCO.mirror_pairs)
+    assert named_skeleton("own", COCO.joints, where="file").mirror_pairs == COCO.mirror_pairs
 
 
 def test_the_box_around_joints_is_a_tenth_of_its_longer_side_wider():

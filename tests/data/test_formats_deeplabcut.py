@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -190,9 +193,16 @@ def test_a_table_without_its_head_is_an_error(root):
         read(root, "deeplabcut")
 
 
-def test_an_h5_file_alone_is_an_error_that_says_what_is_read(root):
+def test_an_h5_file_alone_is_an_error_that_says_how_to_make_the_csv_of_it(root):
     (root / TABLE).rename((root / TABLE).with_suffix(".h5"))
     with pytest.raises(
-        AnnotationError, match=r"_Ada\.h5: expected CollectedData_Ada\.csv beside it, .*: only that is read"
-    ):
+        AnnotationError, match=r"_Ada\.h5: expected CollectedData_Ada\.csv beside it, .* python -c "
+    ) as caught:
         read(root, "deeplabcut")
+    _, _, command = str(caught.value).partition("python -c ")
+    (code,) = shlex.split(command)
+    read_hdf = mock.Mock()
+    with mock.patch.dict(sys.modules, pandas=mock.Mock(read_hdf=read_hdf)):
+        exec(code)
+    read_hdf.assert_called_once_with(str((root / TABLE).with_suffix(".h5")))
+    read_hdf.return_value.to_csv.assert_called_once_with(str(root / TABLE))

@@ -15,6 +15,7 @@ import pytest
 from fastpose import convert
 from fastpose.data.annotation_rows import AnnotationError
 from fastpose.option import OptionError
+from fastpose.skeletons import Skeleton
 from tests.helpers.formats import JOINTS, TRAINED, VALIDATED, names, opened, picture, read
 
 NAN = np.nan
@@ -110,6 +111,32 @@ def test_files_that_are_none_are_errors(sleap, tmp_path):
     sleap.Labels().save(str(tmp_path / "val.slp"), verbose=False)
     with pytest.raises(AnnotationError, match=r"val\.slp: expected one skeleton, got 0"):
         opened(tmp_path, "sleap", train_annotations="val.slp", valid_annotations="val.slp").read("train")
+
+
+def test_symmetries_that_names_contradict_are_an_error(sleap, tmp_path):
+    made = labels(sleap, [], [])
+    (skeleton,) = made.skeletons
+    skeleton.add_symmetry("nose", "left_eye")
+    made.save(str(tmp_path / "train.slp"), verbose=False)
+    with pytest.raises(
+        AnnotationError, match=r"train\.slp: expected every joint in at most one mirror pair, got .*nose"
+    ):
+        read(tmp_path, "sleap", **FILES)
+    skeleton.symmetries = []
+    skeleton.add_symmetry("nose", "left_eye")
+    made.save(str(tmp_path / "train.slp"), verbose=False)
+    message = r"train\.slp: symmetries: expected \[right_eye, left_eye\], as the names say, got \[.*nose.*\]"
+    with pytest.raises(AnnotationError, match=message):
+        read(tmp_path, "sleap", **FILES)
+
+
+def test_symmetries_must_be_those_of_the_skeleton_that_is_named(sleap, tmp_path):
+    root = write(sleap, tmp_path / "sleap", embed=False)
+    other = Skeleton("other", JOINTS, (), ())
+    assert len(opened(root, "sleap", other, **FILES).read("train")) == 2  # no pairs at all: others warn of that
+    other = Skeleton("other", (*JOINTS, "tail"), ((0, 3),), ())
+    with pytest.raises(AnnotationError, match=r"train\.slp: symmetries: expected the mirror pairs of skeleton 'other'"):
+        opened(root, "sleap", other, **FILES).read("train")
 
 
 def write_video(sleap: Any, root: Path, path: str) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +58,11 @@ def read_deeplabcut(file: Path, split: Split, data: DataOptions) -> Found:
             place = table.relative_to(root).as_posix()
             persons += [one._replace(record=f"{place}, {one.record}") for of in found.values() for one in of]
         elif (other := table.with_suffix(".h5")).is_file():
+            line = f"import pandas; pandas.read_hdf({str(other)!r}).to_csv({str(table)!r})"
             raise AnnotationError(
-                f"{other}: expected {table.name} beside it, which DeepLabCut writes with it: only that is read"
+                f"{other}: expected {table.name} beside it, as DeepLabCut writes both; the .h5 is not read, as it "
+                "may hold pickles, which run code. If you trust it, make the .csv of it with pandas and tables: "
+                f"python -c {shlex.quote(line)}"
             )
         else:
             dropped.add(f"folders without {table.name}", folder.name)

@@ -18,7 +18,7 @@ from fastpose.data.images import BadImageError, image_size
 from fastpose.data.reading import Reading
 from fastpose.files import read_file
 from fastpose.skeletons import Skeleton, is_name
-from fastpose.skeletons.sides import pairs_in_yaml
+from fastpose.skeletons.sides import pairs_by_name, pairs_in_yaml
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def named_skeleton(
     """A skeleton with the names of a file. Without `pairs` those that the names say, which is logged.
 
     Raises:
-        AnnotationError: something that is not a name, or a name twice; names `where`.
+        AnnotationError: something that is not a name, a name twice, or a joint in two pairs; names `where`.
     """
     for joint in joints:
         if not is_name(joint):
@@ -187,33 +187,13 @@ def named_skeleton(
         raise AnnotationError(f"{where}: expected at most {MOST_JOINTS:,} joints, got {len(joints):,}")
     if not joints or len(set(joints)) < len(joints):
         raise AnnotationError(f"{where}: expected joints with different names, got {as_json(list(joints))}")
-    if not pairs and (pairs := pairs_of_names(joints)):
+    if not pairs and (pairs := pairs_by_name(joints)):
         shown = ", ".join(f"{joints[a]} and {joints[b]}" for a, b in pairs)
         log.info("%s: joints that change places when an image is mirrored, by their names: %s", where, shown)
+    if len({joint for pair in pairs for joint in pair}) < 2 * len(pairs):
+        shown = ", ".join(f"{joints[a]} and {joints[b]}" for a, b in pairs)
+        raise AnnotationError(f"{where}: expected every joint in at most one mirror pair, got {shown}")
     return Skeleton(name, tuple(joints), tuple(pairs), tuple(limbs))
-
-
-_SIDES = re.compile(r"(?<![a-z])(left|right|[lr])(?![a-z])|(?<![a-z])(left|right)|(left|right)(?![a-z])", re.IGNORECASE)
-
-
-def pairs_of_names(joints: Sequence[str]) -> list[tuple[int, int]]:
-    """The joints (right, left) whose names differ in just the side: left_eye and right_eye, L_paw and R_paw, leftEar
-    and rightEar."""
-    other = {"left": "right", "l": "r"}
-    index = {joint: i for i, joint in enumerate(joints)}
-    pairs: list[tuple[int, int]] = []
-    for i, joint in enumerate(joints):
-        for found in _SIDES.finditer(joint):
-            side = found[0]
-            if side.lower() not in other:
-                continue
-            swapped = other[side.lower()]
-            swapped = swapped.upper() if side.isupper() else swapped.capitalize() if side[0].isupper() else swapped
-            partner = index.get(joint[: found.start()] + swapped + joint[found.end() :])
-            if partner is not None and not any({partner, i} & set(pair) for pair in pairs):
-                pairs.append((partner, i))
-                break
-    return pairs
 
 
 def ordered(found: Found, wanted: Skeleton, file: Path, called: str) -> Found:

@@ -15,18 +15,20 @@ from fastpose.data.coco.records import Tally
 from fastpose.data.dataset import DataOptions, Split
 from fastpose.data.formats.found import Found, Person, as_contents, check_place, named_skeleton
 from fastpose.option import OptionError
+from fastpose.skeletons.sides import contradiction
 
 
 def read_sleap(file: Path, split: Split, data: DataOptions) -> Found:
     """Reads the instances that users have labelled: points that are visible; ``edges`` are the limbs and ``symmetries``
-    the pairs. What was predicted, and instances without a point, are left out.
+    the pairs, which must not contradict the names. What was predicted, and instances without a point, are left out.
 
     Where all videos are lists of pictures, those are the images, below the data root or the folder that option `images`
     names. Otherwise frames are pictures to be written (``frames``): of videos that are in the file, or below these
     folders.
 
     Raises:
-        AnnotationError: the file has several skeletons, none, or videos that are elsewhere.
+        AnnotationError: the file has several skeletons, none, symmetries that names contradict, or videos that are
+            elsewhere.
         OptionError: sleap-io is not installed.
     """
     try:
@@ -46,6 +48,8 @@ def read_sleap(file: Path, split: Split, data: DataOptions) -> Found:
     limbs = [(int(a), int(b)) for a, b in own.edge_inds]
     pairs = [(int(a), int(b)) for a, b in own.symmetry_inds]
     skeleton = named_skeleton("sleap", list(own.node_names), limbs, pairs, where=str(file))
+    if wrong := contradiction(skeleton.joints, pairs):
+        raise AnnotationError(f"{file}: symmetries: {wrong}")
     folder = data.images_path(split)
     listed = all(map(_is_list, labels.videos))
     names = _names(labels, file, folder)
@@ -75,7 +79,8 @@ def read_sleap(file: Path, split: Split, data: DataOptions) -> Found:
                 dropped.add("without a point", where)
     contents = as_contents(images, persons, skeleton, folder, data.reading)
     records = [person.record for person in persons]
-    return Found(contents, skeleton, folder, dropped, frames=frames, records=records)
+    key = "symmetries" if pairs else ""
+    return Found(contents, skeleton, folder, dropped, frames=frames, records=records, pairs_key=key)
 
 
 def _is_list(video: Any) -> bool:
