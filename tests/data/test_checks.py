@@ -640,11 +640,12 @@ def test_persons_of_few_pixels_are_passed_over():
     assert doubts_about_limbs(persons_of(points[None], skeleton=COCO)) == []
 
 
-def test_resized_cut_brighter_and_grey_copies_are_near_and_others_are_not(tmp_path):
+def test_resized_cut_brighter_grey_and_mirrored_copies_are_near_and_others_are_not(tmp_path):
     image = cv2.GaussianBlur(picture(1), (0, 0), 4)
     grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None], 3, 2)
     brighter = np.clip(image * 1.1 + 8, 0, 255).astype(np.uint8)
     copies = [cv2.resize(image, (70, 70), interpolation=cv2.INTER_AREA), image[1:, 1:], brighter, grey]
+    copies += [cv2.flip(image, 1), cv2.flip(image, 1)[1:, 1:]]
     others = [cv2.GaussianBlur(picture(seed), (0, 0), 4) for seed in range(2, 30)]
     flat = [np.full((50, 50, 3), level, np.uint8) for level in (7, 9)]
     skies = [np.full((160, 160, 3), np.linspace(200, top, 160)[:, None, None]).astype(np.uint8) for top in (90, 80)]
@@ -657,9 +658,27 @@ def test_resized_cut_brighter_and_grey_copies_are_near_and_others_are_not(tmp_pa
     persons = persons_of(np.ones((len(paths), 16, 2)), image_index=np.arange(len(paths)), image_paths=tuple(paths))
     looks = {path: look_at(path, AS_STORED) for path in paths}
     [(split, finding)] = doubts_about_copies({"train": persons}, looks)
-    assert (split, finding.code, finding.count) == ("train", "near_copy_in_split", 4)
-    assert [case.row for case in finding.cases] == [1, 2, 3, 4]
-    assert finding.what == "4 of 37 images are almost an earlier one: resized, recompressed, or taken a moment later"
+    assert (split, finding.code, finding.count) == ("train", "near_copy_in_split", 6)
+    assert [case.row for case in finding.cases] == [1, 2, 3, 4, 5, 6]
+    what = "6 of 39 images are almost an earlier one: resized, recompressed, mirrored, or taken a moment later"
+    assert finding.what == what
+
+
+def test_a_mirrored_training_image_in_the_validation_data_is_noticed(tmp_path):
+    images = [cv2.GaussianBlur(picture(seed), (0, 0), 4) for seed in range(3)]
+    symmetric = np.maximum(images[0], cv2.flip(images[0], 1))  # its own mirror image, which is no copy
+    paths = []
+    for n, one in enumerate([*images, symmetric, cv2.flip(images[1], 1)]):
+        paths.append(tmp_path / f"{n}.png")
+        cv2.imwrite(str(paths[-1]), one)
+    looks = {path: look_at(path, AS_STORED) for path in paths}
+    splits = {}
+    for split, own in (("train", paths[:4]), ("valid", paths[4:])):
+        points = np.ones((len(own), 16, 2))
+        splits[split] = persons_of(points, image_index=np.arange(len(own)), image_paths=tuple(own))
+    [(split, finding)] = doubts_about_copies(splits, looks)
+    assert (split, finding.code, finding.count) == ("", "near_copy_in_both_splits", 1)
+    assert finding.more.endswith("1.png")
 
 
 def test_real_data_have_few_doubts_and_their_noise_is_named(real_data, tmp_path):
