@@ -121,7 +121,7 @@ cpp-test: $(VENV)/.installed-dev
 
 # A second copy of the package, built with AddressSanitizer and UndefinedBehaviorSanitizer, under tests.
 # Leaks are not looked for: Python keeps what it has allocated.
-build/sanitize/.installed build/emulate/.installed: $(VENV)/.installed-dev $(NATIVE) $(shell git ls-files 'fastpose/*.py')
+build/sanitize/.installed build/emulate/.installed: $(VENV)/.installed-dev $(NATIVE) $(wildcard tests/cuda_emulation/*) $(shell git ls-files 'fastpose/*.py')
 	rm -rf $(@D) && mkdir -p $(@D)
 	PATH=$(BIN):$$PATH FASTPOSE_CUDA=0 CMAKE_ARGS="-DFASTPOSE_SANITIZE=ON -DFASTPOSE_WERROR=ON $(if $(findstring emulate,$@),-DFASTPOSE_EMULATE_CUDA=ON)" \
 	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(@D) .
