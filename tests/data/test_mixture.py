@@ -206,7 +206,7 @@ def test_a_list_that_cannot_be_is_an_error_with_its_name(tmp_path, text, message
 
 
 def test_a_list_that_does_not_exist_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
+    with pytest.raises(FileNotFoundError, match=rf"^dataset: no file {tmp_path}/gone\.yaml$"):
         read(tmp_path / "gone.yaml")
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastpose.data.annotation_rows import AnnotationError
 from fastpose.data.dataset import DATA_FILES, DataOptions
 from fastpose.data.persons import MEAN, MOST_WEIGHT
-from fastpose.files import read_yaml
+from fastpose.files import check_is_file, read_yaml
 from fastpose.option import OptionError, typed
 from fastpose.skeletons import SKELETONS, Skeleton, find_skeleton, is_name
 
@@ -76,9 +76,11 @@ def read_listing(file: Path, data: DataOptions) -> tuple[Skeleton, list[Entry]]:
             holds for each set that does not say it; how images are read holds for all.
 
     Raises:
+        FileNotFoundError: there is no such file; names the option and the path.
         OSError, ValueError: see read_yaml and read_skeleton.
         AnnotationError: a key or value is not what it should be; names file, set, expected and got.
     """
+    check_is_file("dataset", file)
     contents = read_yaml(file)
     keys = ("skeleton", "sets")
     if not isinstance(contents, dict) or set(contents) != set(keys):
