@@ -18,7 +18,7 @@ from fastpose.data.images import BadImageError, image_size
 from fastpose.data.reading import Reading
 from fastpose.files import read_file
 from fastpose.skeletons import Skeleton, is_name
-from fastpose.skeletons.sides import pairs_by_name, pairs_in_yaml
+from fastpose.skeletons.sides import contradiction, pairs_by_name, pairs_in_yaml
 
 log = logging.getLogger(__name__)
 
@@ -174,11 +174,14 @@ def named_skeleton(
     pairs: Sequence[tuple[int, int]] = (),
     *,
     where: str,
+    pairs_where: str = "",
 ) -> Skeleton:
-    """A skeleton with the names of a file. Without `pairs` those that the names say, which is logged.
+    """A skeleton with the names of a file, which messages call `where`, and with the mirror pairs at `pairs_where`.
+    Without `pairs` those that the names say, which is logged.
 
     Raises:
-        AnnotationError: something that is not a name, a name twice, or a joint in two pairs; names `where`.
+        AnnotationError: something that is not a name, or a name twice; or a joint is in two pairs, or the names
+            contradict them.
     """
     for joint in joints:
         if not is_name(joint):
@@ -191,8 +194,10 @@ def named_skeleton(
         shown = ", ".join(f"{joints[a]} and {joints[b]}" for a, b in pairs)
         log.info("%s: joints that change places when an image is mirrored, by their names: %s", where, shown)
     if len({joint for pair in pairs for joint in pair}) < 2 * len(pairs):
-        shown = ", ".join(f"{joints[a]} and {joints[b]}" for a, b in pairs)
-        raise AnnotationError(f"{where}: expected every joint in at most one mirror pair, got {shown}")
+        shown = pairs_in_yaml(joints, pairs)
+        raise AnnotationError(f"{pairs_where}: expected every joint in at most one mirror pair, got {shown}")
+    if wrong := contradiction(joints, pairs):
+        raise AnnotationError(f"{pairs_where}: {wrong}")
     return Skeleton(name, tuple(joints), tuple(pairs), tuple(limbs))
 
 

@@ -15,7 +15,6 @@ from fastpose.data.coco.records import Tally
 from fastpose.data.dataset import DataOptions, Split
 from fastpose.data.formats.found import Found, Person, as_contents, check_place, named_skeleton
 from fastpose.option import OptionError
-from fastpose.skeletons.sides import contradiction
 
 
 def read_sleap(file: Path, split: Split, data: DataOptions) -> Found:
@@ -47,9 +46,10 @@ def read_sleap(file: Path, split: Split, data: DataOptions) -> Found:
     (own,) = labels.skeletons
     limbs = [(int(a), int(b)) for a, b in own.edge_inds]
     pairs = [(int(a), int(b)) for a, b in own.symmetry_inds]
-    skeleton = named_skeleton("sleap", list(own.node_names), limbs, pairs, where=str(file))
-    if wrong := contradiction(skeleton.joints, pairs):
-        raise AnnotationError(f"{file}: symmetries: {wrong}")
+    pairs_key = "symmetries" if pairs else ""
+    skeleton = named_skeleton(
+        "sleap", list(own.node_names), limbs, pairs, where=str(file), pairs_where=f"{file}: {pairs_key}"
+    )
     folder = data.images_path(split)
     listed = all(map(_is_list, labels.videos))
     names = _names(labels, file, folder)
@@ -79,8 +79,7 @@ def read_sleap(file: Path, split: Split, data: DataOptions) -> Found:
                 dropped.add("without a point", where)
     contents = as_contents(images, persons, skeleton, folder, data.reading)
     records = [person.record for person in persons]
-    key = "symmetries" if pairs else ""
-    return Found(contents, skeleton, folder, dropped, frames=frames, records=records, pairs_key=key)
+    return Found(contents, skeleton, folder, dropped, frames=frames, records=records, pairs_key=pairs_key)
 
 
 def _is_list(video: Any) -> bool:

@@ -27,7 +27,7 @@ from fastpose.data.images import BadImageError, image_size
 from fastpose.files import read_yaml
 from fastpose.option import OptionError
 from fastpose.skeletons import COCO, Skeleton
-from fastpose.skeletons.sides import contradiction, pairs_in_yaml
+from fastpose.skeletons.sides import pairs_in_yaml
 
 log = logging.getLogger(__name__)
 
@@ -173,9 +173,9 @@ def _skeleton(text: dict[Any, Any], layout: _Layout, file: Path) -> tuple[Skelet
     if names is not None:
         if not isinstance(names, list) or len(names) != count:
             raise AnnotationError(f"{file}: kpt_names must be {count} names, got {as_json(names, 200)}")
-        skeleton = named_skeleton("yolo", names, pairs=pairs, where=f"{file}: kpt_names")
-        if wrong := contradiction(skeleton.joints, pairs):
-            raise AnnotationError(f"{file}: flip_idx: {wrong}")
+        skeleton = named_skeleton(
+            "yolo", names, pairs=pairs, where=f"{file}: kpt_names", pairs_where=f"{file}: flip_idx"
+        )
         if flip is not None and not pairs and skeleton.mirror_pairs:  # as in ultralytics' own tiger-pose.yaml
             named_pairs = pairs_in_yaml(skeleton.joints, skeleton.mirror_pairs)
             log.warning("%s: flip_idx exchanges no joints; as their names say, mirroring does: %s", file, named_pairs)
