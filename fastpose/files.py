@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -259,10 +260,36 @@ def is_blank(data: bytes) -> bool:
 
 
 def check_is_file(option: str, path: Path) -> None:
-    """Raises FileNotFoundError, naming the option and the first folder that is missing, if the file does not exist."""
-    if not path.is_file():
-        missing = [folder for folder in path.parents if not folder.exists()]
-        raise FileNotFoundError(f"{option}: no file {path}{f': there is no folder {missing[-1]}' if missing else ''}")
+    """Raises FileNotFoundError if the file does not exist; names the option, and the first folder that is missing or
+    else the files of this kind that are beside it, of which one may be meant."""
+    if path.is_file():
+        return
+    if missing := [folder for folder in path.parents if not folder.exists()]:
+        about = f": there is no folder {missing[-1]}"
+    else:
+        others = files_in(path.parent, (path.suffix.lower(),)) if path.suffix else []
+        about = f": beside it there is {some_of(others)}" if others else ""
+    raise FileNotFoundError(f"{option}: no file {path}{about}")
+
+
+MOST_ENTRIES = 10_000  # of a folder that are looked at: there may be millions of images
+
+
+def files_in(folder: Path, endings: tuple[str, ...]) -> list[str]:
+    """The names of files in a folder that have one of these endings, in small letters, and are not hidden; sorted; an
+    empty list where the folder cannot be read."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in itertools.islice(entries, MOST_ENTRIES)
+            if entry.name.lower().endswith(endings) and not entry.name.startswith(".") and entry.is_file()
+        )
+    return []
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first few of several names, as an error shows what there is."""
+    return ", ".join(names[:most]) + (" and others" if len(names) > most else "")
 
 
 def open_file(path: str | os.PathLike[str]) -> int:

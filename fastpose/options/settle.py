@@ -15,7 +15,7 @@ from typing import Any, get_args
 from fastpose.data.dataset import DATA_FILES, DATA_READING, LAYOUT, DataOptions, Split, named_files
 from fastpose.data.datasets import DATASETS, dataset_named, dataset_with_joints, is_mixture
 from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
-from fastpose.files import read_yaml
+from fastpose.files import MOST_ENTRIES, files_in, read_yaml, some_of
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.hf import NAMED, image_size, is_hf, settled
 from fastpose.models.network import check_pose_network, color_order_of_weights, is_own_code
@@ -190,26 +190,23 @@ def _check_data_are_there(root: Path, values: Mapping[str, Any], named: Collecti
         if (root / (file := kind.layout["train_annotations"])).is_file():
             raise OptionError("dataset", f"{absent}; there is {file}: add --dataset {name}")
     if found := _annotations_in(root):
-        shown = ", ".join(found[:3]) + (" and others" if len(found) > 3 else "")
-        raise OptionError("dataset", f"{absent}; there is {shown}: name the format, and the files of annotations")
+        raise OptionError(
+            "dataset", f"{absent}; there is {some_of(found)}: name the format, and the files of annotations"
+        )
 
 
 _ENDINGS = (".json", ".mat", ".csv", ".slp", ".h5", ".yaml", ".yml")  # of annotations
-_MOST_FOLDERS, _MOST_ENTRIES = 100, 10_000  # that are looked at: there may be millions of images
+_MOST_FOLDERS = 100  # that are looked into
 
 
 def _annotations_in(root: Path) -> list[str]:
     """The files in a folder, and in those in it, that may be annotations; relative to it."""
-    found, folders = [], [root]
-    for number, folder in enumerate(folders):
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in itertools.islice(entries, _MOST_ENTRIES):
-                if entry.name.startswith("."):
-                    continue
-                if number == 0 and entry.is_dir() and len(folders) < _MOST_FOLDERS:
-                    folders.append(Path(entry.path))
-                elif entry.name.lower().endswith(_ENDINGS) and entry.is_file():
-                    found.append(Path(entry.path).relative_to(root).as_posix())
+    found = files_in(root, _ENDINGS)
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        seen = itertools.islice(entries, MOST_ENTRIES)
+        folders = (entry for entry in seen if entry.is_dir() and not entry.name.startswith("."))
+        for folder in itertools.islice(folders, _MOST_FOLDERS):
+            found += [f"{folder.name}/{name}" for name in files_in(Path(folder.path), _ENDINGS)]
     return sorted(found)
 
 

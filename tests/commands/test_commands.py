@@ -753,21 +753,21 @@ def test_a_bad_image_is_an_error_with_its_name_or_skipped_and_counted(recipe, tm
 
 
 @pytest.mark.parametrize(
-    ("name", "path"),
+    ("name", "path", "beside"),
     [
-        ("train_annotations", "annot/none.json"),
-        ("valid_annotations", "annot/none.json"),
-        ("head_boxes", "annot/none.mat"),
-        ("split_list", "none.txt"),
-        ("images", "none"),
-        ("backbone_weights", "/no_such.pth"),
+        ("train_annotations", "annot/none.json", ": beside it there is train.json, valid.json"),
+        ("valid_annotations", "annot/none.json", ": beside it there is train.json, valid.json"),
+        ("head_boxes", "annot/none.mat", ": beside it there is gt_valid.mat"),
+        ("split_list", "none.txt", ""),
+        ("images", "none", ""),
+        ("backbone_weights", "/no_such.pth", ""),
     ],
 )
-def test_a_missing_file_is_reported_with_its_option_and_path(recipe, tmp_path, capsys, name, path):
+def test_a_missing_file_is_reported_with_its_option_and_path(recipe, tmp_path, capsys, name, path, beside):
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run"), f"--{name}", path]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {name}: no f")
-    assert error.endswith(f"{recipe.parent / 'tiny' / path}\n")
+    assert error.endswith(f"{recipe.parent / 'tiny' / path}{beside}\n")
 
 
 def test_synthetic_data_is_drawn_once_and_then_found(tmp_path, capsys):

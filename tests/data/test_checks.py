@@ -498,7 +498,7 @@ def test_a_name_with_a_line_break_stays_in_one_line(root, capsys):
     [
         ("{", r"^error: .*train\.json: is not JSON: .*\n$"),
         ("[" * 200, r"^error: .*train\.json: expected objects and lists at most 100 deep in each other, got more\n$"),
-        (None, r"^error: train_annotations: no file .*train\.json\n$"),
+        (None, r"^error: train_annotations: no file .*train\.json: beside it there is valid\.json\n$"),
     ],
 )
 def test_annotations_that_cannot_be_read_are_an_error_of_one_line(root, capsys, text, message):

@@ -576,7 +576,8 @@ def test_missing_annotations_are_reported_by_the_name_that_evaluate_has_for_them
     arguments = ["--checkpoint", str(file), "--data_root", str(tiny), "--device", "cpu"]
     assert evaluate.main(arguments) == 1
     missing = tiny / "annotations/person_keypoints_val2017.json"
-    assert capsys.readouterr().err == f"error: annotations: no file {missing}\n"
+    beside = "beside it there is train.json, valid.json"
+    assert capsys.readouterr().err == f"error: annotations: no file {missing}: {beside}\n"
     assert evaluate.main([*arguments, "--annotations", "annotations/valid.json"]) == 0
 
 
