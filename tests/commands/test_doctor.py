@@ -26,6 +26,25 @@ def test_says_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"torch {fastpose.build_info()['torch']}" in out
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "hint"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "; avx512_bf16: networks run faster with --amp bfloat16 "),
+        ({"avx512_bf16": True, "amx_bf16": True}, "; amx_bf16: networks run faster with --amp bfloat16 "),
+        ({"avx512_bf16": False, "avx2": True}, "\n"),
+        ({}, "\n"),
+        (None, "\n"),  # an older torch
+    ],
+)
+def test_names_instructions_that_compute_bfloat16(capabilities, hint, capsys, monkeypatch) -> None:
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    doctor.main([])
+    assert f"CPU cores  {os.cpu_count()}{hint}" in capsys.readouterr().out
+
+
 @pytest.mark.native
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     process = subprocess.Popen(
