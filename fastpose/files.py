@@ -288,8 +288,8 @@ def files_in(folder: Path, endings: tuple[str, ...]) -> list[str]:
 
 
 def some_of(names: Sequence[str], most: int = 3) -> str:
-    """The first few of several names, as an error shows what there is."""
-    return ", ".join(names[:most]) + (" and others" if len(names) > most else "")
+    """The first few of several names and how many more there are, for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def open_file(path: str | os.PathLike[str]) -> int:

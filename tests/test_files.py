@@ -325,7 +325,7 @@ def test_a_missing_file_is_an_error_that_names_its_option(tmp_path, path):
             check_is_file("head_boxes", absent)
     for name in ("gt_d.mat", "gt_a.MAT", "gt_b.mat", "gt_c.mat", ".hidden.mat", "a.json"):
         (tmp_path / name).touch()
-    beside = f"^head_boxes: no file {tmp_path}/absent.mat: beside it there is gt_a.MAT, gt_b.mat, gt_c.mat and others$"
+    beside = f"^head_boxes: no file {tmp_path}/absent.mat: beside it there is gt_a.MAT, gt_b.mat, gt_c.mat and 1 more$"
     with pytest.raises(FileNotFoundError, match=beside):
         check_is_file("head_boxes", tmp_path / "absent.mat")
     message = f"^head_boxes: no file {tmp_path}/a/b/absent.mat: there is no folder {tmp_path}/a$"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastpose.files import read_file
+from fastpose.files import read_file, some_of
 from fastpose.models.safetensors_file import plain_values
 from fastpose.option import OptionError
 
@@ -256,18 +256,15 @@ def load_hf_network(
         "of another shape": [] if new else [f"{name} {found} for {wanted}" for name, (found, wanted) in other.items()],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names)
+        listed = "; ".join(
+            f"{len(names)} {what}: {some_of(sorted(names), 8)}" for what, names in problems.items() if names
+        )
         made_for = image_size(model)
         hint = f"; its config is for --size {made_for[0]} {made_for[1]}" if made_for and made_for != size else ""
         raise ValueError(f"{path}: does not fit {shown(model)}: {listed}{hint}")
     count = sum(parameter.numel() for name, parameter in network.named_parameters() if name not in other)
-    kept = f"; for {num_joints} joints new: {_listed(other)}" if other else ""
+    kept = f"; for {num_joints} joints new: {some_of(sorted(other), 8)}" if other else ""
     return network, f"{path}: loaded {count:,} parameters into {shown(model)}{kept}"
-
-
-def _listed(names: Any) -> str:
-    names = sorted(names)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _transformers() -> Any:

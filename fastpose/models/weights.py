@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from fastpose.files import some_of
 from fastpose.models.checkpoint import FORMAT, check_checkpoint, read_contents, save_contents
 from fastpose.models.hf import shown
 from fastpose.models.pickles import Unknown
@@ -218,7 +219,7 @@ def load_weights(model: nn.Module, weights: Weights, *, new_joints: int | None =
     if problems := mismatches(wanted, found):
         raise ValueError(f"{weights.path}: does not fit the network: {problems}; the file has a {weights}")
     model.load_state_dict(found, strict=False)
-    kept = f"; for {new_joints} joints new: {_shortened(sorted(of_joints))}" if of_joints else ""
+    kept = f"; for {new_joints} joints new: {some_of(sorted(of_joints), 8)}" if of_joints else ""
     return f"{weights.path}: {weights}: loaded {_count(model, found)}{kept}"
 
 
@@ -338,13 +339,9 @@ def mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Any]) -> str:
         if n in found and getattr(found[n], "shape", None) != wanted[n].shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    return "; ".join(f"{len(names)} {kind}: {_shortened(names)}" for kind, names in problems.items() if names)
+    return "; ".join(f"{len(names)} {kind}: {some_of(names, 8)}" for kind, names in problems.items() if names)
 
 
 def _count(model: nn.Module, found: Mapping[str, Tensor]) -> str:
     count = sum(parameter.numel() for name, parameter in model.named_parameters() if name in found)
     return f"{len(found)} tensors ({count:,} parameters)"
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

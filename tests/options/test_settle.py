@@ -344,7 +344,7 @@ def test_a_folder_of_another_format_is_an_error_that_names_it(name, file, here):
         (["annotations/b.json", "annotations/a.json", "images/a.png"], "annotations/a.json, annotations/b.json"),
         (["project/labels.SLP", ".hidden/a.json", ".a.json"], "project/labels.SLP"),
         (["x/mpii_human_pose_v1_u12_1.mat", "deep/er/a.json"], "x/mpii_human_pose_v1_u12_1.mat"),
-        ([f"img{n}.json" for n in range(4)], "img0.json, img1.json, img2.json and others"),
+        ([f"img{n}.json" for n in range(4)], "img0.json, img1.json, img2.json and 1 more"),
         ([f"a/{n}.png" for n in range(300)] + ["z.csv"], "z.csv"),
     ],
 )
