@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastpose.data.datasets import joints_of
+from fastpose.data.datasets import dataset_with_joints, joints_of
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import load_network
+from fastpose.models.onnx_network import ExportedDecoder, OnnxNetwork, read_onnx
 from fastpose.models.weights import Weights, read_weights
-from fastpose.options.settings import Settings
+from fastpose.option import OptionError, typed
+from fastpose.options.settings import TYPES, Settings
 from fastpose.options.settle import completed, settle
 from fastpose.skeletons import Skeleton
 
@@ -49,6 +51,8 @@ class Trained:
 
     def decoder(self) -> Decoder:
         network, settings = self.settings.network, self.settings
+        if isinstance(self.model, OnnxNetwork) and self.model.decodes:
+            return ExportedDecoder(self.model, network, self.skeleton, settings.decode, settings.compute)
         return Decoder(
             self.model, self.skeleton, settings.decode, settings.compute, udp=network.udp, simcc=network.simcc
         )
@@ -79,6 +83,8 @@ def load_trained(
         FileNotFoundError, ValueError: see read_weights, settle and load_network.
     """
     file = checkpoint_file(Path(checkpoint))
+    if file.suffix == ".onnx":
+        return _load_onnx(file, asked, device, instead, called, reads_data=reads_data)
     weights = read_weights(file)
     settings = settle(
         asked, weights=weights, instead=instead, called=called, reads_data=reads_data, trust_model=trust_model
@@ -97,6 +103,40 @@ def load_trained(
         memory_format=settings.compute.memory_format(device),
     )
     return Trained(file, weights, settings, model, skeleton)
+
+
+def _load_onnx(
+    file: Path,
+    asked: Mapping[str, Any],
+    device: torch.device,
+    instead: Mapping[str, Any] | None,
+    called: Mapping[str, str] | None,
+    *,
+    reads_data: bool,
+) -> Trained:
+    """The network of an ONNX file, see `read_onnx`: of size and outputs as the file says, and of other joints, colours
+    and decoding as was asked for, as far as the file does not have them inside."""
+    pose = read_onnx(file, device, asked)
+    for name, value in pose.options.items():
+        if name in asked and typed(name, asked[name], TYPES[name]) != value:
+            raise OptionError(name, f"{file} has {value} inside, got {asked[name]}")
+    of_others = dataset_with_joints(pose.num_joints, named=bool(asked.get("skeleton")))
+    usual = {"dataset": of_others, "reduced_decode": False, "amp": "off"}
+    settings = settle({**usual, **asked, **pose.options}, instead=instead, called=called, reads_data=reads_data)
+    skeleton = pose.skeleton
+    if skeleton is None or asked.get("skeleton"):
+        skeleton = joints_of(settings.data, settings.network.size)
+    if skeleton.num_joints != pose.num_joints:
+        raise OptionError(
+            "skeleton",
+            f"{file} has {pose.num_joints} joints, and {skeleton.name} {skeleton.num_joints}: name its joints in a "
+            "YAML file, --skeleton FILE (see docs/skeletons.md)",
+        )
+    if not pose.network.decodes:
+        order, (height, width) = settings.network.color_order.upper(), settings.network.size
+        print(f"taken for {order} crops of {height}x{width} px and the joints of {skeleton.name}", flush=True)
+    weights = Weights(file, {}, "", "", None, None, None, pose.num_joints, None)
+    return Trained(file, weights, settings, pose.network, skeleton)
 
 
 def _otherwise_trained(weights: Weights, settings: Settings) -> list[str]:

@@ -48,12 +48,12 @@ def make_own_model(name: str, num_joints: int) -> nn.Module:
         found = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _failed(f"importing {module_name}", error) from error
+            raise failed(f"importing {module_name}", error) from error
         raise ValueError(
             f"model: no module {error.name!r} in {here} or among the installed packages, wanted for {name!r}"
         ) from error
     except (Exception, SystemExit) as error:
-        raise _failed(f"importing {module_name}", error) from error
+        raise failed(f"importing {module_name}", error) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"model: {getattr(found, '__file__', None) or found} has no {part!r}, wanted for {name!r}")
@@ -63,7 +63,7 @@ def make_own_model(name: str, num_joints: int) -> nn.Module:
     try:
         model = found(num_joints)
     except (Exception, SystemExit) as error:
-        raise _failed(f"{name}({num_joints})", error) from error
+        raise failed(f"{name}({num_joints})", error) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: {name}({num_joints}) must return a torch.nn.Module, got {type(model).__name__}")
     return model
@@ -127,7 +127,7 @@ def check_outputs(
         with torch.no_grad():
             returned = model(image)
     except Exception as error:
-        raise _failed(f"{name}, called with images {list(image.shape)},", error) from error
+        raise failed(f"{name}, called with images {list(image.shape)},", error) from error
     finally:
         model.train(training)
     expected, outputs = output_shapes(1, num_joints, size, simcc), outputs_of(returned)
@@ -160,7 +160,7 @@ def check_trains_on(model: nn.Module, batch: int, size: tuple[int, int]) -> str:
     return ""
 
 
-def _failed(what: str, error: BaseException) -> ValueError:
+def failed(what: str, error: BaseException) -> ValueError:
     """The error of the user's code in one line, with the place it comes from."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}"
