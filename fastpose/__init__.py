@@ -38,6 +38,8 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "ImageBatch",
+    "People",
+    "Predictor",
     "affine_crop",
     "build_info",
     "crop_to_image_matrix",
@@ -63,6 +65,8 @@ _LAZY = ("data", "metrics", "models", "reference", "skeletons")
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("Predictor", "People"):
+        return getattr(importlib.import_module("fastpose.predictor"), name)
     if name in _LAZY:
         return importlib.import_module(f"fastpose.{name}")
     raise AttributeError(f"module 'fastpose' has no attribute {name!r}")

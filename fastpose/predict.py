@@ -1,61 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m fastpose.predict`: finds the joints of persons in pictures."""
+"""`python -m fastpose.predict`: finds the joints of persons in pictures and videos."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastpose.data.boxes import persons_in_boxes
-from fastpose.data.images import image_size, read_image, warn_of_surprises
+from fastpose.data.images import BadImageError, image_header, warn_of_surprises
+from fastpose.data.inputs import BoxFile, find_inputs
+from fastpose.data.opened import Detector
 from fastpose.data.reading import Reading
-from fastpose.device import choose_device
-from fastpose.ending import ends_in_one_line
-from fastpose.engine import pictures
-from fastpose.engine.evaluation import predict_all
-from fastpose.engine.loading import make_loader
-from fastpose.files import write_json
-from fastpose.models.decoding import DecodeOptions
-from fastpose.option import OptionError, option
+from fastpose.data.video import VideoFile, VideoFrames
+from fastpose.detectors import HELP as DETECTOR_HELP
+from fastpose.detectors import make_detector
+from fastpose.ending import Stopped, ends_in_one_line
+from fastpose.engine.drawing import LEAST_SCORE
+from fastpose.files import check_is_file
+from fastpose.option import OptionError, check_at_least, option
 from fastpose.options.asked import Command
-from fastpose.trained import OTHERS, TRUST_HELP, load_trained
+from fastpose.predictions import KINDS, Found, Kind, Predictions
+from fastpose.predictor import OPTIONS, OWN_DEFAULTS, People, Predictor
+from fastpose.progress import CountedProgress
+from fastpose.trained import OTHERS, TRUST_HELP
 
-DESCRIPTION = """Find the joints of a person, or of several in boxes, in each picture. Writes predictions.json, with the
-box and the joints of every person, and for every picture a copy with the skeletons drawn into it. """
+log = logging.getLogger("fastpose.predict")  # also where this is __main__
 
-OFFERED = (
-    *("model", "targets", "split_ratio", "simcc_sigma", "size", "dataset", "skeleton", "color_order", "udp"),
-    *(field.name for field in dataclasses.fields(DecodeOptions)),
-    *("exif", "sixteen_bits", "max_image_pixels", "device"),
-)
-# Without annotations to agree with, a photo is what viewers show.
-OWN_DEFAULTS = {"flip_test": True, "exif": "upright", "device": "auto"}
-INSTEAD = {**OWN_DEFAULTS, "on_bad_image": "error", "decoder": "cpu", "resident": False}
+DESCRIPTION = """Find the joints of a person, or of several in boxes, in pictures and videos. Writes predictions.json,
+with the box and the joints of every person, the same as keypoints_results.json in COCO's format and as predictions.csv,
+and for every picture or video a copy with the skeletons drawn into it. Ends with 2 if a file could not be read. """
 
-Box = Sequence[float]  # x, y, width, height, pixels
+BAD_FILES = 2  # exit code
+CHECKED = 1000  # pictures whose headers are read for their orientation
+Box = Sequence[float]  # x, y, width, height, pixels, and perhaps a score
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Which pictures to look at, and where in them."""
+    """Which pictures to look at, where in them, and what to write."""
 
     checkpoint: str = option(
-        dataclasses.MISSING, "checkpoint file, or a run's folder for its best.pt; or SimpleBaselines' or mmpose's file"
+        dataclasses.MISSING,
+        "checkpoint file, or a run's folder for its best.pt; SimpleBaselines' or mmpose's file; or a network's .onnx",
     )
-    image: tuple[str, ...] = option(dataclasses.MISSING, "picture files", once=True)
+    image: tuple[str, ...] = option(
+        dataclasses.MISSING,
+        "pictures, folders of pictures, patterns ('*.jpg'), videos (.mp4 and so on), or the number of a camera",
+        once=True,
+    )
     box: tuple[float, ...] = option(
         (),
         "X Y WIDTH HEIGHT of the person in every picture, pixels; four more for every further person; empty: the whole "
         "picture",
         once=True,
     )
+    boxes: str = option(
+        "",
+        "file of the persons' boxes: COCO's results (.json), or text with NAME X Y WIDTH HEIGHT [SCORE] in each line",
+    )
+    least_box_score: float = option(0.0, "boxes of --boxes with a lower score are left out")
+    detector: str = option("", DETECTOR_HELP)
+    track: bool = option(
+        False, "follow persons through videos: look where they were last, number them, and steady their joints"
+    )
+    detect_every: int = option(10, "with --track, frames from one search for new persons to the next")
     padding: float = option(1.25, "margin around the box as in training, factor; not used without a box")
+    least_score: float = option(LEAST_SCORE, "score of a joint from which on it is drawn")
+    save: tuple[Kind, ...] = option(KINDS, "what to write: json, coco, csv, pictures (also videos)", once=True)
     out: str = option("predictions", "folder to write to")
     trust_model: bool = option(False, TRUST_HELP)
 
@@ -69,89 +88,180 @@ class PredictOptions:
             )
         if not 0.0 < self.padding < float("inf"):
             raise OptionError("padding", f"expected a positive factor, got {self.padding}")
+        check_at_least(self, 1, "detect_every")
+        if named := [name for name in ("box", "boxes", "detector") if getattr(self, name)][1:]:
+            raise OptionError(named[0], "expected one of box, boxes and detector, got two")
+        if not self.save:
+            raise OptionError("save", f"expected some of {', '.join(KINDS)}, got none")
 
 
 @ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 1 after an error."""
+    """Returns 0, 2 if a file could not be read, or 1 after an error."""
     command = Command(
-        "predict", DESCRIPTION + OTHERS, PredictOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
+        "predict", DESCRIPTION + OTHERS, PredictOptions, OPTIONS, otherwise="as in training", defaults=OWN_DEFAULTS
     )
     return command.run(run, argv)
 
 
 def run(own: PredictOptions, asked: dict[str, Any]) -> int:
-    """Predicts and writes predictions.json and the drawn pictures."""
-    device = choose_device(asked.get("device", "auto"))
-    images, out = [Path(name) for name in own.image], Path(own.out)
-    targets = drawn_files(images, out)
-    trained = load_trained(own.checkpoint, asked, device, instead=INSTEAD, trust_model=own.trust_model)
-    settings, skeleton, network = trained.settings, trained.skeleton, trained.settings.network
-    reading = settings.data.reading
-    warn_of_surprises(
-        images, dataclasses.replace(reading, upright=True), "image"
-    )  # not upright only if it was asked for
-    boxes = boxes_in(images, own.box, reading)
-    persons = persons_in_boxes(images, boxes, network.size, skeleton, own.padding if own.box else 1.0)
-    persons = dataclasses.replace(persons, reading=reading)
-    batch_size = settings.schedule.eval_batch_size
-    loader = make_loader(persons, network, settings.pixels, settings.compute, device, batch_size=batch_size)
-    evaluation = predict_all(trained.decoder(), loader)
-    assert evaluation is not None  # only a stop signal makes it None, and none is listened for
-    out.mkdir(parents=True, exist_ok=True)
-    found = []
-    for number, (path, drawn) in enumerate(zip(images, targets, strict=True)):
-        rows = np.flatnonzero(persons.image_index == number)
-        pictures.draw_pose(drawn, read_image(path, reading=reading), evaluation.predictions[rows], skeleton)
-        for box, row in zip(boxes[number], rows, strict=True):
-            points, scores = evaluation.predictions[row], evaluation.scores[row]
-            joints = {
-                name: {"x": float(x), "y": float(y), "score": float(score)}
-                for name, (x, y), score in zip(skeleton.joints, points, scores, strict=True)
-            }
-            found.append({"image": str(path), "box": box, "joints": joints, "drawn": str(drawn)})
-        print(f"wrote {drawn}")
-    write_json(out / "predictions.json", found)
-    print(f"wrote {out / 'predictions.json'}")
+    """Predicts, draws and writes; what cannot be read is named and passed over."""
+    inputs, out = find_inputs(own.image), Path(own.out)
+    if own.track and inputs.pictures:
+        raise OptionError("track", f"it is for videos and cameras, got the picture {inputs.pictures[0]}")
+    targets = drawn_files(inputs.pictures, inputs.videos, out)
+    if own.boxes:
+        check_is_file("boxes", Path(own.boxes))
+    boxes = BoxFile(Path(own.boxes), own.least_box_score) if own.boxes else None
+    if boxes is not None and inputs.pictures and not any(map(boxes.of, inputs.pictures)):
+        raise OptionError(
+            "boxes", f"{own.boxes} has boxes of {boxes.unused[:1] or 'nothing'}, and of none of the pictures"
+        )
+    predictor = Predictor(
+        own.checkpoint, padding=own.padding, on_bad_image="skip", trust_model=own.trust_model, **asked
+    )
+    reading = predictor.trained.settings.data.reading
+    warn_of_surprises(inputs.pictures, dataclasses.replace(reading, upright=True), "image")
+    say_which_way_up(inputs.pictures, reading)
+    persons = Persons(own, boxes, make_detector(own.detector) if own.detector else None)
+    predictions = Predictions(out, own.save, own.least_score)
+    bad = 0
+    try:
+        bad += look_at_pictures(predictor, inputs.pictures, persons, targets, predictions)
+        for source, target in zip(inputs.videos, targets[len(inputs.pictures) :], strict=True):
+            bad += look_at_video(predictor, source, persons, target, predictions)
+    except KeyboardInterrupt as stop:
+        if not predictions.found:
+            raise
+        predictions.write()
+        raise Stopped.by(stop, f"what was found in {len(predictions.found)} pictures or frames is in {out}") from None
+    if boxes is not None and inputs.pictures and boxes.unused:
+        log.warning(
+            "%s: boxes of %d pictures that are not looked at, the first: %s",
+            own.boxes,
+            len(boxes.unused),
+            boxes.unused[0],
+        )
+    if predictions.found:
+        for file in short(predictions.write()):
+            print(f"wrote {file}")
+    if bad:
+        log.warning("%d of %d files could not be read", bad, len(inputs.pictures) + len(inputs.videos))
+    return BAD_FILES if bad else 0
+
+
+@dataclass(frozen=True)
+class Persons:
+    """Where the persons are: the boxes of option `box`, of a file, what a detector finds, or nothing known."""
+
+    own: PredictOptions
+    file: BoxFile | None
+    detector: Detector | None
+
+    def of(self, picture: Path | None) -> list[Box] | None:
+        """The boxes in a picture, or in every frame; None: the whole picture."""
+        if self.file is not None:
+            return list(self.file.of(picture))
+        return [self.own.box[i : i + 4] for i in range(0, len(self.own.box), 4)] or None
+
+
+def look_at_pictures(
+    predictor: Predictor, pictures: Sequence[Path], persons: Persons, targets: Sequence[Path], predictions: Predictions
+) -> int:
+    """Finds the persons in pictures. Returns how many could not be read."""
+    bad = 0
+    boxes = persons.detector or (persons.of(path) for path in pictures)
+    found = with_progress(predictor.stream(pictures, boxes), "pictures", len(pictures))
+    for path, target, people in zip(pictures, targets, found, strict=False):
+        if people.error is not None:
+            log.warning("%s", people.error)
+            bad += 1
+        else:
+            predictions.add(Found(str(path), people, target if "pictures" in predictions.kinds else None))
+    return bad
+
+
+def look_at_video(
+    predictor: Predictor, source: Path | int, persons: Persons, target: Path, predictions: Predictions
+) -> int:
+    """Finds the persons in a video's frames. Returns 1 if it could not be read."""
+    try:
+        frames = VideoFrames(source)
+    except BadImageError as error:
+        log.warning("%s", error)
+        return 1
+    boxes = persons.of(None)
+    drawn = target if "pictures" in predictions.kinds else None
+    if persons.own.track:
+        found = predictor.track(
+            frames, persons.detector or boxes, detect_every=persons.own.detect_every, fps=frames.fps
+        )
+    else:
+        found = predictor.stream(frames, persons.detector or (itertools.repeat(boxes) if boxes else None))
+    try:
+        with VideoFile(drawn, frames.fps) if drawn else nullcontext() as video:
+            for number, people in enumerate(with_progress(found, "frames", frames.count)):
+                predictions.add(Found(frames.name, people, drawn, number, number / frames.fps), video)
+    finally:
+        frames.close()
     return 0
 
 
-def drawn_files(images: Sequence[Path], out: Path) -> list[Path]:
-    """The file in `out` for the drawing of each image; numbered if there are several, as names can repeat.
+def with_progress(found: Iterator[People], unit: str, total: int) -> Iterator[People]:
+    """The same, with a line of progress; `total` 0: nobody knows how many there will be."""
+    progress = CountedProgress("predict", unit, total, also="persons")
+    persons = 0
+    try:
+        for done, people in enumerate(found, 1):
+            persons += len(people)
+            progress.show(done, also=persons)
+            yield people
+    finally:
+        progress.end()
+
+
+def say_which_way_up(pictures: Sequence[Path], reading: Reading) -> None:
+    """Says of photos that are turned upright that points and boxes are in pixels of what is seen then."""
+    turned = []
+    for path in pictures[:CHECKED]:
+        try:
+            if image_header(path, reading).orientation != 1:
+                turned.append(path)
+        except (BadImageError, OSError):
+            continue
+    if turned and reading.upright:
+        log.warning(
+            "%d pictures, the first %s, have an EXIF orientation and are turned upright, as viewers show them: boxes "
+            "and joints are in pixels of the upright picture (--exif stored: of the picture as stored)",
+            *(len(turned), turned[0]),
+        )
+
+
+def short(files: Sequence[Path], most: int = 6) -> list[str]:
+    """The files to name: of many the last ones, and how many there are."""
+    if len(files) <= most:
+        return [str(file) for file in files]
+    named = files[-3:]
+    return [f"{len(files) - len(named)} pictures in {files[0].parent}", *map(str, named)]
+
+
+def drawn_files(pictures: Sequence[Path], videos: Sequence[Path | int], out: Path) -> list[Path]:
+    """The file in `out` for the drawing of each picture and video; numbered if there are several, as names can repeat.
 
     Raises:
-        OptionError: one of the files is itself one of the images.
+        OptionError: one of the files is itself one of those to look at.
     """
-    several = len(images) > 1
-    files = [out / (f"{i:03d}_" * several + f"{path.stem}_pose.png") for i, path in enumerate(images)]
-    inputs = {path.resolve() for path in images}
+    several = len(pictures) + len(videos) > 1
+    names = [f"{path.stem}_pose.png" for path in pictures]
+    names += [f"camera{source}_pose.mp4" if isinstance(source, int) else f"{source.stem}_pose.mp4" for source in videos]
+    files = [out / (f"{i:03d}_" * several + name) for i, name in enumerate(names)]
+    inputs = {path.resolve() for path in (*pictures, *videos) if isinstance(path, Path)}
     for file in files:
         if file.resolve() in inputs:
             raise OptionError(
                 "out", f"{file} is one of the pictures to look at and would be overwritten; choose another --out"
             )
     return files
-
-
-def boxes_in(images: Sequence[Path], numbers: Sequence[float], reading: Reading) -> list[list[Box]]:
-    """The boxes (x, y, width, height) in each image: of 4 numbers each, or without numbers one of the whole image.
-
-    Raises:
-        OptionError: a box does not touch one of the images.
-        BadImageError: see image_size.
-    """
-    boxes: list[Box] = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
-    found = []
-    for path in images:
-        height, width = image_size(path, reading)
-        for x, y, w, h in boxes:
-            if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-                raise OptionError(
-                    "box",
-                    f"{x:g} {y:g} {w:g} {h:g} lies outside {path}, which is {width} pixels wide and {height} high",
-                )
-        found.append(boxes or [(0.0, 0.0, float(width), float(height))])
-    return found
 
 
 if __name__ == "__main__":

@@ -55,26 +55,32 @@ class CountedProgress:
     Args:
         title: what is being done.
         unit: what is counted, in the plural.
-        total: how many there are.
+        total: how many there are; 0: not known.
+        also: what else is counted with them, whose speed is shown beside theirs, in the plural.
         stays: print the line for good when all are done; otherwise the next line replaces it on a terminal.
     """
 
-    def __init__(self, title: str, unit: str, total: int, *, stays: bool = True) -> None:
-        self.title, self.unit, self.total, self.stays = title, unit, total, stays
+    def __init__(self, title: str, unit: str, total: int, *, also: str = "", stays: bool = True) -> None:
+        self.title, self.unit, self.total, self.also, self.stays = title, unit, total, also, stays
         self.line = ProgressLine()
         self._begin = self._last = time.perf_counter()
         self._found = 0
 
-    def show(self, done: int, found: int = 0) -> None:
-        """Called with how many are done, and how many of these were done before: these do not count for the speed."""
+    def show(self, done: int, found: int = 0, *, also: int = 0) -> None:
+        """Called with how many are done, how many of these were done before, which do not count for the speed, and how
+        many `also`."""
         now = time.perf_counter()
         if found > self._found:  # the time went into looking at these
             self._found, self._begin = found, self._begin + now - self._last
         self._last = now
-        text = f"{self.title}  {done:{len(str(self.total))}d}/{self.total} {self.unit}"
+        counted = f"{done:{len(str(self.total))}d}/{self.total}" if self.total else str(done)
+        text = f"{self.title}  {counted} {self.unit}"
         if done > found:
-            rate = (done - found) / max(now - self._begin, 1e-9)
-            text += f"  {rate:.1f} {self.unit}/s  {duration((self.total - done) / rate)} left"
+            seconds = max(now - self._begin, 1e-9)
+            rate = (done - found) / seconds
+            text += f"  {rate:.1f} {self.unit}/s"
+            text += f"  {also / seconds:.1f} {self.also}/s" if self.also else ""
+            text += f"  {duration(max(self.total - done, 0) / rate)} left" if self.total else ""
         if done == self.total and self.stays:
             self.line.print(text)
         else:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from fastpose.data.images import REDUCTIONS
 from fastpose.data.persons import Persons
 from fastpose.option import OptionError
-from fastpose.skeletons import Skeleton
 
 PADDING = 1.25  # how much larger than a person's box its crop is (SimpleBaselines)
 HALF_BODY_JOINTS = 8  # a person with more visible joints than this may be cropped to half of the body (HRNet)
@@ -20,14 +18,14 @@ HALF_BODY_PADDING = 1.5  # its box, in extents of the half's joints (HRNet)
 
 
 def crop_boxes(
-    boxes: NDArray[np.floating], aspect: float, padding: float = PADDING
+    boxes: NDArray[np.floating], aspect: float, padding: float | NDArray[np.floating] = PADDING
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """The crops of annotated or detected boxes: each grows about its middle to the aspect ratio, then by the padding.
 
     Args:
         boxes: [N, 4], x, y, width and height in image pixels.
         aspect: width / height of the network's input.
-        padding: how much larger the crop is, factor.
+        padding: how much larger the crop is, factor; or one for each box, [N].
 
     Returns:
         centres [N, 2] in image pixels and scales [N, 2]; scale times 200 px is the crop's (w, h).
@@ -46,37 +44,6 @@ def inside(box: Sequence[float], width: float, height: float) -> list[float]:
     x, y, w, h = box
     left, top = max(x, 0.0), max(y, 0.0)
     return [left, top, max(min(x + w, width) - left, 0.0), max(min(y + h, height) - top, 0.0)]
-
-
-def persons_in_boxes(
-    images: Sequence[Path],
-    boxes_of: Sequence[Sequence[Sequence[float]]],
-    size: tuple[int, int],
-    skeleton: Skeleton,
-    padding: float = PADDING,
-) -> Persons:
-    """Persons without annotations in the boxes of each image, image by image; see `crop_boxes`.
-
-    Args:
-        images: M image files.
-        boxes_of: for each of them its boxes (x, y, width, height in pixels).
-        size: (h, w) of the network's input.
-        skeleton: the joints.
-        padding: how much larger than a box the crop is, factor.
-    """
-    boxes = np.array([box for of_image in boxes_of for box in of_image], np.float32)
-    count, joints = len(boxes), skeleton.num_joints
-    center, scale = crop_boxes(boxes, size[1] / size[0], padding)
-    return Persons(
-        image_paths=tuple(images),
-        image_index=np.repeat(np.arange(len(images)), [len(of_image) for of_image in boxes_of]),
-        center=center,
-        scale=scale.astype(np.float32),
-        keypoints=np.zeros((count, joints, 2), np.float32),
-        visible=np.zeros((count, joints), np.float32),
-        source_row=np.arange(count),
-        skeleton=skeleton,
-    )
 
 
 def mpii_box(objpos: np.ndarray, scale: float) -> tuple[np.ndarray, float]:

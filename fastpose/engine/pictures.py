@@ -145,18 +145,6 @@ def draw_heatmaps(
     _save(figure, path)
 
 
-def draw_pose(path: Path, picture: np.ndarray, poses: np.ndarray, skeleton: Skeleton) -> None:
-    """A picture, uint8 [H, W, 3], with predicted poses, [N, K, 2] in its pixels."""
-    height, width = picture.shape[:2]
-    figure = new_figure((8, max(8 * height / width, 1)))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(picture)
-    for joints in poses:
-        draw_skeleton(axes, joints, np.ones(len(joints), bool), skeleton, PREDICTION, width=3.0)
-    frame(axes, height, width)
-    _save(figure, path)
-
-
 def draw_skeleton(
     axes: Axes, points: np.ndarray, shown: np.ndarray, skeleton: Skeleton, color: str | Sequence[str], *, width: float
 ) -> None:

@@ -26,7 +26,6 @@ from scipy.io import loadmat
 import fastpose
 from fastpose import cli, evaluate, export, pack, predict, progress, train
 from fastpose._program import STOPS
-from fastpose.data.boxes import persons_in_boxes
 from fastpose.data.datasets import open_dataset
 from fastpose.data.images import read_image
 from fastpose.data.mpii import PckhScorer, pckh_from_mat
@@ -1019,18 +1018,6 @@ def test_predict_never_writes_over_a_picture_it_looks_at(finished, tmp_path, cap
     assert all(Path(name).read_bytes() == before for name in [*names, tmp_path / "000_a_pose.png"])
 
 
-def test_predict_looks_into_the_boxes():
-    persons = persons_in_boxes([Path("a")], [[(10, 20, 100, 40), (0, 0, 10, 400)]], (128, 64), MPII, 1.25)
-    # A box becomes as tall as the network's input is for its width, 100 x 200, or as wide for its height, 200 x 400;
-    # then a quarter larger.
-    assert persons.center.tolist() == [[60, 40], [5, 200]]
-    assert (persons.scale * 200).tolist() == [pytest.approx([125, 250]), pytest.approx([250, 500])]
-    assert persons.image_index.tolist() == [0, 0]
-    plain = persons_in_boxes([Path("a"), Path("b")], [[(0, 0, 10, 400)]] * 2, (128, 64), MPII, 1.0)
-    assert (plain.scale * 200).tolist() == [pytest.approx([200, 400])] * 2
-    assert plain.image_index.tolist() == [0, 1]
-
-
 def test_predict_finds_each_person_as_if_alone(finished, recipe, tmp_path):
     images = [str(recipe.parent / f"tiny/images/00{i}.jpg") for i in (0, 1)]
     boxes = [["10", "5", "60.5", "80"], ["-20", "30", "90", "50"]]
@@ -1038,7 +1025,7 @@ def test_predict_finds_each_person_as_if_alone(finished, recipe, tmp_path):
     for name, words in {"both": boxes[0] + boxes[1], "first": boxes[0], "second": boxes[1]}.items():
         out = tmp_path / name
         arguments = ["--checkpoint", str(finished), "--out", str(out), "--image", *images, "--box", *words]
-        assert predict.main(arguments) == 0
+        assert predict.main([*arguments, "--least_score", "0"]) == 0  # it has learnt too little to be sure of anything
         found[name] = json.loads((out / "predictions.json").read_text())
     assert [(entry["image"], entry["box"]) for entry in found["both"]] == [
         (image, [float(number) for number in box]) for image in images for box in boxes
@@ -1051,8 +1038,9 @@ def test_predict_finds_each_person_as_if_alone(finished, recipe, tmp_path):
     # Both are drawn into the one picture of their image.
     assert [Path(entry["drawn"]).name for entry in found["both"]] == ["000_000_pose.png"] * 2 + ["001_001_pose.png"] * 2
     drawn = {name: cv2.imread(entries[0]["drawn"]).astype(int) for name, entries in found.items()}
-    blue = {name: (picture[..., 0] - picture[..., 2] > 120) for name, picture in drawn.items()}
-    assert blue["both"].sum() > max(blue["first"].sum(), blue["second"].sum())
+    plain = cv2.imread(images[0])
+    changed = {name: (picture != plain).any(axis=2) for name, picture in drawn.items()}
+    assert changed["both"].sum() > max(changed["first"].sum(), changed["second"].sum())
 
 
 def test_a_whole_picture_is_a_box_too(finished, recipe, tmp_path):

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastpose.data.boxes import PADDING, crop_boxes, inside, mpii_box, persons_in_boxes
-from fastpose.skeletons import COCO, MPII
+from fastpose.data.boxes import PADDING, crop_boxes, inside, mpii_box
 
 BOXES = np.array([[10.0, 20.0, 30.0, 80.0], [-5.0, 0.0, 90.0, 40.0]])
 
@@ -22,23 +20,6 @@ def test_without_a_padding_a_box_grows_by_a_quarter():
     assert PADDING == 1.25
     for usual, named in zip(crop_boxes(BOXES, 1.0), crop_boxes(BOXES, 1.0, 1.25), strict=True):
         np.testing.assert_array_equal(usual, named)
-
-
-def test_boxes_of_several_images_become_persons_image_by_image():
-    images = [Path("a.jpg"), Path("b.jpg"), Path("c.jpg")]
-    persons = persons_in_boxes(images, [BOXES[:1].tolist(), [], BOXES.tolist()], (96, 72), COCO, padding=1.0)
-    assert persons.image_paths == tuple(images)
-    assert persons.image_index.tolist() == [0, 2, 2]
-    assert persons.source_row.tolist() == [0, 1, 2]
-    center, scale = crop_boxes(np.float32(BOXES), 0.75, 1.0)
-    np.testing.assert_array_equal(persons.center, center[[0, 0, 1]])
-    np.testing.assert_allclose(persons.scale, scale[[0, 0, 1]], rtol=1e-6)
-    assert persons.skeleton is COCO
-    assert not persons.visible.any()
-    assert persons.extras == {}
-    assert persons.truth is None
-    wider = persons_in_boxes(images[:1], [BOXES[:1].tolist()], (96, 72), MPII)
-    np.testing.assert_allclose(wider.scale, 1.25 * persons.scale[:1], rtol=1e-6)
 
 
 def test_mpiis_box_moves_down_grows_and_becomes_0_based():
