@@ -19,7 +19,7 @@ from fastpose.options.asked import recipes
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
 # Whose code other tests run, as it needs files or packages.
-ELSEWHERE = {"other_loops.md", "own_model.md", "export.md", "predicting.md", "CONTRIBUTING.md"}
+ELSEWHERE = {"other_loops.md", "own_model.md", "export.md", "predicting.md", "own_joints.md", "CONTRIBUTING.md"}
 
 
 def blocks(page: str, language: str) -> list[str]:
