@@ -71,7 +71,7 @@ class DecodeOptions:
             blur_kernel=self.blur_kernel,
             heatmap_to_image=heatmap_to_image,
             flipped=flipped,
-            flip_pairs=skeleton.mirror_pairs if self.flip_test else None,
+            flip_pairs=None if flipped is None else skeleton.mirror_pairs,
             flip_shift=self.shifts(udp),
         )
 
@@ -102,7 +102,7 @@ class DecodeOptions:
             crop_to_image=crop_to_image,
             flipped_x=flipped_x,
             flipped_y=flipped_y,
-            flip_pairs=skeleton.mirror_pairs if self.flip_test else None,
+            flip_pairs=None if flipped is None else skeleton.mirror_pairs,
             refine=self.refine,
             sigma=simcc.sigma,
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._arguments import MAX_EXTENT, NAMES, choose, described, expect, float32, size_of, tensor, values_are_checked
+from ._mistakes import look_at_crops
 from ._native import call, register
-from .image_batch import ImageBatch
+from .image_batch import UNREAD, ImageBatch
 
 RESAMPLING = ("bilinear", "bicubic")  # their numbers are the op's
 BILINEAR, BICUBIC = range(2)
@@ -60,7 +62,11 @@ def affine_crop(
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device; an `image_index` outside [0, N) on the CPU.
             On CUDA, where raising would need a synchronisation, such a crop is NaN (`fill` for uint8).
-        ValueError: `size` or `memory_format` cannot be, or an unknown `resample`.
+        ValueError: `size` or `memory_format` cannot be, or an unknown `resample`. TypeError: images are neither an
+        ImageBatch nor a tensor; says so of the None that `cv2.imread` returns for a file that it cannot read.
+
+    Warns:
+        UserWarning: once, on the CPU, of matrices from image to crop.
     """
     height, width = size_of(size)
     if memory_format not in (torch.contiguous_format, torch.channels_last):
@@ -69,18 +75,22 @@ def affine_crop(
     if isinstance(images, ImageBatch):
         pixels, offsets, sizes = images.data, images.offsets, images.sizes
     else:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be an ImageBatch or a torch.Tensor, got {_in_words(images)}")
         pixels = tensor("images", images)
         pixels = pixels.unsqueeze(0) if pixels.dim() == 3 else pixels
         # The kernel walks whole pixels: rows and images may lie anywhere, the three bytes of a pixel side by side.
         if pixels.dim() == 4 and (pixels.stride(3) != 1 or pixels.stride(2) != 3):
             pixels = pixels.contiguous()
-    return call(
+    crop_to_image = float32("crop_to_image", crop_to_image)
+    image_index = None if image_index is None else _indices(image_index)
+    crops = call(
         "affine_crop",
         pixels,
         offsets,
         sizes,
-        float32("crop_to_image", crop_to_image),
-        None if image_index is None else _indices(image_index),
+        crop_to_image,
+        image_index,
         None if color is None else float32("color", color),
         height,
         width,
@@ -90,6 +100,19 @@ def affine_crop(
         choose("resample", resample, RESAMPLING),
         None if erase is None else float32("erase", erase),
     )
+    look_at_crops(crop_to_image, image_index, pixels.shape[1:3] if sizes is None else sizes, (height, width))
+    return crops
+
+
+def _in_words(images: object) -> str:
+    """What was passed instead of images, and what to do."""
+    if images is None:
+        return UNREAD
+    if isinstance(images, np.ndarray):
+        return "a NumPy array: torch.from_numpy(images) makes a tensor of it"
+    if isinstance(images, (list, tuple)):
+        return f"a {type(images).__name__}: ImageBatch.from_list(images) makes a batch of it"
+    return type(images).__name__
 
 
 def _indices(image_index: Tensor) -> Tensor:

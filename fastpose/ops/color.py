@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._mistakes import look_at_mean_and_std
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)  # shares of R, G and B in a pixel's grey, Rec. 601
@@ -27,10 +29,14 @@ def normalize_color(mean: Sequence[float], std: Sequence[float]) -> Tensor:
 
     Raises:
         ValueError: not three finite numbers each, or a std that is not positive.
+
+    Warns:
+        UserWarning: once, of numbers above 10, as those of values in 0–255 are.
     """
     means, stds = _three_numbers("mean", mean), _three_numbers("std", std)
     if min(stds) <= 0.0:
         raise ValueError(f"std must be positive, got {std!r}")
+    look_at_mean_and_std(means, stds)
     rows = [[0.0, 0.0, 0.0, -m / s] for m, s in zip(means, stds, strict=True)]
     for channel, s in enumerate(stds):
         rows[channel][channel] = 1.0 / (255.0 * s)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import exact_type, expect, float32, size_of, tensor
+from ._mistakes import look_at_scale
 from ._native import call, register
 
 
@@ -41,11 +42,14 @@ def crop_to_image_matrix(
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
+
+    Warns:
+        UserWarning: once, on the CPU, if all scales are above 50, as those of boxes in pixels are.
     """
     height, width = size_of(size)
     center = float32("center", center)
     scales = _per_sample("scale", scale, center)
-    return call(
+    matrix = call(
         "crop_to_image_matrix",
         center,
         scales.unsqueeze(-1).expand(-1, 2) if scales.dim() == 1 else scales,
@@ -55,6 +59,8 @@ def crop_to_image_matrix(
         width,
         bool(udp),
     )
+    look_at_scale(scales)
+    return matrix
 
 
 def _per_sample(name: str, value: Tensor | float, center: Tensor) -> Tensor:

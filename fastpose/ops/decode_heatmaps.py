@@ -60,7 +60,8 @@ def decode_heatmaps(
 
     Raises:
         ValueError: unknown refine, a blur_kernel that is even or out of range, a blur_sigma out of range,
-        `flipped` without `flip_pairs`, or pairs that overlap. RuntimeError: wrong shape, dtype or device.
+        one of `flipped` and `flip_pairs` without the other, or pairs that overlap. RuntimeError: wrong shape, dtype or
+        device.
 
     Refinements, all from the maximum of the map as it is, averaged with `flipped` but not blurred:
 
@@ -92,6 +93,8 @@ def decode_heatmaps(
         wanted = f"{LEAST_BLUR_SIGMA:g} to {MOST_BLUR_SIGMA:g} pixels"
         raise ValueError(f"blur_sigma must be {wanted}, got {blur_sigma}")
     mirrored: list[int] = []
+    if flipped is None and flip_pairs is not None:
+        raise ValueError("flipped must be passed with flip_pairs: the maps of the mirrored images, got None")
     if flipped is not None:
         if flip_pairs is None:
             raise ValueError("flip_pairs must be passed with flipped: (left, right) joint pairs, got None")

@@ -49,8 +49,8 @@ def decode_simcc(
 
     Raises:
         ValueError: unknown refine, a split_ratio or sigma that is not from 1e-30 to 1e30, with "dark" a sigma whose
-        blur would not be 1 to 255 bins, one of flipped_x and flipped_y alone, either without `flip_pairs`, or pairs
-        that overlap. RuntimeError: wrong shape, dtype or device.
+        blur would not be 1 to 255 bins, one of flipped_x and flipped_y alone, either without `flip_pairs` or
+        `flip_pairs` without them, or pairs that overlap. RuntimeError: wrong shape, dtype or device.
 
     Refinements:
 
@@ -70,6 +70,8 @@ def decode_simcc(
     if (flipped_x is None) != (flipped_y is None):
         missing = "flipped_x" if flipped_x is None else "flipped_y"
         raise ValueError(f"flipped_x and flipped_y must be passed together, got no {missing}")
+    if flipped_x is None and flip_pairs is not None:
+        raise ValueError("flipped_x and flipped_y must be passed with flip_pairs: of the mirrored images, got None")
     if flipped_x is not None:
         if flip_pairs is None:
             raise ValueError("flip_pairs must be passed with flipped_x: (left, right) joint pairs, got None")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import FLOATING, accumulate_type, choose, exact_type, expect, expect_joint_weights, float32, tensor
+from ._mistakes import look_at_joints
 from ._native import call, register
 from .render_heatmaps import ENCODINGS, expect_target, factors
 
@@ -31,8 +32,8 @@ def heatmap_mse_loss(
     Args:
         pred: [B, K, h, w], float32, float16, bfloat16 (or float64), any strides. Differentiable.
         keypoints: [B, K, 2] (x, y) in heatmap pixels.
-        visible: [B, K], 1 where the joint is annotated. With ``missing="ignore"`` it is the joint's weight: clamp
-            COCO's flags 0, 1 and 2 at 1.
+        visible: [B, K], 1 where the joint is annotated. With ``missing="ignore"`` it is the joint's weight: of
+            COCO's flags 0, 1 and 2 pass `visible > 0`.
         sigma, encoding: as in `render_heatmaps`.
         missing: "zeros": every joint weighs 1 and one without annotation has an all-zero target (the paper).
             "ignore": the weight is `render_heatmaps`', 0 for such a joint (SimpleBaselines' `JointsMSELoss`).
@@ -52,19 +53,26 @@ def heatmap_mse_loss(
     Raises:
         ValueError: unknown encoding or missing; hard_joints is not a whole number from 1 to K. RuntimeError: wrong
         shape, dtype, device or sigma.
+
+    Warns:
+        UserWarning: see `render_heatmaps`.
     """
+    keypoints, visible = float32("keypoints", keypoints), float32("visible", visible)
     arguments = (
         tensor("pred", pred),
-        float32("keypoints", keypoints),
-        float32("visible", visible),
+        keypoints,
+        visible,
         None if joint_weights is None else float32("joint_weights", joint_weights),
         float(sigma),
         choose("encoding", encoding, ENCODINGS),
         choose("missing", missing, ("zeros", "ignore")) == 1,
     )
     if hard_joints is None:
-        return call("heatmap_mse_loss", *arguments)
-    return _mean_of_hardest(call("heatmap_mse_losses", *arguments), hard_joints)
+        loss = call("heatmap_mse_loss", *arguments)
+    else:
+        loss = _mean_of_hardest(call("heatmap_mse_losses", *arguments), hard_joints)
+    look_at_joints("heatmap_mse_loss", keypoints, visible, pred.shape[2:], weighs=missing == "ignore")
+    return loss
 
 
 def _mean_of_hardest(losses: Tensor, count: int) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 PIECE_BYTES = 16 << 20
 PIECES_AHEAD = 8  # of a batch on its way to a GPU, filled or being filled: more would be as much memory as the batch
 
+UNREAD = "None, which cv2.imread returns for a file that it cannot read"
+
 Fill = Callable[[NDArray[np.uint8], int], None]  # fills an array with a batch's bytes from one on
 
 
@@ -87,10 +89,13 @@ class ImageBatch:
                 as it is full, in the current stream; the host does not wait for the copies.
 
         Raises:
-            ValueError: names the image that is not uint8 [h, w, 3] with at least one pixel.
+            ValueError: names the image that is not uint8 [h, w, 3] with at least one pixel; of a None says that
+                `cv2.imread` could not read the file.
         """
         arrays = [image.numpy() if isinstance(image, Tensor) else np.asarray(image) for image in images]
         for n, array in enumerate(arrays):
+            if images[n] is None:
+                raise ValueError(f"images[{n}] must be uint8 [h, w, 3], got {UNREAD}")
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
                 raise ValueError(f"images[{n}] must be uint8 [h, w, 3], got {array.dtype} {list(array.shape)}")
         device = torch.device(device)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import FLOATING, NAMES, accumulate_type, choose, expect, expect_map_size, float32, size_of
+from ._mistakes import look_at_joints
 from ._native import call, register
 
 ENCODINGS = ("msra", "unbiased", "udp")  # in the order of csrc/maths/heatmap_target.h
@@ -24,8 +25,8 @@ def render_heatmaps(
 
     Args:
         keypoints: [B, K, 2] (x, y) in heatmap pixels, pixel centres at integers.
-        visible: [B, K], 1 where the joint is annotated (MPII's `joints_vis`; COCO's flags are 0, 1 and 2, so clamp
-            them at 1). Drawn where above 0.5.
+        visible: [B, K], 1 where the joint is annotated (MPII's `joints_vis`; of COCO's flags 0, 1 and 2 pass
+            `visible > 0`). Drawn where above 0.5.
         size: (h, w) of the maps in pixels.
         sigma: standard deviation in heatmap pixels.
         encoding: "msra": centre `int(x + 0.5)` (truncated toward zero), square window of radius `int(3 · sigma)`, as
@@ -40,18 +41,24 @@ def render_heatmaps(
 
     Raises:
         ValueError: unknown encoding. RuntimeError: wrong shape, dtype, device or sigma.
+
+    Warns:
+        UserWarning: once, on the CPU, of joints in larger pixels than the maps', and of COCO's flags as weights.
     """
     height, width = size_of(size)
-    return call(
+    keypoints, visible = float32("keypoints", keypoints), float32("visible", visible)
+    maps_and_weights = call(
         "render_heatmaps",
-        float32("keypoints", keypoints),
-        float32("visible", visible),
+        keypoints,
+        visible,
         height,
         width,
         float(sigma),
         choose("encoding", encoding, ENCODINGS),
         dtype,
     )
+    look_at_joints("render_heatmaps", keypoints, visible, (height, width))
+    return maps_and_weights
 
 
 def plain_render_heatmaps(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import FLOATING, MAX_EXTENT, accumulate_type, exact_type, expect, expect_joint_weights, float32, tensor
+from ._mistakes import look_at_joints
 from ._native import call, register
 
 
@@ -40,8 +41,8 @@ def simcc_loss(
             Differentiable.
         pred_y: [B, K, Wy] with Wy = crop height · split_ratio, of the dtype of pred_x. Differentiable.
         keypoints: [B, K, 2] (x, y) in pixels of the crop, pixel centres at integers.
-        visible: [B, K], the joint's weight, 1 where it is annotated (COCO's flags are 0, 1 and 2, so clamp them at
-            1). Drawn where 0.5 or more; elsewhere the label is zero, which `label_softmax` makes uniform.
+        visible: [B, K], the joint's weight, 1 where it is annotated (of COCO's flags 0, 1 and 2 pass
+            `visible > 0`). Drawn where 0.5 or more; elsewhere the label is zero, which `label_softmax` makes uniform.
         split_ratio: bins per crop pixel.
         sigma: standard deviations in x and y, bins. RTMPose has (4.9, 5.66) for crops of 192 × 256 pixels and
             (5.66, 5.66) for 256 × 256.
@@ -57,22 +58,33 @@ def simcc_loss(
     Raises:
         ValueError: a sigma that is not a pair, or a split_ratio, sigma, beta or label_beta that is not from 1e-30
         to 1e30. RuntimeError: wrong shape, dtype or device.
+
+    Warns:
+        UserWarning: once, on the CPU, of joints in larger pixels than the crop's, and of COCO's flags as weights.
     """
     sigma_x, sigma_y = sigmas_of(sigma)
-    return call(
+    keypoints, visible, split_ratio = (
+        float32("keypoints", keypoints),
+        float32("visible", visible),
+        positive("split_ratio", split_ratio),
+    )
+    loss = call(
         "simcc_loss",
         tensor("pred_x", pred_x),
         tensor("pred_y", pred_y),
-        float32("keypoints", keypoints),
-        float32("visible", visible),
+        keypoints,
+        visible,
         None if joint_weights is None else float32("joint_weights", joint_weights),
-        positive("split_ratio", split_ratio),
+        split_ratio,
         sigma_x,
         sigma_y,
         positive("beta", beta),
         positive("label_beta", label_beta),
         bool(label_softmax),
     )
+    size = pred_y.size(2) / split_ratio, pred_x.size(2) / split_ratio
+    look_at_joints("simcc_loss", keypoints, visible, size, in_crop=True)
+    return loss
 
 
 def positive(name: str, value: float) -> float:

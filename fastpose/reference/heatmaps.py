@@ -323,6 +323,7 @@ def decode_heatmaps(
     weights = gaussian_kernel(blur_kernel, blur_sigma)
     maps = _array(heatmaps)
     maps = maps.astype(np.promote_types(maps.dtype, np.float32))
+    _check(flipped is not None or flip_pairs is None, "flipped must be passed with flip_pairs, got None")
     if flipped is not None:
         if flip_pairs is None:
             raise ValueError("flip_pairs must be passed with flipped: (left, right) joint pairs, got None")

@@ -97,6 +97,8 @@ def decode_simcc(
     _check(refine == "none" or all(1 <= side <= MAX_BLUR_KERNEL for side in kernels), f"sigma does not fit: {sigma}")
     axes = [_array(pred) for pred in (pred_x, pred_y)]
     axes = [pred.astype(np.promote_types(pred.dtype, np.float32)) for pred in axes]
+    together = flip_pairs is None or flipped_x is not None or flipped_y is not None
+    _check(together, "flipped_x and flipped_y must be passed with flip_pairs, got None")
     if flipped_x is not None or flipped_y is not None:
         _check(flipped_x is not None and flipped_y is not None, "flipped_x and flipped_y must be passed together")
         if flip_pairs is None:

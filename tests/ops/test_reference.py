@@ -95,7 +95,10 @@ def test_the_reference_refuses_what_the_ops_refuse(call: Callable[[Any], Any]) -
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fastpose.affine_crop(np.zeros((4, 4, 3), np.uint8), MATRIX, (4, 4)), "images must be a torch.Tensor"),
+        (
+            lambda: fastpose.affine_crop(np.zeros((4, 4, 3), np.uint8), MATRIX, (4, 4)),
+            "images must be an ImageBatch or a torch.Tensor",
+        ),
         (lambda: fastpose.affine_crop(IMAGES, MATRIX.numpy(), (4, 4)), "crop_to_image must be a torch.Tensor"),
         (
             lambda: fastpose.affine_crop(IMAGES, MATRIX, (4, 4), image_index=[0, 1]),
