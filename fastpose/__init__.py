@@ -70,3 +70,8 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"fastpose.{name}")
     raise AttributeError(f"module 'fastpose' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Also what is loaded when first asked for, so that completion offers it."""
+    return sorted({*globals(), *_LAZY})

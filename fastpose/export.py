@@ -20,7 +20,7 @@ from fastpose.models.checkpoint import checkpoint_file, export_safetensors
 from fastpose.models.decoding import DecodeOptions
 from fastpose.models.exported import PixelsToPoints, require, write
 from fastpose.models.safetensors_file import require_safetensors
-from fastpose.models.weights import export_simple_baselines
+from fastpose.models.weights import ColorOrder, export_simple_baselines
 from fastpose.option import OptionError, option
 from fastpose.options.asked import Command
 from fastpose.trained import OTHERS, TRUST_HELP, load_trained
@@ -95,7 +95,7 @@ def run(own: ExportOptions, asked: dict[str, Any]) -> int:
     settings = trained.settings
     out.parent.mkdir(parents=True, exist_ok=True)
     if own.format == "simple_baselines":
-        color_order = "bgr" if settings.network.color_order == "bgr" else "rgb"
+        color_order: ColorOrder = "bgr" if settings.network.color_order == "bgr" else "rgb"
         export_simple_baselines(trained.model, out, color_order)
     elif own.format == "safetensors":
         export_safetensors(

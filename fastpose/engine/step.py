@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,8 @@ from fastpose.device import ComputeOptions, require_cuda
 from fastpose.models import DeconvPoseResNet, FcnPoseResNet, RtmPose, SimccPoseResNet
 from fastpose.models.own import described, output_shapes, outputs_of, outputs_text
 from fastpose.models.simcc import SimccVectors
+from fastpose.ops.heatmap_mse_loss import Missing
+from fastpose.ops.render_heatmaps import Encoding
 from fastpose.option import OptionError, option
 from fastpose.ranks import ALONE, Ranks, lost_if_it_fails
 
@@ -26,10 +27,10 @@ class TargetOptions:
     """What a network is taught."""
 
     sigma: float = option(1.0, "standard deviation of the Gaussians in target heatmaps, heatmap pixels")
-    encoding: Literal["msra", "unbiased", "udp"] = option(
+    encoding: Encoding = option(
         "msra", "where target Gaussians are centred and cut off: msra (SimpleBaselines), unbiased (DARK) or udp"
     )
-    missing: Literal["zeros", "ignore"] = option(
+    missing: Missing = option(
         "zeros",
         "supervision of joints without annotation: an all-zero heatmap (the paper), or none (SimpleBaselines); SimCC's "
         "vectors have none",

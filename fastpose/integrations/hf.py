@@ -31,7 +31,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ from fastpose import (
 )
 from fastpose.device import to_device
 from fastpose.integrations.hf_inputs import flat_boxes, flat_joints, image_batch, kind, picture_of, table
+from fastpose.ops.affine_crop import Resampling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -318,7 +319,7 @@ class Sapiens2ImageProcessor(_PoseImageProcessor):
         matrix, index = self._matrix(frames, size, batch.device), picture_of(counts, batch.device)
         enlarges = (torch.tensor([width - 1, height - 1]) / frames[1]).amin(1) >= 1
         crops = torch.empty((len(matrix), 3, height, width), dtype=torch.float32, device=batch.device)
-        resample: Literal["bilinear", "bicubic"]
+        resample: Resampling
         for resample, chosen in (("bilinear", ~enlarges), ("bicubic", enlarges)):
             some = to_device(chosen.nonzero()[:, 0], batch.device)  # a mask would wait for a GPU
             part = affine_crop(

@@ -32,6 +32,8 @@ from fastpose import (
     render_heatmaps,
     transform_points,
 )
+from fastpose.ops.decode_heatmaps import Refinement
+from fastpose.ops.render_heatmaps import Encoding
 
 
 @KEYPOINT_CODECS.register_module()
@@ -58,8 +60,8 @@ class FastposeHeatmap(BaseKeypointCodec):
         input_size: tuple[int, int],
         heatmap_size: tuple[int, int],
         sigma: float = 2.0,
-        encoding: str = "msra",
-        refine: str = "quarter",
+        encoding: Encoding = "msra",
+        refine: Refinement = "quarter",
         blur_kernel: int = 11,
     ) -> None:
         super().__init__()

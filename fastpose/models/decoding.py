@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 import fastpose
 from fastpose.device import ComputeOptions
 from fastpose.models.simcc import SimccVectors
+from fastpose.ops.decode_heatmaps import Refinement
 from fastpose.option import OptionError, option, set_on_off
 from fastpose.skeletons import Skeleton
 
@@ -20,7 +21,7 @@ from fastpose.skeletons import Skeleton
 class DecodeOptions:
     """How heatmaps, or SimCC's vectors, become joints."""
 
-    refine: Literal["none", "quarter", "dark", "dark_udp"] = option(
+    refine: Refinement = option(
         "quarter",
         "how a maximum is moved between pixels in evaluation: none, quarter (SimpleBaselines), dark, dark_udp; between "
         "bins of SimCC's vectors: none, unless dark is asked for",
@@ -94,6 +95,7 @@ class DecodeOptions:
             simcc: what the vectors' bins are.
         """
         pred_x, pred_y = vectors
+        refine: Any = self.refine  # none or dark: `settle` sees to it
         flipped_x, flipped_y = flipped if flipped is not None else (None, None)
         return fastpose.decode_simcc(
             pred_x,
@@ -103,7 +105,7 @@ class DecodeOptions:
             flipped_x=flipped_x,
             flipped_y=flipped_y,
             flip_pairs=None if flipped is None else skeleton.mirror_pairs,
-            refine=self.refine,
+            refine=refine,
             sigma=simcc.sigma,
         )
 

@@ -18,11 +18,11 @@ from fastpose.files import check_is_file
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
 from fastpose.models.hf import hf_network, is_hf, load_hf_network, shown
 from fastpose.models.own import check_outputs, make_own_model, names_of
-from fastpose.models.pose_resnet import pose_resnet
+from fastpose.models.pose_resnet import Head, pose_resnet
 from fastpose.models.rtmpose import NAMES as RTMPOSE
 from fastpose.models.rtmpose import rtmpose
 from fastpose.models.simcc import SimccVectors, bins_of
-from fastpose.models.weights import Weights, load_backbone, load_weights, mismatches, read_weights
+from fastpose.models.weights import ColorOrder, Weights, load_backbone, load_weights, mismatches, read_weights
 from fastpose.ops.color import IMAGENET_MEAN, IMAGENET_STD, normalize_color
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.skeletons import MPII, Skeleton, as_tuples
@@ -42,9 +42,7 @@ class NetworkOptions:
         "W/4] or, with targets simcc, to vectors [B, K, W * split_ratio] and [B, K, H * split_ratio]",
     )
     depth: Literal[18, 34, 50, 101, 152] = option(50, "depth of the ResNet, layers")
-    head: Literal["fcn", "deconv", "simcc"] = option(
-        "fcn", "head: fcn (the paper's), deconv (SimpleBaselines') or simcc (RTMPose's)"
-    )
+    head: Head = option("fcn", "head: fcn (the paper's), deconv (SimpleBaselines') or simcc (RTMPose's)")
     channels: int = option(256, "width of the head, channels")
     backbone_weights: str = option(
         "",
@@ -162,7 +160,7 @@ def read_weights_of(options: NetworkOptions, name: Literal["weights", "backbone_
     return read_weights(path)
 
 
-def color_order_of_weights(options: NetworkOptions) -> Literal["rgb", "bgr"]:
+def color_order_of_weights(options: NetworkOptions) -> ColorOrder:
     """What `color_order` auto means: the order of the weights to begin with, or rgb.
 
     Raises:

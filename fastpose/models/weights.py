@@ -257,7 +257,7 @@ def load_imagenet_backbone(model: PoseResNet, path: str | PathLike[str]) -> str:
     return load_backbone(model, read_weights(path))
 
 
-def to_simple_baselines(state: Mapping[str, Tensor], color_order: str = "rgb") -> OrderedDict[str, Tensor]:
+def to_simple_baselines(state: Mapping[str, Tensor], color_order: ColorOrder = "rgb") -> OrderedDict[str, Tensor]:
     """The state dict of a `pose_resnet` with deconvolutions as SimpleBaselines' and HRNet's ``pose_resnet`` load it.
 
     The names are the same. Counters of batches, which PyTorch had not when SimpleBaselines was written, are left out.
@@ -286,7 +286,7 @@ def to_simple_baselines(state: Mapping[str, Tensor], color_order: str = "rgb") -
     return kept
 
 
-def export_simple_baselines(model: nn.Module, path: str | PathLike[str], color_order: str = "rgb") -> None:
+def export_simple_baselines(model: nn.Module, path: str | PathLike[str], color_order: ColorOrder = "rgb") -> None:
     """Writes the weights of a `pose_resnet` with deconvolutions as a ``pose_resnet_*.pth.tar`` of SimpleBaselines.
 
     In the format that its torch of 2018 reads, too.

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from ._mistakes import look_at_crops
 from ._native import call, register
 from .image_batch import UNREAD, ImageBatch
 
-RESAMPLING = ("bilinear", "bicubic")  # their numbers are the op's
+Resampling = Literal["bilinear", "bicubic"]  # their numbers are the op's
+RESAMPLING: tuple[Resampling, ...] = get_args(Resampling)
 BILINEAR, BICUBIC = range(2)
 
 
@@ -27,7 +28,7 @@ def affine_crop(
     fill: float = 0.0,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
-    resample: Literal["bilinear", "bicubic"] = "bilinear",
+    resample: Resampling = "bilinear",
     erase: Tensor | None = None,
 ) -> Tensor:
     """Cut, rotate, scale, mirror, normalise and lay out a batch of crops in one pass over the pixels.

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from ._native import call, register
 from .swap_pairs import expect_mirrored, in_order, mirror_order
 from .transform_points import transformed
 
-REFINEMENTS = ("none", "quarter", "dark", "dark_udp")  # in the order of csrc/ops/decode_heatmaps.h
+Refinement = Literal["none", "quarter", "dark", "dark_udp"]  # in the order of csrc/ops/decode_heatmaps.h
+REFINEMENTS: tuple[Refinement, ...] = get_args(Refinement)
 NONE, QUARTER, DARK, DARK_UDP = range(4)
 MAX_BLUR_KERNEL = 255  # pixels, as in csrc/ops/decode_heatmaps.h
 LEAST_BLUR_SIGMA, MOST_BLUR_SIGMA = 0.01, 1000.0  # pixels, as there
@@ -31,7 +33,7 @@ LEAST_BLUR_SIGMA, MOST_BLUR_SIGMA = 0.01, 1000.0  # pixels, as there
 def decode_heatmaps(
     heatmaps: Tensor,
     *,
-    refine: str = "quarter",
+    refine: Refinement = "quarter",
     heatmap_to_image: Tensor | None = None,
     flipped: Tensor | None = None,
     flip_pairs: Sequence[Sequence[int]] | None = None,

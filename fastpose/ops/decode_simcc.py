@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from .simcc_loss import expect_vectors, positive, sigmas_of
 from .swap_pairs import expect_mirrored, in_order, mirror_order
 from .transform_points import transformed
 
-REFINEMENTS = ("none", "dark")
+Refinement = Literal["none", "dark"]
+REFINEMENTS: tuple[Refinement, ...] = get_args(Refinement)
 
 
 def decode_simcc(
@@ -25,7 +27,7 @@ def decode_simcc(
     flipped_x: Tensor | None = None,
     flipped_y: Tensor | None = None,
     flip_pairs: Sequence[Sequence[int]] | None = None,
-    refine: str = "none",
+    refine: Refinement = "none",
     sigma: tuple[float, float] = (4.9, 5.66),
 ) -> tuple[Tensor, Tensor]:
     """Joint positions from SimCC's vectors: maxima, sub-bin offset, mirror test and the way back to the image.

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch import Tensor
 from ._arguments import FLOATING, accumulate_type, choose, exact_type, expect, expect_joint_weights, float32, tensor
 from ._mistakes import look_at_joints
 from ._native import call, register
-from .render_heatmaps import ENCODINGS, expect_target, factors
+from .render_heatmaps import ENCODINGS, Encoding, expect_target, factors
+
+Missing = Literal["zeros", "ignore"]
 
 
 def heatmap_mse_loss(
@@ -19,8 +21,8 @@ def heatmap_mse_loss(
     visible: Tensor,
     *,
     sigma: float = 1.0,
-    encoding: str = "msra",
-    missing: str = "zeros",
+    encoding: Encoding = "msra",
+    missing: Missing = "zeros",
     joint_weights: Tensor | None = None,
     hard_joints: int | None = None,
 ) -> Tensor:
@@ -65,7 +67,7 @@ def heatmap_mse_loss(
         None if joint_weights is None else float32("joint_weights", joint_weights),
         float(sigma),
         choose("encoding", encoding, ENCODINGS),
-        choose("missing", missing, ("zeros", "ignore")) == 1,
+        choose("missing", missing, get_args(Missing)) == 1,
     )
     if hard_joints is None:
         loss = call("heatmap_mse_loss", *arguments)

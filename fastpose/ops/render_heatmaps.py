@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,8 @@ from ._arguments import FLOATING, NAMES, accumulate_type, choose, expect, expect
 from ._mistakes import look_at_joints
 from ._native import call, register
 
-ENCODINGS = ("msra", "unbiased", "udp")  # in the order of csrc/maths/heatmap_target.h
+Encoding = Literal["msra", "unbiased", "udp"]  # in the order of csrc/maths/heatmap_target.h
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 MSRA, UNBIASED, UDP = range(3)
 
 
@@ -18,7 +21,7 @@ def render_heatmaps(
     size: tuple[int, int],
     *,
     sigma: float = 1.0,
-    encoding: str = "msra",
+    encoding: Encoding = "msra",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Gaussian target maps with a peak of 1, and the weight of each.
