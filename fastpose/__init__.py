@@ -61,17 +61,18 @@ if _other := _namesake():
 
 # Loaded when first asked for: a training loop that only wants the ops does not pay for OpenCV, SciPy and the networks,
 # and the definition in NumPy, which tests and benchmarks compare the ops with, is no part of what they run.
-_LAZY = ("data", "metrics", "models", "reference", "skeletons")
+_LAZY = ("data", "metrics", "models", "reference", "skeletons", "trained")
+_LAZY_FROM = {"People": "fastpose.predictor", "Predictor": "fastpose.predictor", "load_model": "fastpose.trained"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Predictor", "People"):
-        return getattr(importlib.import_module("fastpose.predictor"), name)
     if name in _LAZY:
         return importlib.import_module(f"fastpose.{name}")
+    if name in _LAZY_FROM:
+        return getattr(importlib.import_module(_LAZY_FROM[name]), name)
     raise AttributeError(f"module 'fastpose' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """Also what is loaded when first asked for, so that completion offers it."""
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_LAZY_FROM})

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from fastpose.data.datasets import dataset_with_joints, joints_of
+from fastpose.device import choose_device
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import load_network
 from fastpose.models.onnx_network import ExportedDecoder, OnnxNetwork, read_onnx
 from fastpose.models.weights import Weights, read_weights
 from fastpose.option import OptionError, typed
-from fastpose.options.settings import TYPES, Settings
+from fastpose.options.settings import FIELDS, TYPES, Settings
 from fastpose.options.settle import completed, settle
 from fastpose.skeletons import Skeleton
 
@@ -39,7 +40,7 @@ class Trained:
         file: where it comes from.
         weights: what the file contains.
         settings: in effect.
-        model: on the device, in evaluation mode or not.
+        model: on the device, in evaluation mode.
         skeleton: its joints.
     """
 
@@ -58,6 +59,33 @@ class Trained:
         )
 
 
+def load_model(
+    checkpoint: str | Path, device: torch.device | str = "auto", *, trust_model: bool = False, **options: Any
+) -> nn.Module:
+    """The network of a checkpoint, or of a file of another program, in evaluation mode; prints what the file is.
+
+    It maps crops [B, 3, H, W], of the size and colours that it was trained on, to heatmaps [B, K, H/4, W/4] or to
+    SimCC's vectors. `load_trained` has the settings and the joints as well. Nothing in the file is executed.
+
+    Args:
+        checkpoint: what `fastpose evaluate --checkpoint` takes: a run's folder, for its best.pt, a checkpoint, or a
+            file of another program.
+        device: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda:1", "mps" and so on.
+        trust_model: import and run the network of the user's own that the file names; without it, name that network
+            with `model="PACKAGE.MODULE:FACTORY"`.
+        options: what the file does not say, or is to be otherwise, by the names of `fastpose evaluate`'s options:
+            `size=(256, 192)`, `model=…`, `skeleton=…`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file or an option cannot be used, see `load_trained`; OptionError and CheckpointError are two.
+        TypeError: there is no such option.
+    """
+    if unknown := options.keys() - FIELDS.keys():
+        raise TypeError(f"load_model has no option {', '.join(map(repr, sorted(unknown)))}")
+    return load_trained(checkpoint, options, choose_device(str(device)), trust_model=trust_model).model
+
+
 def load_trained(
     checkpoint: str | Path,
     asked: Mapping[str, Any],
@@ -68,7 +96,8 @@ def load_trained(
     reads_data: bool = False,
     trust_model: bool = False,
 ) -> Trained:
-    """Loads a checkpoint, or a file of another program, which is recognised; prints what it is.
+    """Loads a checkpoint, or a file of another program, which is recognised; prints what it is. The network is in
+    evaluation mode: `model.train()` before it is trained on.
 
     The joints are those of option `skeleton` if it was asked for, else those in the checkpoint; another program's
     network has those of the data set with as many, see `dataset_with_joints`.

@@ -180,7 +180,8 @@ def make_network(
     memory_format: torch.memory_format = torch.contiguous_format,
     to_train: bool = False,
 ) -> nn.Module:
-    """The network with random weights, or with those of the files that the options name; prints what was loaded.
+    """The network with random weights, or with those of the files that the options name, in training mode; prints what
+    was loaded.
 
     Args:
         options: which network.
@@ -278,7 +279,7 @@ def load_network(
     seed: int = 0,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[nn.Module, Skeleton]:
-    """The network of a checkpoint, or of another program's file of weights, and its joints.
+    """The network of a checkpoint, or of another program's file of weights, in evaluation mode, and its joints.
 
     A network of the user's own is built again by its factory, whose module is imported for that. The file may name it,
     but has no code in it; `settle` accepts a name only from whoever runs the program.
@@ -315,7 +316,7 @@ def load_network(
         model = make_network(options, skeleton, device, seed=seed, memory_format=memory_format)
         order, (height, width) = options.color_order.upper(), options.size
         print(f"taken for {order} crops of {height}x{width} px and the joints of {skeleton.name}", flush=True)
-        return model, skeleton
+        return model.eval(), skeleton
     if options.own_code:
         print(f"{path}: {weights}, made by {options.model}", flush=True)
     elif problems := _misfits(contents["model"], options, skeleton):
@@ -327,7 +328,7 @@ def load_network(
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # of a network of the user's own
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: does not fit {options.model or 'the network'}: {reason}") from error
-    return model, skeleton
+    return model.eval(), skeleton
 
 
 def _misfits(state: Mapping[str, Any], options: NetworkOptions, skeleton: Skeleton) -> str:

@@ -25,7 +25,7 @@ def pose_resnet(
 ) -> PoseResNet:
     """A ResNet that maps normalised images [B, 3, H, W] to heatmaps [B, num_joints, H/4, W/4], or to SimCC's vectors.
 
-    H and W are multiples of 32. Heads:
+    Its weights are random, and it is in training mode. H and W are multiples of 32. Heads:
 
     - ``"fcn"``, of "Human Pose Estimation from a Single Image": resizing and plain convolutions, see `FcnLayers`.
     - ``"deconv"``, SimpleBaselines' (Xiao et al. 2018): three deconvolutions and a 1x1 convolution. Parameter names,

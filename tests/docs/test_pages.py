@@ -53,7 +53,8 @@ def test_the_ops_run_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("page", sorted({p for p in PAGES if blocks(p, "python")} - ELSEWHERE))
-def test_the_code_of_a_page_runs(page: str) -> None:
+def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # for files that it writes
     assert run(page).keys() > {"__builtins__"}  # it has left something
 
 

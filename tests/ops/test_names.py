@@ -72,7 +72,7 @@ def test_options_have_the_types_of_the_ops() -> None:
         assert set(get_args(hint(function, "color_order"))) == {"rgb", "bgr"}
 
 
-LAZY = ("data", "metrics", "models", "reference", "skeletons")
+LAZY = ("data", "metrics", "models", "reference", "skeletons", "trained")
 
 
 def test_dir_has_what_is_loaded_when_first_asked_for() -> None:
@@ -83,7 +83,7 @@ def test_dir_has_what_is_loaded_when_first_asked_for() -> None:
         "assert not vars(fastpose).keys() & set(lazy)\n"
         "names = dir(fastpose)\n"
         "assert names == sorted(set(names))\n"
-        "assert {*lazy, *fastpose.__all__, '__version__', '__doc__'} <= set(names), names\n"
+        "assert {*lazy, *fastpose.__all__, 'load_model', '__version__', '__doc__'} <= set(names), names\n"
         "completer = rlcompleter.Completer({'fastpose': fastpose})\n"
         "completer.complete('fastpose.', 0)\n"
         "assert {f'fastpose.{name}' for name in lazy} <= {match.rstrip('(') for match in completer.matches}\n"
