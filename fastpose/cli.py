@@ -21,7 +21,7 @@ VERBS = {
     "convert": "write a data set of any known format as COCO's JSON",
     "synthetic": "generate a data set of drawn persons",
     "models": "parameters and GFLOPs of both heads side by side",
-    "doctor": "print what was built, what was found and what is missing",
+    "doctor": "print what was built, found and missing; --test runs every op",
 }
 
 

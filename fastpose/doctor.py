@@ -110,13 +110,21 @@ def _advice(info: dict[str, str] | None, csrc: Path) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Prints the report; returns 1 if the native library cannot be loaded or FASTPOSE_SIMD is wrong, else 0.
 
+    With --test also if an op's results on a device are not what its definition gives.
+
     With --strict also if the library has no kernels for a GPU that torch sees, or is not built from csrc/, or if
     another project's package called fastpose is installed, too. If that one's `__init__.py` has replaced this one's,
     nothing but that is reported, and 1 returned.
     """
     parser = argparse.ArgumentParser(prog="fastpose doctor", description=__doc__)
     parser.add_argument("--strict", action="store_true", help="exit code 1 also where installing again would help")
-    strict = parser.parse_args(argv).strict
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="run every op on every device, compare it with its definition and print its speed, in about ten seconds; "
+        "exit code 1 if one differs",
+    )
+    asked = parser.parse_args(argv)
     other = namesake()
     if not hasattr(fastpose, "build_info"):
         print(f"fastpose/__init__.py is missing, or another package's. {other or 'Install again: pip install -e .'}")
@@ -163,7 +171,12 @@ def main(argv: list[str] | None = None) -> int:
     lines = [f"{name:>15}  {value}" for name, value in rows] + [f"\n  ! {line}" for line in remarks]
     with suppress(BrokenPipeError):  # a reader that has seen enough: what was found does not change
         print("\n".join(lines), flush=True)
-    return 1 if info is None or (strict and advice) else 0
+    failed = 0
+    if asked.test:
+        from fastpose import selftest
+
+        failed = selftest.run()
+    return 1 if info is None or failed or (asked.strict and advice) else 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ BREACHES = {
     "layers": ("fastpose/ops/affine_crop.py", "import fastpose.data.persons"),
     "cycles": ("fastpose/data/images.py", "import fastpose.data.boxes"),
     "oracle": ("fastpose/ops/affine_crop.py", "import fastpose.reference"),
+    "selftest": ("fastpose/engine/run.py", "import fastpose.selftest"),
     "oracle_needs": ("fastpose/reference/heatmaps.py", "import torch"),
     "import_needs": ("fastpose/ops/color.py", "import cv2"),
     "data_sets": ("fastpose/engine/run.py", "import fastpose.data.coco.ap"),
