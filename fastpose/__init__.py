@@ -74,5 +74,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Also what is loaded when first asked for, so that completion offers it."""
-    return sorted({*globals(), *_LAZY, *_LAZY_FROM})
+    """What there is for users, so that completion offers that alone, and also what is loaded when first asked for."""
+    return sorted({*__all__, *_LAZY, *_LAZY_FROM, *(name for name in globals() if name.startswith("__"))})

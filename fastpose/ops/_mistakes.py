@@ -22,6 +22,7 @@ FIRST_CALLS, ONE_IN = 100, 100
 SAMPLES = 32  # of a batch, the first ones
 FEW_JOINTS, FEW_SAMPLES = 8, 4
 LARGEST_SCALE = 50.0  # a box of 10,000 px
+OFF, NORMALIZED = "hardly any lies on the {}", "all lie in the first pixel of the {}"
 
 _calls: Counter[str] = Counter()
 _reported: set[str] = set()
@@ -79,42 +80,50 @@ def look_at_joints(
             f"{op}: visible has the values of COCO's flags, and is a joint's weight: a joint with 2 counts twice. Pass "
             "visible > 0",
         )
-    if (first := _first_joint_if_off(keypoints, visible, size)) is None:
+    if (found := _misplaced(keypoints, visible, size)) is None:
         return
+    what, (x, y) = found
     height, width = (f"{side:g}" for side in size)
-    begin = (
-        f"{op}: of the visible joints hardly any lies on the {'crop' if in_crop else 'map'} of {height} x {width} px"
-    )
     matrix = f"crop_to_image_matrix(center, scale, rotation, ({height}, {width}))"
     way = f"from image pixels: transform_points(keypoints, {matrix}, inverse=True)"
     if not in_crop:
         way += "; from crop pixels: divide by the stride, 4 for most networks"
-    where = f"({first[0]:g}, {first[1]:g})"
+    if what == NORMALIZED:
+        way = "multiply shares of an image by its width and height first; then, " + way
+    place, pixels = ("crop", "crop") if in_crop else ("map", "heatmap")
     _report(
-        "crop joints" if in_crop else "map joints",
-        f"{begin}, the first is at {where}. keypoints must be in {'crop' if in_crop else 'heatmap'} pixels; {way}",
+        f"{place} joints",
+        f"{op}: of the visible joints {what.format(f'{place} of {height} x {width} px')}, the first is at "
+        f"({x:g}, {y:g}). keypoints must be in {pixels} pixels; {way}",
     )
 
 
-def _first_joint_if_off(keypoints: Tensor, visible: Tensor, size: Sequence[float]) -> Sequence[float] | None:
-    """The first visible joint if joints are in the pixels of something larger than `size` (h, w), else None.
+def _misplaced(keypoints: Tensor, visible: Tensor, size: Sequence[float]) -> tuple[str, Sequence[float]] | None:
+    """What is wrong with joints on maps or crops of `size` (h, w), and the first visible one; None if nothing is.
 
-    Such joints lie beyond the right or lower edge, except for those that are in the upper left corner of the picture.
-    Of samples on their map a quarter of the joints does not, whatever the augmentation.
+    Joints in the pixels of something larger lie beyond the right or lower edge, except for those that are in the upper
+    left corner of the picture. Of samples in the right pixels more than a quarter of the joints does not, whatever the
+    augmentation.
     """
     height, width = size
-    first, joints, samples, any_on = None, 0, 0, False
+    first, joints, samples, any_on, kinds = None, 0, 0, False, set()
     for b in range(min(SAMPLES, len(keypoints))):
         points = [p for p, seen in zip(keypoints[b].tolist(), visible[b].tolist(), strict=True) if seen > 0.5]
         if not points:
             continue
-        on = sum(not (x >= width or y >= height) for x, y in points)
-        if 4 * on > len(points):
+        if min(size) >= 8 and all(0.0 <= x <= 1.0 and 0.0 <= y <= 1.0 for x, y in points):
+            kinds.add(NORMALIZED if any(map(any, points)) else "")  # zeros alone are nobody's joints
+        else:
+            on = sum(not (x >= width or y >= height) for x, y in points)
+            kinds.add("" if 4 * on > len(points) else OFF)
+            any_on = any_on or on > 0
+        if len(kinds) > 1 or "" in kinds:
             return None
         first = first or points[0]
-        joints, samples, any_on = joints + len(points), samples + 1, any_on or on > 0
-    enough = joints >= FEW_JOINTS and (samples >= FEW_SAMPLES or not any_on)
-    return first if enough else None
+        joints, samples = joints + len(points), samples + 1
+    if first is None or joints < FEW_JOINTS or (samples < FEW_SAMPLES and any_on):
+        return None
+    return kinds.pop(), first
 
 
 def look_at_crops(

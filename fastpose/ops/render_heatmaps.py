@@ -46,7 +46,7 @@ def render_heatmaps(
         ValueError: unknown encoding. RuntimeError: wrong shape, dtype, device or sigma.
 
     Warns:
-        UserWarning: once, on the CPU, of joints in larger pixels than the maps', and of COCO's flags as weights.
+        UserWarning: once, on the CPU, of joints in other pixels than the maps', and of COCO's flags as weights.
     """
     height, width = size_of(size)
     keypoints, visible = float32("keypoints", keypoints), float32("visible", visible)

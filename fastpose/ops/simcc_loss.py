@@ -60,7 +60,7 @@ def simcc_loss(
         to 1e30. RuntimeError: wrong shape, dtype or device.
 
     Warns:
-        UserWarning: once, on the CPU, of joints in larger pixels than the crop's, and of COCO's flags as weights.
+        UserWarning: once, on the CPU, of joints in other pixels than the crop's, and of COCO's flags as weights.
     """
     sigma_x, sigma_y = sigmas_of(sigma)
     keypoints, visible, split_ratio = (

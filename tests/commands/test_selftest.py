@@ -18,7 +18,7 @@ import torch
 import fastpose
 from fastpose import doctor, selftest
 from fastpose.ops import _native, heatmap_mse_loss, render_heatmaps
-from fastpose.selftest import CHECKED, TESTS, Case, PlainTorch, OpTest
+from fastpose.selftest import CHECKED, TESTS, Case, OpTest, PlainTorch
 
 CPU = torch.device("cpu")
 NATIVE = _native.load_error is None

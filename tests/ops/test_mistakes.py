@@ -74,6 +74,11 @@ def wrong_way() -> Tensor:
         (lambda: render(joints()), r"render_heatmaps: .* on the map of 64 x 48 px, the first is at .*heatmap pixels;"),
         (lambda: render(joints()[:1], SEEN[:1]), r"transform_points\(keypoints, crop_to_image_matrix\(.*\(64, 48\)\)"),
         (lambda: render(on(SIZE)), r"from crop pixels: divide by the stride"),
+        (
+            lambda: render(joints() / 640),
+            r"all lie in the first pixel of the map of 64 x 48 px.*multiply shares of an ",
+        ),
+        (lambda: simcc(joints() / 640), r"all lie in the first pixel of the crop .*keypoints must be in crop pixels"),
         (lambda: mse(joints()), r"heatmap_mse_loss: .* on the map of 64 x 48 px"),
         (lambda: simcc(joints()[2:] + 300, SEEN[2:]), r"simcc_loss: .* on the crop of 256 x 192 px.* in crop pixels;"),
         (lambda: render(on(MAP), 2 * SEEN), r"render_heatmaps: visible .* COCO's flags.* Pass visible > 0"),
@@ -146,6 +151,9 @@ def test_right_use_is_not_warned_of(batch, rotation, zoom, shift, wide, udp, see
         lambda: render(on(MAP), joints()[..., 0] > 0),
         lambda: render(joints()[:1, :4], SEEN[:1, :4]),  # four joints say nothing
         lambda: render(joints(), 0 * SEEN),
+        lambda: render(0 * joints()),
+        lambda: render(torch.cat([joints()[:3] / 640, on(MAP)[3:]])),
+        lambda: fastpose.render_heatmaps(joints() / 640, SEEN, (4, 4)),
         lambda: render(on(MAP) - 300),  # beyond the other edges: no larger pixels
         lambda: render(torch.full((4, 16, 2), torch.nan)),
         lambda: render(joints()[:0], SEEN[:0]),

@@ -83,6 +83,7 @@ def test_dir_has_what_is_loaded_when_first_asked_for() -> None:
         "assert not vars(fastpose).keys() & set(lazy)\n"
         "names = dir(fastpose)\n"
         "assert names == sorted(set(names))\n"
+        "assert not {'importlib', 'sys', 'warnings', 'Any', 'ending'} & set(names)\n"
         "assert {*lazy, *fastpose.__all__, 'load_model', '__version__', '__doc__'} <= set(names), names\n"
         "completer = rlcompleter.Completer({'fastpose': fastpose})\n"
         "completer.complete('fastpose.', 0)\n"
