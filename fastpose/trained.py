@@ -83,7 +83,9 @@ def load_model(
     """
     if unknown := options.keys() - FIELDS.keys():
         raise TypeError(f"load_model has no option {', '.join(map(repr, sorted(unknown)))}")
-    return load_trained(checkpoint, options, choose_device(str(device)), trust_model=trust_model).model
+    return load_trained(
+        Path(checkpoint).expanduser(), options, choose_device(str(device)), trust_model=trust_model
+    ).model
 
 
 def load_trained(

@@ -226,6 +226,12 @@ def heatmap_mse_loss(a: Arguments) -> Case:
     return call, lambda got, want: close(got, want, 1e-4, 1e-7 * largest), lambda: moderate(*call.values())
 
 
+def pairs_of(a: Arguments, joints: int, *, mirrored: bool) -> Any:
+    """`flip_pairs`, which go with the outputs of mirrored images and not without them."""
+    pairs = [(0, joints - 1)] if joints > 1 else []
+    return a.spoil(pairs, [(0, 0)], None, 3) if mirrored else a.spoil(None, pairs)
+
+
 def decode_heatmaps(a: Arguments) -> Case:
     batch, joints, height, width = a.maps()
     dtype = a.of(*FLOATS)
@@ -233,7 +239,7 @@ def decode_heatmaps(a: Arguments) -> Case:
     call["refine"] = a.spoil(a.of("none", "quarter", "dark", "dark_udp"), "best")
     call["heatmap_to_image"] = a.optional((batch, 2, 3))
     call["flipped"] = a.optional((batch, joints, height, width), dtype)
-    call["flip_pairs"] = a.spoil([(0, joints - 1)] if joints > 1 else [], [(0, 0)], None, 3)
+    call["flip_pairs"] = pairs_of(a, joints, mirrored=call["flipped"] is not None)
     call["flip_shift"], call["blur_kernel"] = bool(a.whole(0, 1)), a.spoil(a.of(1, 3, 9, 11, 17), 0, 2, -1, 257)
     call["blur_sigma"] = a.spoil(a.of(None, 0.5, 0.8, 3.0), 0.0, -1.0, float("nan"))
     if call["refine"] in ("dark", "dark_udp"):  # their step may have any length where the maps are noise: the scores
@@ -262,7 +268,7 @@ def decode_simcc(a: Arguments) -> Case:
             "flipped_x": a.tensor((batch, joints, width), dtype),
             "flipped_y": a.tensor((batch, joints, height), dtype),
         }
-    call["flip_pairs"] = a.spoil([(0, joints - 1)] if joints > 1 else [], [(0, 0)], None, 3)
+    call["flip_pairs"] = pairs_of(a, joints, mirrored="flipped_x" in call)
     call["refine"] = a.spoil(a.of("none", "dark"), "quarter")
     call["sigma"] = a.spoil(a.of((4.9, 5.66), (0.5, 38.0)), (0.4, 1.0), (1.0,), 2.0, None)
 

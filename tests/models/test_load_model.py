@@ -104,13 +104,16 @@ def test_what_is_loaded_predicts_as_it_was_trained_to(kind: Callable[[], tuple],
     assert not any(module.training for module in whole.model.modules())
 
 
-def test_it_is_on_the_device_that_is_asked_for(here: Path, device: torch.device) -> None:
+def test_it_is_on_the_device_that_is_asked_for(here: Path, device: torch.device, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("USERPROFILE", str(here))
     _, options, file = in_a_run()
     for name in (device, str(device)):
         model = fastpose.load_model(file, name, **options)
         assert {parameter.device.type for parameter in model.parameters()} == {device.type}
     best = "cuda" if torch.cuda.is_available() else "cpu"
     assert next(fastpose.load_model(file).parameters()).device.type == best
+    assert next(fastpose.load_model("~/run").parameters()).device.type == best
     with pytest.raises(ValueError, match=r"device: expected auto, cpu, cuda.*got 'gpu'"):
         fastpose.load_model(file, "gpu")
 
