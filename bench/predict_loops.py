@@ -3,10 +3,11 @@
 
     python -m bench.predict_loops PICTURES ANNOTATIONS.json --out bench/results/predict_loops.json
 
-Needs onnxruntime and rtmlib, and mmpose for its loop; what is missing is left out, which is printed. All take the same
-pictures, boxes and network, RTMPose-s with random weights, and decode each picture once. rtmlib runs a person at a time, as
-its RTMPose does; mmpose prepares a person at a time and runs those of a picture together, as its `inference_topdown` does.
-Each is timed with that network, and without one: with outputs that are there already.
+Needs onnxruntime and rtmlib, and mmpose for its loop; what is missing is left out, which is printed.
+
+All take the same pictures, boxes and network, RTMPose-s with random weights, and decode each picture once. rtmlib
+runs a person at a time, as its RTMPose does; mmpose prepares a person at a time and runs those of a picture together,
+as its `inference_topdown` does. Each is timed with that network, and without: with outputs that are there already.
 """
 
 from __future__ import annotations

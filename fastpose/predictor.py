@@ -215,10 +215,11 @@ class Predictor:
             raise OptionError("on_bad_image", f"expected error or skip, got {on_bad_image!r}")
         asked = {name: _plain(value) for name, value in options.items()} | {"device": str(device)}
         self.device = choose_device(str(device))
-        self.trained = load_trained(os.fspath(checkpoint), asked, self.device, instead=INSTEAD, trust_model=trust_model)
+        self.trained = load_trained(
+            Path(checkpoint).expanduser(), asked, self.device, instead=INSTEAD, trust_model=trust_model
+        )
         settings = self.trained.settings
         check_at_least(settings.schedule, 1, "eval_batch_size")
-        self.trained.model.eval()
         self.skeleton = self.trained.skeleton
         self.batch_size = settings.schedule.eval_batch_size
         self._decoder = self.trained.decoder()

@@ -93,6 +93,7 @@ class OnnxNetwork(nn.Module):
         self.notes: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.decodes = "fastpose" in self.notes
         self._outputs = [one.name for one in self._session.get_outputs()]
+        self.eval()
         for name, kind, shape in self.inputs:
             if kind not in _TYPES:
                 raise CheckpointError(f"{path}: input {name} is {kind} {list(shape)}, and images are float or uint8")
@@ -124,6 +125,8 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] to heatmaps [B, K, H/4, W/4], or to SimCC's vectors in x and in y, float32."""
+        if self.decodes:
+            raise CheckpointError(f"{self.path}: takes pixels and returns points, as fastpose.Predictor runs it")
         outputs = self.run(images.detach().float().cpu().contiguous().numpy())
         found = [torch.from_numpy(output).float().to(images.device) for output in outputs]
         return found[0] if len(found) == 1 else (found[0], found[1])

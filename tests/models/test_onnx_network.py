@@ -99,6 +99,8 @@ def test_an_exported_file_finds_what_its_checkpoint_finds(checkpoints, tmp_path,
     assert ((points - others).norm(dim=2) < 1.5).float().mean() > 0.8  # rounding moves some maxima of random maps
     scores, of_others = (torch.cat([people.scores for people in entries]) for entries in (found, wanted))
     assert (scores - of_others).abs().max() < 0.05 * of_others.abs().max()
+    with pytest.raises(CheckpointError, match=r"takes pixels and returns points"):
+        fastpose.load_model(file)(torch.zeros(1, 3, *SIZE))
     with pytest.raises(ValueError, match=r"refine: .* has none inside, got dark"):
         fastpose.Predictor(file, refine="dark")
 
