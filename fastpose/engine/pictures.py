@@ -53,31 +53,48 @@ def draw_curves(
     figure = new_figure((12, 3.6), layout="constrained")
     loss, score, rate = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in lines]
-    marker = "." if len(lines) <= 40 else ""
+    marker = "o" if len(lines) <= 10 else "." if len(lines) <= 40 else ""
     evaluated = [line for line in lines if line.get(score_name)]
-    loss.plot(epochs, [line["loss"] for line in lines], color=PREDICTION, marker=marker)
-    loss.set(title="training loss", xlabel="epoch", yscale="log")
+    losses, rates = ([line[name] for line in lines] for name in ("loss", "lr"))
+    loss.plot(epochs, losses, color=PREDICTION, marker=marker)
+    loss.set(title="training loss", xlabel="epoch", yscale=_scale_of(losses))
     for (name, curve), color in zip(curves.items(), (PREDICTION, OTHER), strict=False):
         values = [line[score_name][name] for line in evaluated]
-        score.plot([line["epoch"] for line in evaluated], values, color=color, marker=".", label=curve)
+        score.plot(
+            [line["epoch"] for line in evaluated],
+            values,
+            color=color,
+            marker="o" if len(values) <= 10 else ".",
+            label=curve,
+        )
         if values:
             score.annotate(
                 f"{values[-1]:.1f}",
                 (evaluated[-1]["epoch"], values[-1]),
-                (-4, 6),
+                (0, 8) if len(values) == 1 else (-4, 6),
                 textcoords="offset points",
-                ha="right",
+                ha="center" if len(values) == 1 else "right",
             )
     below = f"\n{note}" if note else ""
     score.set(title=f"validation {label.partition('@')[0]}", xlabel=f"epoch{below}", ylim=(0, 105), ylabel="%")
     score.legend(loc="best", frameon=False)
-    rate.step(epochs, [line["lr"] for line in lines], color=PREDICTION, where="mid", marker=marker)
-    rate.set(title="learning rate", xlabel="epoch", yscale="log")
+    rate.step(epochs, rates, color=PREDICTION, where="mid", marker=marker)
+    rate.set(title="learning rate", xlabel="epoch", yscale=_scale_of(rates))
+    if rate.get_yscale() == "linear":
+        rate.set_ylim(0, 1.1 * max(rates, default=1.0) or 1.0)
     for axes in (loss, score, rate):
+        if epochs:  # the same of all three: a score may begin later than the loss
+            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     _save(figure, path)
+
+
+def _scale_of(values: Sequence[float]) -> str:
+    """A logarithmic axis has few labels between its powers of ten, if any: it is for values that are far apart."""
+    known = [value for value in values if value > 0]
+    return "log" if known and max(known) >= 10 * min(known) else "linear"
 
 
 def draw_predictions(path: Path, people: Sequence[Person], skeleton: Skeleton) -> None:
