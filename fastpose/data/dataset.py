@@ -170,6 +170,31 @@ def named_files(values: Mapping[str, Any], layout: Mapping[str, str]) -> dict[st
     return {name: values[name] or layout[name] for name in LAYOUT}
 
 
+class Yardstick(NamedTuple):
+    """What a score measures the errors of N persons' joints by, for a run's page.
+
+    Attributes:
+        right: float64 [N, J] px, the largest error that counts as right; 0 where that is not known.
+        rule: the same in words.
+        threshold: that error in the unit which the score is named by, 0.5 of PCKh@0.5; 0: it has no such unit.
+        half: float64 [N, J] px, the error at which a joint's similarity with its annotation is one half; 0: not known.
+        similarity: where `half` comes from, in words.
+    """
+
+    right: np.ndarray
+    rule: str
+    threshold: float
+    half: np.ndarray
+    similarity: str
+
+
+# For joints without COCO's sigmas, or persons without an area.
+STAND_IN = (
+    "COCO's sigmas or the persons' areas are not known here, so that the similarity is one half where an error is the "
+    "largest that the score counts as right"
+)
+
+
 class Scorer(Protocol):
     """The score of predictions for certain persons: arrays in, numbers, a table and a file out.
 
@@ -218,6 +243,10 @@ class Scorer(Protocol):
 
     def write(self, folder: Path, predictions: np.ndarray, scores: np.ndarray) -> Path:
         """Writes the predictions in the data set's own format into `folder`; returns the file."""
+        ...
+
+    def yardstick(self) -> Yardstick:
+        """What the errors of these persons' joints are measured by."""
         ...
 
     def fingerprint(self) -> str:

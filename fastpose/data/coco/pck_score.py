@@ -15,7 +15,8 @@ import numpy as np
 
 from fastpose.data.coco.ap import own_ids
 from fastpose.data.coco.pck import auc, epe, nme, pck
-from fastpose.data.dataset import DataOptions, format_values
+from fastpose.data.coco.similar import half_errors
+from fastpose.data.dataset import STAND_IN, DataOptions, Yardstick, format_values
 from fastpose.data.persons import Persons
 from fastpose.files import write_text
 from fastpose.option import OptionError
@@ -141,6 +142,15 @@ class PckScorer:
         path = folder / "keypoints_results.json"
         write_text(path, json.dumps(results, allow_nan=False))
         return path
+
+    def yardstick(self) -> Yardstick:
+        persons, data = self.persons, self.data
+        right = np.zeros(persons.visible.shape) + data.pck_threshold * self.size[:, None]
+        half, similarity = right, STAND_IN
+        if persons.skeleton.sigmas:
+            half, similarity = half_errors(persons, persons.skeleton.sigmas)
+        rule = f"an error of less than {data.pck_threshold:g} of {self._norm()}"
+        return Yardstick(right, rule, data.pck_threshold, half, similarity)
 
     def fingerprint(self) -> str:
         box_side = self.persons.extras.get("box_side")

@@ -28,7 +28,8 @@ from fastpose.data.coco.ap import (
     sigmas_of,
     to_find,
 )
-from fastpose.data.dataset import format_values
+from fastpose.data.coco.similar import half_errors
+from fastpose.data.dataset import Yardstick, format_values
 from fastpose.data.persons import Persons
 from fastpose.files import write_text
 from fastpose.option import OptionError
@@ -152,6 +153,10 @@ class ApScorer:
         results = [self.measure.written(one) for one in self.results(predictions, scores)]
         write_text(path, json.dumps(results, allow_nan=False))
         return path
+
+    def yardstick(self) -> Yardstick:
+        half, similarity = half_errors(self.persons, sigmas_of(self.persons.skeleton))
+        return Yardstick(half, "a similarity of at least 0.5 with the annotation", 0.0, half, similarity)
 
     def fingerprint(self) -> str:
         if not self.truth["image_ids"]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpose.data.dataset import Scorer, format_values
+from fastpose.data.dataset import Scorer, Yardstick, format_values
 from fastpose.data.joint_errors import known_mean
 from fastpose.data.persons import MEAN, Sets
 from fastpose.option import OptionError
@@ -74,6 +74,19 @@ class MixtureScorer:
             (folder / name).mkdir(parents=True, exist_ok=True)
             scorer.write(folder / name, *self._own(number, predictions, scores))
         return folder
+
+    def yardstick(self) -> Yardstick:
+        """That of each set for its own persons; joints that a set lacks have none. Its unit is each set's own."""
+        count = len(self.sets.parts[0].joints)
+        right, half = (np.zeros((len(self.sets.index), count)) for _ in range(2))
+        owns = [scorer.yardstick() for scorer in self.scorers]
+        for number, (part, own) in enumerate(zip(self.sets.parts, owns, strict=True)):
+            has = np.flatnonzero(part.joints >= 0)
+            place = np.ix_(self.sets.index == number, has)
+            right[place], half[place] = own.right[:, part.joints[has]], own.half[:, part.joints[has]]
+        rule = "; ".join(f"{name}: {own.rule}" for name, own in zip(self.names, owns, strict=True))
+        similarity = "; ".join(f"{name}: {own.similarity}" for name, own in zip(self.names, owns, strict=True))
+        return Yardstick(right, rule, 1.0, half, similarity)
 
     def fingerprint(self) -> str:
         """That of each set, with what the list says of it: a run that goes on has no other place to notice that the

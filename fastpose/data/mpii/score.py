@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpose.data.dataset import format_values
+from fastpose.data.dataset import STAND_IN, Yardstick, format_values
 from fastpose.data.mpii.annotations import read_ground_truth
 from fastpose.data.mpii.pckh import pckh
 from fastpose.data.persons import Persons
@@ -62,6 +62,13 @@ class PckhScorer:
         with replacing(folder / "pred.mat") as file:
             savemat(file, contents, do_compression=True)
         return folder / "pred.mat"
+
+    def yardstick(self) -> Yardstick:
+        persons = self.persons
+        right = np.zeros(persons.visible.shape)
+        if self.head_size is not None:
+            right += 0.5 * self.head_size.astype(np.float64)[:, None]
+        return Yardstick(right, "an error of at most 0.5 of the head size (PCKh@0.5)", 0.5, right, STAND_IN)
 
     def fingerprint(self) -> str:
         head_size = self.persons.extras.get("head_size")
