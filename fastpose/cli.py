@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "score a checkpoint, write its predictions",
     "predict": "find the joints of persons in pictures",
     "export": "write a network as ONNX or torch.export program, pixels in, points out",
+    "report": "write a run, or several side by side, as one page of HTML",
     "check": "look at a data set before training: what it is, what is doubtful",
     "pack": "cut a data set's persons out, into a few files that load quickly",
     "view": "draw what a network is fed, with joints and targets over it",

@@ -18,13 +18,16 @@ from fastpose.data.sense import report_doubts
 from fastpose.device import choose_device
 from fastpose.ending import ends_in_one_line, report
 from fastpose.engine.evaluation import predict_all, scored, scores_entry
+from fastpose.engine.folder import PAGE, PREDICTIONS
 from fastpose.engine.loading import make_loader
+from fastpose.engine.predicted import write_predicted
+from fastpose.engine.run_page import write_page
 from fastpose.files import check_is_file, write_json
 from fastpose.models.decoding import DecodeOptions
 from fastpose.models.weights import Weights
 from fastpose.option import OptionError, option
 from fastpose.options.asked import Command
-from fastpose.options.settings import Settings
+from fastpose.options.settings import DEFAULTS, Settings
 from fastpose.options.settle import completed
 from fastpose.progress import CountedProgress
 from fastpose.ranks import ALONE, OtherRankError, RankLostError, Ranks, joined_ranks, report_lost
@@ -158,6 +161,10 @@ def run(own: EvaluateOptions, asked: dict[str, Any], ranks: Ranks = ALONE) -> in
     if evaluation.skipped:
         print(f"{evaluation.skipped} persons have no pose in {predictions.name}: their images could not be read")
     print(f"wrote {predictions}\nwrote {out / 'scores.json'}")
+    if not own.out and (out / "metrics.jsonl").is_file():  # a run's own folder, and its own data
+        write_predicted(out, trained.file.name, persons, scorer, evaluation)
+        write_page([out], out / PAGE, DEFAULTS)
+        print(f"wrote {out / PREDICTIONS}\nwrote {out / PAGE}")
     return 0
 
 

@@ -22,9 +22,10 @@ from fastpose.data.sense import check_sense, doubt_about_pairs
 from fastpose.device import choose_device, require_cuda
 from fastpose.ending import ends_in_one_line, report
 from fastpose.engine.epoch import NotFiniteError
-from fastpose.engine.folder import check_resumable, check_unused, run_folder
+from fastpose.engine.folder import PAGE, check_resumable, check_unused, run_folder
 from fastpose.engine.loading import make_loader
 from fastpose.engine.run import Run
+from fastpose.engine.run_page import write_page
 from fastpose.models.checkpoint import CheckpointError, has_checkpoint
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import make_network
@@ -40,7 +41,7 @@ from fastpose.options.asked import (
     read_run,
     recipes,
 )
-from fastpose.options.settings import FIELDS, Settings
+from fastpose.options.settings import DEFAULTS, FIELDS, Settings
 from fastpose.options.settle import completed, settle
 from fastpose.ranks import ALONE, OtherRankError, RankLostError, Ranks, joined_ranks, report_lost
 
@@ -99,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if not resume and ranks.first:
                     claim.enter_context(run_folder(folder, new=True))
                     remember(folder, own, asked, ranks.launch)
-            return run.train()
+            code = run.train()
+            if run.ended and ranks.first:
+                write_page([folder], folder / PAGE, DEFAULTS)
+                print(f"wrote {folder / PAGE}")
+            return code
     except RankLostError as error:
         return report_lost(error, ranks)
     except (ValueError, OSError, NotFiniteError, OtherRankError) as error:
@@ -213,7 +218,14 @@ def options_file(own: TrainOptions, asked: dict[str, Any]) -> tuple[Path, Path]:
     return folder / "config.yaml", folder
 
 
-def make_run(settings: Settings, folder: Path, begin: float, *, resume: bool = False, ranks: Ranks = ALONE) -> Run:
+def make_run(
+    settings: Settings,
+    folder: Path,
+    begin: float,
+    *,
+    resume: bool = False,
+    ranks: Ranks = ALONE,
+) -> Run:
     """Everything that a run consists of, each part from the options that it reads."""
     network, pixels, compute, schedule = settings.network, settings.pixels, settings.compute, settings.schedule
     device = ranks.own(choose_device(compute.device))

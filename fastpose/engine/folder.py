@@ -17,7 +17,8 @@ from fastpose.files import is_blank, make_folder, only_writer, part_of, read_fil
 from fastpose.models.checkpoint import previous_path
 
 PICTURES = ("curves.png", "predictions.png", "heatmaps.png")
-FILES = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "summary.json", *PICTURES)
+PREDICTIONS, PAGE = "predictions.npz", "index.html"
+FILES = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "summary.json", *PICTURES, PREDICTIONS, PAGE)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from fastpose.data.dataset import Scorer
 from fastpose.data.loader import PoseLoader
 from fastpose.data.persons import Persons
 from fastpose.data.pixels import ResidentImages, open_images
+from fastpose.data.reading import Reading
+from fastpose.device import available_cores
 from fastpose.engine import pictures
 from fastpose.engine.evaluation import Evaluation, best_seen_person, heatmaps_of
 from fastpose.models.decoding import Decoder
@@ -52,7 +55,7 @@ def draw(
     row = best_seen_person(persons, evaluation, among)
     heatmaps = heatmaps_of(decoder, loader, row)
     size = (MAGNIFIED * loader.size[0], MAGNIFIED * loader.size[1])
-    crop, points = person_crop(persons, row, size, evaluation.predictions[row])
+    crop, points = person_crop(*place_of(persons, row), size, evaluation.predictions[row])
     pictures.draw_heatmaps(
         folder / "heatmaps.png",
         crop,
@@ -74,22 +77,32 @@ def draw_predictions(path: Path, persons: Persons, predictions: np.ndarray) -> N
         # The boxes of one data set have one aspect ratio, those of several sets have not.
         wide, high = (persons.scale[row] / persons.scale[row].max()).tolist()
         size = (round(SIDE * high), round(SIDE * wide))
-        crop, predicted, truth = person_crop(persons, row, size, predictions[row], persons.keypoints[row])
+        crop, predicted, truth = person_crop(*place_of(persons, row), size, predictions[row], persons.keypoints[row])
         people.append(pictures.Person(crop, predicted, truth, persons.visible[row] > 0.5))
     pictures.draw_predictions(path, people, persons.skeleton)
 
 
+def place_of(persons: Persons, row: int) -> tuple[Path, Reading, NDArray[Any], NDArray[Any]]:
+    """Where a person is: the image, how it becomes pixels, and the box's center and scale, float32 [2] each."""
+    path = persons.image_paths[persons.image_index[row]]
+    return path, persons.reading, persons.center[row], persons.scale[row]
+
+
 def person_crop(
-    persons: Persons, row: int, size: tuple[int, int], *points: NDArray[np.float32]
+    path: Path,
+    reading: Reading,
+    center: NDArray[Any],
+    scale: NDArray[Any],
+    size: tuple[int, int],
+    *points: NDArray[np.float32],
 ) -> tuple[NDArray[Any], ...]:
     """A person's box as uint8 [h, w, 3], and points of the image, [K, 2] each, in its pixels."""
-    center, scale = (torch.from_numpy(array[row : row + 1]) for array in (persons.center, persons.scale))
-    crop_to_image = fastpose.crop_to_image_matrix(center, scale, torch.zeros(1), size)
+    middle, scales = (torch.from_numpy(array[None]) for array in (center, scale))
+    crop_to_image = fastpose.crop_to_image_matrix(middle, scales, torch.zeros(1), size)
     moved = [
         fastpose.transform_points(torch.from_numpy(p[None]), crop_to_image, inverse=True)[0].numpy() for p in points
     ]
-    path = persons.image_paths[persons.image_index[row]]
-    pixels = open_images([path], threads=1, reading=persons.reading).load(
+    pixels = open_images([path], threads=1, reading=reading).load(
         torch.zeros(1, dtype=torch.int64), torch.device("cpu")
     )
     if pixels.errors:
@@ -99,6 +112,14 @@ def person_crop(
         crop_to_image = (crop_to_image - origin) / pixels.frame[0, 0]
     crop = fastpose.affine_crop(pixels.images, crop_to_image, size)[0]
     return crop.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy(), *moved
+
+
+def environment(device: torch.device) -> dict[str, str | None]:
+    """Where a run is: device, commit, torch's version and the machine, which is not named."""
+    machine = f"{platform.system()} {platform.machine()}, {available_cores()} cores"
+    if device.type == "cuda":
+        machine += f", {torch.cuda.get_device_name(device)}"
+    return {"device": str(device), "commit": code_version(), "torch": torch.__version__, "machine": machine}
 
 
 def code_version() -> str | None:

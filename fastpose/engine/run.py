@@ -32,7 +32,8 @@ from fastpose.engine.epoch import (
     train_one_epoch,
 )
 from fastpose.engine.evaluation import Scored, predict_all, scored, scores_entry
-from fastpose.engine.folder import started_as
+from fastpose.engine.folder import PICTURES, PREDICTIONS, started_as
+from fastpose.engine.predicted import write_predicted
 from fastpose.engine.report import TrainingReport
 from fastpose.engine.resume import DATA, KEPT, errors_of, parts_of, refuse_changes, texts_of
 from fastpose.engine.schedule import LearningRate, ScheduleOptions, make_optimizer, set_weight_decay
@@ -91,7 +92,7 @@ class Run:
         if (model := config.get("model")) and not is_hf(model):  # which config.yaml alone may not choose
             self.again += f" --model {model}"
         self.train_loader, self.valid_loader = train_loader, valid_loader
-        self.scorer, self.decoder = scorer, decoder
+        self.scorer, self.decoder, self.ended = scorer, decoder, False
         self.skeleton, self.device = valid_loader.persons.skeleton, train_loader.device
         self.model: nn.Module = decoder.model
         self.optimizer = make_optimizer(self.model, schedule)
@@ -151,6 +152,7 @@ class Run:
         self.ranks.rest()
         if self.ranks.first:
             self.write_results(evaluation)
+        self.ended = True  # here, and not before
         return 0
 
     def of_ranks(self) -> str:
@@ -455,7 +457,7 @@ class Run:
         if skipped:
             print(f"without {skipped} persons whose image could not be read, see summary.json")
         results.draw(folder, self.history, scorer, self.valid_loader, self.decoder, evaluation.evaluation)
-        bad_images = [*self.train_loader.bad_image_texts(), *self.valid_loader.bad_image_texts()]
+        write_predicted(folder, "last.pt", self.valid_loader.persons, scorer, evaluation.evaluation)
         summary = {
             **scores_entry(scorer, evaluation.values),
             "epochs": progress.epoch,
@@ -463,14 +465,13 @@ class Run:
             "samples_per_second": progress.total_samples / max(progress.train_seconds, 1e-9),
             "input_wait_fraction": progress.wait_seconds / max(progress.train_seconds, 1e-9),
             "seconds": self.seconds_before + time.perf_counter() - self.begin,
-            "device": str(self.device),
-            "commit": results.code_version(),
+            **results.environment(self.device),
             "train_persons": len(self.train_loader.persons),
             "valid_persons": len(self.valid_loader.persons),
             "skipped_persons": skipped,
-            "bad_images": bad_images,
+            "bad_images": [*self.train_loader.bad_image_texts(), *self.valid_loader.bad_image_texts()],
             "changes": progress.changes,
         }
         write_json(folder / "summary.json", summary)  # last: with it the run is complete
-        for name in ("summary.json", "curves.png", "predictions.png", "heatmaps.png", "best.pt", "last.pt"):
+        for name in ("summary.json", *PICTURES, PREDICTIONS, "best.pt", "last.pt"):
             print(f"wrote {folder / name}")

@@ -35,7 +35,7 @@ class Command:
         name: its verb.
         description: for --help.
         own: a dataclass with the options that are the command's alone, of which a bool is a flag; None: it has none.
-        places: positional arguments and their help.
+        places: positional arguments and their help; one whose name ends in "..." is one or more.
         offered: names of settings that it offers as options, too.
         otherwise: what --help gives as the default of settings that are not asked for; empty: their own defaults.
         defaults: defaults of offered settings that are the command's own.
@@ -73,7 +73,8 @@ class Command:
                 else:
                     self._add(field, types[field.name], field.default, field.metadata["help"])
         for name, help in (places or {}).items():
-            self.parser.add_argument(name, type=str, help=help)
+            more: dict[str, Any] = {"nargs": "+"} if name.endswith("...") else {}
+            self.parser.add_argument(name.removesuffix("..."), type=str, help=help, **more)
         for name in offered:
             field, help = FIELDS[name], FIELDS[name].metadata["help"]
             kind = TYPES[name]

@@ -49,7 +49,7 @@ from tests.helpers.tiny_mpii import write_tiny_mpii
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN_FILES = {
     *("config.yaml", "metrics.jsonl", "summary.json", "last.pt", "last.prev.pt", "best.pt"),
-    *("curves.png", "predictions.png", "heatmaps.png"),
+    *("curves.png", "predictions.png", "heatmaps.png", "predictions.npz", "index.html"),
 }
 
 
@@ -1137,7 +1137,7 @@ def test_help_spells_options_with_underscores(verb, capsys):
     with pytest.raises(SystemExit):
         cli.main([verb, "--help"])
     names = set(re.findall(r"(?<![\w-])--[a-z_-]+", capsys.readouterr().out))
-    assert any("_" in name for name in names)
+    assert verb == "report" or any("_" in name for name in names)  # which has names of one word alone
     assert not [name for name in names if "-" in name[2:]]
 
 
