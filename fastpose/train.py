@@ -22,6 +22,7 @@ from fastpose.data.sense import check_sense, doubt_about_pairs
 from fastpose.device import choose_device, require_cuda
 from fastpose.ending import ends_in_one_line, report
 from fastpose.engine.epoch import NotFiniteError
+from fastpose.engine.events import require_tensorboard
 from fastpose.engine.folder import PAGE, check_resumable, check_unused, run_folder
 from fastpose.engine.loading import make_loader
 from fastpose.engine.run import Run
@@ -67,6 +68,11 @@ class TrainOptions:
     trust_model: bool = option(
         False, "import and run the network that the recipe or the resumed run names, without naming it with --model"
     )
+    tensorboard: bool = option(
+        False,
+        "write the numbers of metrics.jsonl as TensorBoard's event files into the run's folder, too, while it trains "
+        "(pip install tensorboard)",
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with joined_ranks(os.environ) as ranks, ExitStack() as claim:
             plan = ranks.same(lambda: make_plan(command, own, asked, claim, ranks.launch))
             resume, folder = bool(plan.own.resume), plan.folder
-            run = make_run(plan.settings, folder, begin, resume=resume, ranks=ranks)
+            run = make_run(plan.settings, folder, begin, resume=resume, ranks=ranks, tensorboard=own.tensorboard)
             if own.dry_run:
                 return run.dry_run()
             with ranks.failing_together():
@@ -129,6 +135,8 @@ def make_plan(command: Command, own: TrainOptions, asked: dict[str, Any], claim:
     if own.resume:
         check_resumable(folder)
     try:
+        if own.tensorboard:
+            require_tensorboard()
         values, file = read_run(folder) if own.resume else (read_recipe(file), file)
     except CheckpointError:
         raise
@@ -225,6 +233,7 @@ def make_run(
     *,
     resume: bool = False,
     ranks: Ranks = ALONE,
+    tensorboard: bool = False,
 ) -> Run:
     """Everything that a run consists of, each part from the options that it reads."""
     network, pixels, compute, schedule = settings.network, settings.pixels, settings.compute, settings.schedule
@@ -286,6 +295,7 @@ def make_run(
         Decoder(model, skeleton, settings.decode, compute, udp=network.udp, simcc=network.simcc),
         begin=begin,
         resume=completed if resume else None,
+        tensorboard=tensorboard,
     )
 
 

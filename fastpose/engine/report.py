@@ -8,6 +8,7 @@ from typing import Any
 
 from fastpose.data.dataset import Scorer
 from fastpose.engine.epoch import RunProgress
+from fastpose.engine.events import EventFile
 from fastpose.progress import ProgressLine, duration
 
 
@@ -21,11 +22,14 @@ class TrainingReport:
         steps: batches in an epoch.
         progress: how far the run is; it moves on while the report is in use.
         scorer: whose score lines of metrics.jsonl have.
+        events: gets each of these lines, too; None: there is none.
     """
 
-    def __init__(self, epochs: int, steps: int, progress: RunProgress, scorer: Scorer) -> None:
+    def __init__(
+        self, epochs: int, steps: int, progress: RunProgress, scorer: Scorer, events: EventFile | None = None
+    ) -> None:
         self.epochs, self.steps, self.progress, self.scorer = epochs, steps, progress, scorer
-        self.line = ProgressLine()
+        self.events, self.line = events, ProgressLine()
         self.begin = self.epoch_begin = time.perf_counter()
         self.first_step = progress.epoch * steps + progress.step
         self.first_sample = progress.samples
@@ -43,6 +47,8 @@ class TrainingReport:
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Called after every epoch with its line of metrics.jsonl."""
+        if self.events is not None:
+            self.events.epoch(line)
         text = f"{self._epoch(line['epoch'])}  loss {line['loss']:.6f}  lr {line['lr']:.2g}  "
         text += f"{line['samples_per_second']:6.1f} samples/s  input wait {100 * line['input_wait_fraction']:.0f} %"
         if values := line.get(self.scorer.name):

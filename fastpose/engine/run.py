@@ -21,7 +21,7 @@ from fastpose.data.images import BadImageError
 from fastpose.data.loader import PoseLoader
 from fastpose.data.pixels import images_fingerprint
 from fastpose.device import ComputeOptions
-from fastpose.engine import results
+from fastpose.engine import events, results
 from fastpose.engine.dry_run import first_batch, peak_memory, shape_of
 from fastpose.engine.epoch import (
     FAILURES,
@@ -63,6 +63,7 @@ class Run:
         begin: `time.perf_counter` when the run began, for the seconds it takes.
         resume: go on with the run in `folder`: makes today's settings, as plain values, of the config in a checkpoint
             of any version. None: it is a new run.
+        tensorboard: write TensorBoard's event files, too.
 
     Raises:
         CheckpointError: see load_latest; or the checkpoint does not fit this version of fastpose.
@@ -84,15 +85,16 @@ class Run:
         *,
         begin: float,
         resume: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
+        tensorboard: bool = False,
     ) -> None:
         self.begin = self.last_save = begin
         self.folder, self.name, self.config, self.schedule = folder, name, config, schedule
         self.ranks = ranks = train_loader.ranks
-        self.again = f"{started_as(ranks.count, ranks.local_count)} --resume {folder}"
+        self.again = f"{started_as(ranks.count, ranks.local_count)} --resume {folder}{' --tensorboard' * tensorboard}"
         if (model := config.get("model")) and not is_hf(model):  # which config.yaml alone may not choose
             self.again += f" --model {model}"
         self.train_loader, self.valid_loader = train_loader, valid_loader
-        self.scorer, self.decoder, self.ended = scorer, decoder, False
+        self.scorer, self.decoder, self.tensorboard, self.ended = scorer, decoder, tensorboard, False
         self.skeleton, self.device = valid_loader.persons.skeleton, train_loader.device
         self.model: nn.Module = decoder.model
         self.optimizer = make_optimizer(self.model, schedule)
@@ -129,7 +131,8 @@ class Run:
                 write_yaml(folder / "config.yaml", dict(self.config))
                 self.history = read_lines(folder / "metrics.jsonl", self.progress.epoch)
         loader = self.train_loader
-        report = TrainingReport(self.schedule.epochs, len(loader), self.progress, self.scorer)
+        written = events.EventFile(folder, self.history) if self.tensorboard and self.ranks.first else None
+        report = TrainingReport(self.schedule.epochs, len(loader), self.progress, self.scorer, written)
         height, width = loader.size
         drawn = f", {loader.epoch_size} an epoch" if loader.epoch_size != len(loader.persons) else ""
         print(
