@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 400, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 46
-MOST_MARKED = 60  # points of a line that have marks
+MOST_MARKED = 16  # points of a line that have marks: more of them would hide its dashes
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 2 1 2 1 2")
 STYLE = """
 .chart { width: 100%; max-width: 30em; height: auto; display: block; }
@@ -108,8 +108,7 @@ def line_chart(
                 path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
                 drawn.append(f'<path class="line s{kind}" d="{path}"/>')
         placed = [(across(x), down(y)) for part in line for x, y in part]
-        if len(placed) <= MOST_MARKED:
-            drawn += [mark(kind, x, y) for x, y in placed]
+        drawn += [mark(kind, x, y) for x, y in placed[:: -(-len(placed) // MOST_MARKED) or 1]]
     body = "\n".join(drawn)
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{key}-title {key}-text">\n'
@@ -190,7 +189,7 @@ def ticks(
 def decades(low: float, high: float) -> list[float]:
     """Round numbers around low to high for a logarithmic axis: tens, and between them 2 and 5 if they are few."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-    within = (1, 2, 5) if last - first <= 2 else (1,)
+    within = (1, 2, 5) if last - first <= 3 else (1,)
     found = [factor * 10.0**ten for ten in range(first, last + 1) for factor in within]
     begin = max(index for index, number in enumerate(found) if number <= low * (1 + 1e-9))
     end = next(index for index, number in enumerate(found) if number >= high * (1 - 1e-9))
@@ -202,5 +201,5 @@ def short(number: float) -> str:
     if abs(number) <= 1e-12:
         return "0"
     ten = math.floor(math.log10(abs(number)) + 1e-9)
-    text = f"{number:.3g}" if -3 <= ten < 5 else f"{number / 10.0**ten:.3g}e{ten}"
+    text = f"{float(f'{number:.3g}'):g}" if -3 <= ten < 5 else f"{number / 10.0**ten:.3g}e{ten}"
     return text.replace("-", "−")

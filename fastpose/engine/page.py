@@ -9,6 +9,7 @@ from html import escape
 
 import numpy as np
 
+from fastpose.engine.html import document
 from fastpose.engine.pictures import side_colors
 from fastpose.engine.sheet import TARGET, Fed, Layout, draw_person, legend_of
 from fastpose.skeletons import Skeleton
@@ -73,18 +74,11 @@ def page(
     legend = "".join(f'<span class="item">{_colour(color)}{escape(text)}</span>' for color, text in meant)
     persons = "\n".join(figures)
     in_a_row = f"{columns}, minmax(0, {layout.cell}px)" if columns else f"auto-fill, min(100%, {layout.cell}px)"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}.persons {{ grid-template-columns: repeat({in_a_row}); }}
-</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
+    style = f"{STYLE}.persons {{ grid-template-columns: repeat({in_a_row}); }}\n"
+    return document(
+        title,
+        style,
+        f"""<h1>{escape(title)}</h1>
 <div class="facts">
 <table>
 {about}
@@ -98,10 +92,8 @@ def page(
 <p class="legend">{legend}</p>
 <div class="persons">
 {persons}
-</div>
-</body>
-</html>
-"""
+</div>""",
+    )
 
 
 def _colour(color: str) -> str:

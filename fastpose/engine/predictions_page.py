@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from fastpose.data.causes import CAUSES, LEAST, MISS, MOST, UNCOUNTED
 from fastpose.engine.charts import Series, legend, line_chart, said
@@ -19,6 +20,7 @@ from fastpose.engine.thumbnails import thumbnail
 
 
 def about(predicted: Predicted, found: Diagnosis | None) -> str:
+    """What was predicted, and what it is compared with."""
     seen, count = int(predicted.seen.sum()), len(predicted.seen)
     text = f"{count:,} persons to evaluate"
     text += f", {count - seen:,} of them without predictions: their images could not be read" if seen < count else ""
@@ -31,11 +33,24 @@ def about(predicted: Predicted, found: Diagnosis | None) -> str:
     return paragraph(text + (f" ({predicted.note}.)" if predicted.note else ""))
 
 
-def thresholds(predicted: Sequence[Predicted], found: Sequence[Diagnosis], names: Sequence[str]) -> str:
-    series = [Series(name, one.limits, one.within) for name, one in zip(names, found, strict=True)]
-    similar = predicted[0].threshold == 0
-    x_label = "least similarity" if similar else "largest error, in the unit of the score"
+class Compared(NamedTuple):
+    """A run's predictions and their numbers, and what to call it."""
+
+    name: str
+    predicted: Predicted
+    found: Diagnosis
+
+
+def thresholds(runs: Sequence[Compared]) -> str:
+    """The share of joints that are right, as a curve over the threshold and a table."""
+    names, found, predicted = [one.name for one in runs], [one.found for one in runs], runs[0].predicted
+    similar = predicted.threshold == 0
     title = "Joints above a similarity" if similar else "Joints within a threshold"
+    if len({one.predicted.rule for one in runs}) > 1:
+        reason = "The runs count errors of different kinds as right, which are not set side by side."
+        return f"<h3>Joints within a threshold</h3>\n{paragraph(reason)}"
+    series = [Series(name, one.limits, one.within) for name, one in zip(names, found, strict=True)]
+    x_label = "least similarity" if similar else "largest error, in the unit of the score"
     chart = line_chart(
         "thresholds", title, said(series, "threshold"), series, x_label, "joints, %", limits=(0.0, 100.0)
     )
@@ -43,7 +58,7 @@ def thresholds(predicted: Sequence[Predicted], found: Sequence[Diagnosis], names
     head = ["threshold", *(names if len(names) > 1 else ["joints, %"])]
     shares = [dict(one.table) for one in found]
     rows = [[f"{limit:g}", *(shown(each.get(limit), ".1f") for each in shares)] for limit in limits]
-    text = f"The score's own threshold is {predicted[0].threshold:g}: {predicted[0].rule}."
+    text = f"The score's own threshold is {predicted.threshold:g}: {predicted.rule}."
     if similar:
         text = "Joints whose similarity with the annotation is at least the threshold; from 0.5 on they are right here."
     return (
@@ -53,6 +68,7 @@ def thresholds(predicted: Sequence[Predicted], found: Sequence[Diagnosis], names
 
 
 def joints(predicted: Predicted, found: Diagnosis) -> str:
+    """The table of all joints."""
     head = ["joint", "annotated", "right, %", "median error, px"]
     rows = [
         [name, f"{count:,}", shown(right, ".1f"), shown(median, ".1f")]
@@ -81,6 +97,7 @@ def _share(count: int, total: int) -> float:
 
 
 def by_cause(predicted: Predicted, found: Diagnosis) -> str:
+    """Errors by cause, of all joints and of each."""
     total = found.causes.sum(axis=0)
     if not total.sum():
         return ""
@@ -147,6 +164,7 @@ def _figure(predicted: Predicted, found: Diagnosis, row: int) -> tuple[str, str]
 
 
 def calibrated(found: Diagnosis) -> str:
+    """The mean score of joints against the share of them that is right."""
     used = [one for one in found.bins if one.joints]
     if not used:
         return ""
@@ -172,20 +190,28 @@ def calibrated(found: Diagnosis) -> str:
     )
 
 
-def causes_of_runs(found: Sequence[Diagnosis], names: Sequence[str]) -> str:
+def causes_of_runs(runs: Sequence[Compared]) -> str:
+    """Errors by cause of several runs."""
     rows = []
-    for one, name in zip(found, names, strict=True):
-        total = one.causes.sum(axis=0)
-        rows.append([name, f"{int(total.sum()):,}", *(shown(_share(int(n), int(total.sum())), ".1f") for n in total)])
-    return _CAUSES + table("All joints of each run, %", ["run", "joints", *CAUSES], rows)
+    for one in runs:
+        total = one.found.causes.sum(axis=0)
+        joints = int(total.sum())
+        rows.append([one.name, f"{joints:,}", *(shown(_share(int(n), joints), ".1f") for n in total)])
+    sources = dict.fromkeys(one.predicted.similarity for one in runs)
+    which = {text: ", ".join(one.name for one in runs if one.predicted.similarity == text) for text in sources}
+    said_of = [f"Similarity here: {text}." if len(which) == 1 else f"{of}: {text}." for text, of in which.items()]
+    shares = table("All joints of each run, %", ["run", "joints", *CAUSES], rows)
+    return f"<h3>Errors by cause</h3>\n{_CAUSES}{''.join(map(paragraph, said_of))}{shares}"
 
 
-def joints_of_runs(compared: Sequence[tuple[Predicted | None, Diagnosis, str]]) -> str:
-    joints = {one.skeleton.joints for one, _, _ in compared if one is not None}
+def joints_of_runs(runs: Sequence[Compared]) -> str:
+    """The share of each joint that is right, of several runs with the same joints."""
+    joints = {one.predicted.skeleton.joints for one in runs}
     if len(joints) > 1:
-        return paragraph("The runs have different joints, which are not set side by side.")
+        return f"<h3>Joints</h3>\n{paragraph('The runs have different joints, which are not set side by side.')}"
     rows = [
-        [joint, *(shown(float(one.right[place]), ".1f") for _, one, _ in compared)]
+        [joint, *(shown(float(one.found.right[place]), ".1f") for one in runs)]
         for place, joint in enumerate(next(iter(joints)))
     ]
-    return f"<h3>Joints</h3>\n{table('Right, % of each joint', ['joint', *(name for _, _, name in compared)], rows)}"
+    head = ["joint", *(one.name for one in runs)]
+    return f"<h3>Joints</h3>\n{table('Right, % of each joint', head, rows)}"

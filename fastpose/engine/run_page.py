@@ -101,7 +101,7 @@ def page_of_run(run: RunFiles, defaults: Mapping[str, Any]) -> str:
         parts += [f"<h2>Predictions of {escape(run.predicted.network)}</h2>", predictions.about(run.predicted, found)]
         if found is not None:
             parts += [
-                predictions.thresholds([run.predicted], [found], [run.name]),
+                predictions.thresholds([predictions.Compared(run.name, run.predicted, found)]),
                 predictions.joints(run.predicted, found),
             ]
             parts += [
@@ -122,18 +122,14 @@ def page_of_runs(runs: Sequence[RunFiles]) -> str:
     parts += ["<h2>Scores and speed</h2>", _side_by_side(runs, names, found)]
     parts += ["<h2>Settings that differ</h2>", _differing(runs)]
     parts += ["<h2>Training</h2>", _training(runs, names)]
-    compared = [(run.predicted, one, name) for run, one, name in zip(runs, found, names, strict=True) if one]
+    compared = [
+        predictions.Compared(name, run.predicted, one)
+        for name, run, one in zip(names, runs, found, strict=True)
+        if run.predicted is not None and one is not None
+    ]
     if len(compared) > 1:
-        predicted = [one for one, _, _ in compared if one is not None]
-        diagnoses, called = [one for _, one, _ in compared], [name for _, _, name in compared]
-        parts.append("<h2>Predictions</h2>")
-        if len({one.rule for one in predicted}) == 1:
-            parts.append(predictions.thresholds(predicted, diagnoses, called))
-        parts += [
-            "<h3>Errors by cause</h3>",
-            predictions.causes_of_runs(diagnoses, called),
-            predictions.joints_of_runs(compared),
-        ]
+        parts += ["<h2>Predictions</h2>", predictions.thresholds(compared)]
+        parts += [predictions.causes_of_runs(compared), predictions.joints_of_runs(compared)]
     return document(f"{len(runs)} runs of fastpose", STYLE, "\n".join(part for part in parts if part))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from fastpose import train
 from fastpose.engine import results as drawing
+from fastpose.engine.run_page import write_page
 from fastpose.models import network
 from tests.helpers.disk import Disk, State, put
 from tests.helpers.runs import draw_curves, go_on, results, start_and_stop, write_recipe
@@ -21,6 +22,7 @@ from tests.helpers.settings import small_network
 def small_and_plain(monkeypatch):
     monkeypatch.setattr(network, "pose_resnet", small_network)
     monkeypatch.setattr(drawing, "draw", lambda *arguments: None)
+    monkeypatch.setattr(train, "write_page", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,7 @@ def recorded(folder: Path, run: Callable[[], int]) -> list[tuple[str, State]]:
     disk = Disk(folder)
     with pytest.MonkeyPatch.context() as patch, disk.recorded():
         patch.setattr(drawing, "draw", draw_curves)
+        patch.setattr(train, "write_page", write_page)
         assert run() == 0
     return disk.states
 

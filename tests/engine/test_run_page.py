@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from fastpose import evaluate, report, train
+from fastpose.data.coco.score import ApScorer
 from fastpose.data.dataset import DataOptions
 from fastpose.data.datasets import open_dataset
 from fastpose.data.mpii.score import PckhScorer
@@ -23,7 +24,7 @@ from fastpose.engine.diagnosis import diagnose
 from fastpose.engine.evaluation import Evaluation
 from fastpose.engine.predicted import read_predicted, write_predicted
 from fastpose.models import network
-from fastpose.skeletons import MPII
+from fastpose.skeletons import MPII, Skeleton
 from tests.helpers.html import Page, check_page
 from tests.helpers.persons import persons_of
 from tests.helpers.runs import draw_curves, start_and_stop, write_recipe
@@ -286,6 +287,32 @@ def test_several_runs_side_by_side(run: Path, capsys: pytest.CaptureFixture[str]
     capsys.readouterr()
     assert report.main([str(run), str(second)]) == 0
     assert capsys.readouterr().out == f"wrote {run.parent / 'report.html'}\n"
+
+
+def test_runs_of_different_scores_and_joints_are_not_compared(run: Path, tmp_path: Path) -> None:
+    """The other one has two joints and an AP."""
+    other = tmp_path / "other"
+    write_run(other)
+    for name in ("metrics.jsonl", "summary.json"):
+        text = (other / name).read_text().replace("pckh", "coco").replace('"Mean"', '"AP"')
+        (other / name).write_text(text)
+    two = Skeleton("two", ("left", "right"), ((1, 0),), ((0, 1),), sigmas=(0.05, 0.05))
+    kinds = {"image_id": np.array([7]), "box_score": np.ones(1, np.float32)}
+    one = persons_of(np.full((1, 2, 2), 50.0), skeleton=two, extras=kinds)
+    seen = Evaluation(one.keypoints, np.ones((1, 2), np.float32), np.ones(1, bool))
+    write_predicted(other, "last.pt", one, ApScorer(one, None), seen)
+    page = page_of(run, other, "--out", tmp_path / "both.html")
+    for text in (
+        "These runs have different scores, which cannot be compared.",
+        "The runs count errors of different kinds as right, which are not set side by side.",
+        "The runs have different joints, which are not set side by side.",
+        "B: other: COCO's keypoint similarity, by the skeleton's sigmas and 0.53 of the box's area.",
+    ):
+        assert text in page.text("p")
+    alone = page_of(other)
+    assert "AP 63.50 in epoch 2; in the end 61.25" in alone.text("p")
+    assert alone.rows("Share of joints by threshold")["0.95"] == ["100.0"]
+    assert "Joints above a similarity" in alone.text("h3")
 
 
 def test_lines_differ_in_dashes_and_marks_too(run: Path) -> None:
