@@ -27,6 +27,7 @@ from fastpose.option import typed
 from fastpose.skeletons import Skeleton, as_tuples
 
 VERSION = 1
+_FARTHEST = 1e7  # px
 _TEXTS = ("network", "label", "note", "rule", "similarity")
 
 
@@ -175,6 +176,9 @@ def _checked(about: dict[str, Any], arrays: dict[str, Any]) -> Predicted:
             raise ValueError(f"{name}: expected {dtype} {shape}, got {got}")
     if not ((arrays["image_index"] >= 0) & (arrays["image_index"] < len(images))).all():
         raise ValueError(f"image_index: expected numbers below {len(images)}, the number of images")
+    boxes = np.concatenate([arrays["center"], arrays["scale"]], axis=1)
+    if not (np.abs(boxes) < _FARTHEST).all() or not (arrays["scale"] > 0).all():
+        raise ValueError("center, scale: expected finite numbers, and scales above 0")
     return Predicted(
         **texts,
         threshold=typed("threshold", about["threshold"], float),

@@ -15,6 +15,7 @@ from fastpose.engine.predicted import Predicted, read_predicted
 from fastpose.files import read_file, read_yaml
 
 _MOST_BYTES = 1 << 28  # of metrics.jsonl and summary.json
+_MOST_EPOCHS = 1 << 40
 _MAIN = ("Mean", "AP", "PCK")  # what a run that was not ended ranks networks by: files of others name it
 
 
@@ -49,7 +50,7 @@ class RunFiles:
         for entry in entries:
             for key, values in entry.items():
                 if key != "best" and isinstance(values, dict):
-                    named = [name for name in self.summary.get("best") or {} if name != "epoch"] or list(_MAIN)
+                    named = [name for name in part(self.summary, "best") if name != "epoch"] or list(_MAIN)
                     known = [name for name in named if name in values]
                     numbers = [name for name, value in values.items() if number(value) is not None]
                     if known or numbers:
@@ -67,20 +68,20 @@ class RunFiles:
     def evaluations(self) -> list[tuple[int, float]]:
         """Epochs that were evaluated, and their scores."""
         key, main = self.score
-        found = [(line["epoch"], number((line.get(key) or {}).get(main))) for line in self.lines if key]
+        found = [(line["epoch"], number(part(line, key).get(main))) for line in self.lines if key]
         return [(epoch, value) for epoch, value in found if value is not None]
 
     def best(self) -> tuple[int, float] | None:
         """The best epoch and its score; of equal ones the later, as for best.pt."""
-        best = self.summary.get("best")
-        if isinstance(best, dict) and (value := number(best.get(self.score[1]))) is not None:
+        best = part(self.summary, "best")
+        if (value := number(best.get(self.score[1]))) is not None:
             return int(number(best.get("epoch")) or 0), value
         return max(self.evaluations(), key=lambda one: (one[1], one[0]), default=None)
 
     def last(self) -> float | None:
         """The last score."""
         key, main = self.score
-        value = number((self.summary.get(key) or {}).get(main)) if key else None
+        value = number(part(self.summary, key).get(main)) if key else None
         return value if value is not None else next((value for _, value in self.evaluations()[::-1]), None)
 
     def figure(self, name: str) -> float | None:
@@ -122,6 +123,12 @@ def number(value: Any) -> float | None:
     return float(value) if known and math.isfinite(value) else None
 
 
+def part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What is below a name, if it is values by name; else nothing."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _config(folder: Path, missing: list[str]) -> dict[str, Any]:
     try:
         config = read_yaml(folder / "config.yaml")
@@ -146,12 +153,12 @@ def _lines(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
         return []
     found: dict[int, dict[str, Any]] = {}
     torn = 0
-    for part in data.split(b"\n"):
-        if not part.strip(b"\0 \r\t"):
+    for text in data.split(b"\n"):
+        if not text.strip(b"\0 \r\t"):
             continue
         try:
-            line = json.loads(part)
-            if type(line["epoch"]) is not int:
+            line = json.loads(text)
+            if type(line["epoch"]) is not int or not 0 < line["epoch"] < _MOST_EPOCHS:
                 raise TypeError
             found[line["epoch"]] = line
         except (ValueError, TypeError, KeyError, RecursionError):

@@ -165,10 +165,15 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     facts += [("samples/s", _rate(run)), ("input wait", _wait(run))]
     for name in ("device", "machine", "torch", "commit"):
         facts.append((name, str(run.summary.get(name) or "unknown")))
-    if (skipped := number(run.summary.get("skipped_persons"))) or run.summary.get("bad_images"):
-        bad = len(run.summary.get("bad_images") or [])
+    if (skipped := number(run.summary.get("skipped_persons"))) or _list(run, "bad_images"):
+        bad = len(_list(run, "bad_images"))
         facts.append(("left out", f"{skipped or 0:.0f} persons to evaluate; {bad} images that could not be read"))
     return facts
+
+
+def _list(run: RunFiles, name: str) -> list[Any]:
+    found = run.summary.get(name)
+    return found if isinstance(found, list) else []
 
 
 def _rate(run: RunFiles) -> str:
@@ -219,7 +224,7 @@ def _value(value: Any) -> str:
 
 
 def _changes(run: RunFiles) -> str:
-    changes = [one for one in run.summary.get("changes") or [] if isinstance(one, dict)]
+    changes = [one for one in _list(run, "changes") if isinstance(one, dict)]
     rows = [[str(one.get("option")), *(_value(one.get(n)) for n in ("was", "now", "epoch", "step"))] for one in changes]
     head = ["what", "was", "became", "in epoch", "after step"]
     return table("What changed when the run was resumed", head, rows, numbers=False) if rows else ""

@@ -31,9 +31,9 @@ def thumbnail(predicted: Predicted, row: int) -> tuple[bytes, int, int]:
     points = predicted.predictions[row], predicted.keypoints[row]
     crop, guess, truth = person_crop(path, predicted.reading, center, scale, size, *points)
     picture = np.ascontiguousarray(crop)
-    compared, every = predicted.compared[row], np.ones(len(guess), bool)
-    draw(picture, truth, compared, predicted.skeleton, TRUTH, thick=3)
-    draw(picture, guess, every & np.isfinite(guess).all(axis=1), predicted.skeleton, PREDICTION, thick=2)
+    every = np.ones(len(guess), bool)
+    draw(picture, truth, predicted.compared[row], predicted.skeleton, TRUTH, thick=3)
+    draw(picture, guess, every, predicted.skeleton, PREDICTION, thick=2)
     done, data = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
     if not done:
         raise ValueError(f"{path}: could not be drawn")
@@ -50,9 +50,11 @@ def draw(
     thick: int,
 ) -> None:
     """Draws joints and limbs, [K, 2] in pixels, into uint8 [h, w, 3]: the person's left joints as circles, its right
-    ones as squares, others as small dots."""
+    ones as squares, others as small dots. Joints that are not finite are not drawn."""
     far = 4.0 * max(picture.shape)  # OpenCV's points are whole numbers of 32 bits
-    places = np.round(np.clip(points, -far, far) * (1 << _SHIFT)).astype(int).tolist()
+    finite = np.isfinite(points).all(axis=1)
+    shown = shown & finite
+    places = np.round(np.clip(np.where(finite[:, None], points, 0), -far, far) * (1 << _SHIFT)).astype(int).tolist()
     for a, b in skeleton.limbs:
         if shown[a] and shown[b]:
             cv2.line(picture, places[a], places[b], color, thick, cv2.LINE_AA, _SHIFT)

@@ -195,6 +195,41 @@ def test_what_is_torn_not_finite_or_older_is_left_out(run: Path) -> None:
     assert "No number to show." in page.text("p")
 
 
+@pytest.mark.parametrize("odd", [None, [], {}, "<b>", 5, -1, True, [1], {"a": 1}, 10**30, {"Mean": {"a": 1}}], ids=str)
+def test_values_of_another_type_are_left_out(run: Path, odd: Any) -> None:
+    """In turns, in each place that a line of metrics.jsonl, the summary or the settings have."""
+    for name in ("metrics.jsonl", "summary.json"):
+        whole = (run / name).read_text()
+        first, *others = whole.splitlines() if name == "metrics.jsonl" else [whole]
+        for key in json.loads(first):
+            (run / name).write_text("\n".join([json.dumps({**json.loads(first), key: odd}), *others]))
+            page_of_numbers(run)
+        (run / name).write_text(whole)
+    (run / "config.yaml").write_text(yaml.safe_dump(dict.fromkeys(("model", "epochs", "size"), odd)))
+    page_of_numbers(run)
+
+
+def page_of_numbers(run: Path) -> None:
+    """Without pictures and causes, which take longer."""
+    (run / "predictions.npz").unlink(missing_ok=True)
+    assert not page_of(run).all("img")
+
+
+def test_points_that_are_not_numbers_are_not_drawn(run: Path) -> None:
+    with np.load(run / "predictions.npz") as packed:
+        arrays = dict(packed)
+    for name in ("keypoints", "predictions", "scores", "right", "half"):
+        arrays[name].reshape(-1)[::5] = np.nan
+        arrays[name].reshape(-1)[1::7] = np.inf
+    np.savez(run / "predictions.npz", **arrays)
+    page = page_of(run)
+    assert page.all("img")
+    for name in ("center", "scale"):
+        np.savez(run / "predictions.npz", **{**arrays, name: np.full((10, 2), np.nan, np.float32)})
+        with pytest.raises(ValueError, match="center, scale: expected finite numbers"):
+            read_predicted(run)
+
+
 @pytest.mark.parametrize("contents", [b"", b"PK\x05\x06", b"no archive" * 9, None])
 def test_predictions_that_cannot_be_read_are_said(run: Path, contents: bytes | None) -> None:
     file = run / "predictions.npz"
