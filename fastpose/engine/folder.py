@@ -3,6 +3,7 @@
 
 A run writes each file so that a power cut loses none that a later one counts on: config.yaml first; last.pt before the
 first line of metrics.jsonl; in each epoch the line, then best.pt, then last.pt, which counts them; summary.json last.
+The run's page comes after it: it is made of these files, and can be made again.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def by_cause(predicted: Predicted, found: Diagnosis) -> str:
         of_joints.append([name, f"{sum(counts):,}", *(shown(_share(n, sum(counts)), ".1f") for n in counts)])
     return (
         f"<h3>Errors by cause</h3>\n{_CAUSES}{paragraph(source)}"
-        f'<div class="row">{table("All joints", ["cause", "joints", "%", ""], rows)}\n'
+        f'<div class="row">{table("All joints", ["cause", "joints", "%", "share"], rows)}\n'
         f"{table('Each joint, %', ['joint', 'counted', *CAUSES], of_joints)}</div>"
     )
 
@@ -152,7 +152,7 @@ def _figure(predicted: Predicted, found: Diagnosis, row: int) -> tuple[str, str]
     counts = [int((found.found[row] == cause).sum()) for cause in range(len(CAUSES))]
     joints = int((found.found[row] != UNCOUNTED).sum())
     wrong = ", ".join(f"{n} {name}" for name, n in zip(CAUSES, counts, strict=True) if n)
-    caption = f"{image.name}, row {predicted.row[row]}: similarity {found.persons[row]:.2f}; of {joints} joints {wrong}"
+    caption = f"{image.name}, row {predicted.row[row]}: similarity {found.persons[row]:.2f}, {joints} joints: {wrong}"
     try:
         data, width, height = thumbnail(predicted, row)
     except (OSError, ValueError) as error:

@@ -140,7 +140,7 @@ def test_joints_causes_and_calibration_are_those_of_the_predictions(run: Path) -
     assert within["0.5"] == within["1"] == ["88.9"]
     assert any("of at most 0.5 of the head size (PCKh@0.5)" in text for text in page.text("p"))
     assert len(page.all("img")) == 9
-    assert page.text("figcaption")[0].endswith("row 0: similarity 0.00; of 15 joints 15 miss")
+    assert page.text("figcaption")[0].endswith("row 0: similarity 0.00, 15 joints: 15 miss")
 
 
 def test_a_page_is_small_and_has_its_pictures_inside(run: Path) -> None:
