@@ -140,7 +140,7 @@ def _letter(place: int) -> str:
 def _headline(run: RunFiles) -> str:
     best, last = run.best(), run.last()
     if best is None:
-        return paragraph("No score: the run has not been evaluated, or nothing is annotated to compare with.")
+        return paragraph("No score: no epoch of the training was evaluated, or nothing is annotated to compare with.")
     label = escape(run.label)
     text = f'<p class="score">{label} <strong>{best[1]:.2f}</strong> in epoch {best[0]}'
     text += f"; in the end {last:.2f}" if last is not None else ""
