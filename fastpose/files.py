@@ -393,15 +393,15 @@ def _yaml_loader(number_keys: bool) -> Any:
                 self.depth -= 1
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            known = set()
+            known: dict[str, int] = {}
             kinds = ("tag:yaml.org,2002:str", *["tag:yaml.org,2002:int"] * number_keys)
             for key, _ in node.value:
                 if key.tag not in kinds:
                     kind = key.tag.rpartition(":")[2]
                     self.refuse(f"a key that is not text but {kind}: {str(key.value)[:40]!r}: put it in quotes", key)
                 if key.value in known:
-                    self.refuse(f"the key {key.value[:40]!r} for the second time", key)
-                known.add(key.value)
+                    self.refuse(f"the key {key.value[:40]!r} for the second time, after line {known[key.value]}", key)
+                known[key.value] = key.start_mark.line + 1
             return super().construct_mapping(node, deep)
 
         def construct_number(self, node: Any) -> Any:
