@@ -30,7 +30,7 @@ from bench import gpu_session
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = Path(__file__).with_name("gpu_packages.txt")
-ABSENT = ("pycocotools", "jsonargparse", "kornia")  # there, but not on the GPU machine
+ABSENT = ("pycocotools", "kornia")  # there, but not on the GPU machine
 FILES, FILE_BYTES = 8, 16 << 20  # what may come back of a part
 # Runs the command that follows its own options, which begins with the path of a Python.
 STAND_IN = """#!/bin/sh

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused native ops for training and evaluating 2D human pose networks, on the CPU and on CUDA."""
 
-# First of all: the rest, with torch, takes seconds, in which a command can be stopped.
+__version__ = "0.1.0"
+
+# First of all: the rest, with torch, takes seconds, in which a command can be stopped, and for which who asks for the
+# version or the verbs need not wait.
 from . import _program
 
 if _program.is_program(__name__):
     _program.quit_when_stopped()
+
+    from . import verbs
+
+    verbs.answer_early(__version__)
 
 import importlib
 import sys
@@ -31,8 +38,6 @@ from .ops.simcc_loss import simcc_loss
 from .ops.soft_argmax import soft_argmax
 from .ops.swap_pairs import swap_pairs
 from .ops.transform_points import transform_points
-
-__version__ = "0.1.0"
 
 __all__ = [
     "IMAGENET_MEAN",

@@ -17,9 +17,23 @@ STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") 
 
 def is_program(package: str) -> bool:
     """Whether Python was started to run a module or the script of `package`, which it is importing now."""
-    if sys.argv[:1] == ["-m"]:  # until the module is found
-        words = sys.orig_argv
-        return "-m" in words[:-1] and words[words.index("-m") + 1].partition(".")[0] == package
+    return _module_that_starts().partition(".")[0] == package or _is_script(package)
+
+
+def words_of_script(package: str) -> list[str] | None:
+    """The words behind the script of `package`, or behind `python -m PACKAGE`; None if Python was started otherwise."""
+    if _module_that_starts() == package:
+        return sys.orig_argv[sys.orig_argv.index("-m") + 2 :]
+    return sys.argv[1:] if _is_script(package) else None
+
+
+def _module_that_starts() -> str:
+    """What comes behind -m while Python imports the packages that the module is in; empty if that is not so."""
+    words = sys.orig_argv
+    return words[words.index("-m") + 1] if sys.argv[:1] == ["-m"] and "-m" in words[:-1] else ""
+
+
+def _is_script(package: str) -> bool:
     # A worker process has its parent's argv, but was not started with it.
     return (
         bool(sys.argv) and sys.argv[0] in sys.orig_argv and os.path.basename(sys.argv[0]).partition(".")[0] == package

@@ -60,12 +60,16 @@ class CheckOptions:
         check_at_least(self, 1, "threads")
 
 
+def command() -> Command:
+    """The options of `fastpose check`."""
+    places = {"data_set": "folder of the data set, what --data_root is for fastpose train, or a pack"}
+    return Command("check", DESCRIPTION, CheckOptions, OFFERED, places=places, otherwise="as the recipe says")
+
+
 @ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 1 if the data have errors or cannot be read, 128 + signal number when it was stopped."""
-    places = {"data_set": "folder of the data set, what --data_root is for fastpose train, or a pack"}
-    command = Command("check", DESCRIPTION, CheckOptions, OFFERED, places=places, otherwise="as the recipe says")
-    return command.run(run, argv)
+    return command().run(run, argv)
 
 
 def run(own: CheckOptions, asked: dict[str, Any]) -> int:

@@ -45,15 +45,19 @@ OFFERED = (
 _KEPT = ("missing_images", *DATA_READING, "max_image_pixels", "max_annotation_bytes", "max_annotation_depth")
 
 
-@ends_in_one_line
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, 1 after an error."""
+def command() -> Command:
+    """The options of `fastpose convert`."""
     places = {
         "data_set": "folder of the data set, what --data_root is for fastpose train",
         "out": "folder to write, new or empty",
     }
-    command = Command("convert", DESCRIPTION, None, OFFERED, places=places)
-    return command.run(run, argv)
+    return Command("convert", DESCRIPTION, None, OFFERED, places=places)
+
+
+@ends_in_one_line
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, 1 after an error."""
+    return command().run(run, argv)
 
 
 def run(_: None, asked: dict[str, Any]) -> int:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import os
@@ -11,14 +10,17 @@ import platform
 import shutil
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import fastpose
 from fastpose._namesake import namesake
+from fastpose.command_line import CommandLine
 from fastpose.ending import ends_in_one_line
 from fastpose.ops import _native
+from fastpose.option import option
 
 
 def _cpu() -> str:
@@ -106,6 +108,24 @@ def _advice(info: dict[str, str] | None, csrc: Path) -> list[str]:
     return advice
 
 
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What counts as wrong."""
+
+    strict: bool = option(False, "exit code 1 also where installing again would help")
+    test: bool = option(
+        False,
+        "run every op on every device, compare it with its definition and print its speed, in about ten seconds; exit "
+        "code 1 if one differs",
+    )
+
+
+def command() -> CommandLine:
+    """The options of `fastpose doctor`."""
+    description = "Print what was built, what was found here, and what to do about what is missing."
+    return CommandLine("doctor", description, DoctorOptions)
+
+
 @ends_in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Prints the report; returns 1 if the native library cannot be loaded or FASTPOSE_SIMD is wrong, else 0.
@@ -116,15 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     another project's package called fastpose is installed, too. If that one's `__init__.py` has replaced this one's,
     nothing but that is reported, and 1 returned.
     """
-    parser = argparse.ArgumentParser(prog="fastpose doctor", description=__doc__)
-    parser.add_argument("--strict", action="store_true", help="exit code 1 also where installing again would help")
-    parser.add_argument(
-        "--test",
-        action="store_true",
-        help="run every op on every device, compare it with its definition and print its speed, in about ten seconds; "
-        "exit code 1 if one differs",
-    )
-    asked = parser.parse_args(argv)
+    asked = command().parse(argv)[0]
     other = namesake()
     if not hasattr(fastpose, "build_info"):
         print(f"fastpose/__init__.py is missing, or another package's. {other or 'Install again: pip install -e .'}")

@@ -127,13 +127,14 @@ def ends_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
     * What the system refuses (OSError, and see `refused`): 1, after one line.
 
     Everything else keeps its traceback: it is a fault of the program. Warnings are lines, see `warnings_are_lines`.
+    What `be_quiet` changed is as before again.
     """
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         signals = Stops()
         try:
-            with signals, warnings_are_lines():
+            with signals, warnings_are_lines(), as_loud_as_before():
                 code = main(argv)
         except BaseException as error:
             # Once a signal has come, what else goes wrong (a worker that it ended, too) goes wrong because of it.
@@ -183,6 +184,32 @@ class _Lines(logging.Handler):
         if line not in self._printed:
             self._printed.add(line)
             print_error(line)
+
+
+def be_quiet() -> None:
+    """Leaves out progress and lines of log until the command ends."""
+    global _quiet
+    _quiet = True
+
+
+def is_heard() -> bool:
+    """Whether progress and lines of log are printed: not after `be_quiet`, nor in a process that prints its errors
+    alone."""
+    return not (_quiet or _name)
+
+
+@contextmanager
+def as_loud_as_before() -> Iterator[None]:
+    """Undoes `be_quiet` at its end: a program may call several commands."""
+    global _quiet
+    before = _quiet
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+_quiet = False
 
 
 @contextmanager
@@ -268,6 +295,16 @@ def print_exception(kind: type[BaseException], error: BaseException, traceback: 
 def print_error(line: str) -> None:
     """Prints to standard error; that nobody reads it is no error, also in a signal's handler."""
     with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def print_log(line: str) -> None:
+    """Prints a line of log to standard error, if they are printed: what a command does, and not what comes of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if is_heard() and sys.stderr is not None:  # None: closed before the start
         print(line, file=sys.stderr, flush=True)
 
 

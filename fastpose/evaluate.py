@@ -16,7 +16,7 @@ from fastpose.data.datasets import is_mixture, open_dataset
 from fastpose.data.pack.format import is_pack
 from fastpose.data.sense import report_doubts
 from fastpose.device import choose_device
-from fastpose.ending import ends_in_one_line, report
+from fastpose.ending import ends_in_one_line, print_log, report
 from fastpose.engine.evaluation import predict_all, scored, scores_entry
 from fastpose.engine.folder import PAGE, PREDICTIONS
 from fastpose.engine.loading import make_loader
@@ -72,10 +72,9 @@ class EvaluateOptions:
     trust_model: bool = option(False, TRUST_HELP)
 
 
-@ends_in_one_line
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 1 after an error."""
-    command = Command(
+def command() -> Command:
+    """The options of `fastpose evaluate`."""
+    return Command(
         "evaluate",
         DESCRIPTION + OTHERS,
         EvaluateOptions,
@@ -84,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         defaults=OWN_DEFAULTS,
         by_ranks=True,
     )
-    own, asked = command.parse(argv)
+
+
+@ends_in_one_line
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 1 after an error."""
+    own, asked = command().parse(argv)
     ranks = ALONE
     try:
         with joined_ranks(os.environ) as ranks:
@@ -126,7 +130,7 @@ def run(own: EvaluateOptions, asked: dict[str, Any], ranks: Ranks = ALONE) -> in
     report_doubts({"valid": persons})
     scorer = dataset.scorer(persons)
     scorer.needs(to_train=False)  # said now, and not after the evaluation
-    print(f"{len(persons)} persons to evaluate, on {device}", flush=True)
+    print_log(f"{len(persons)} persons to evaluate, on {device}")
     batch_size = settings.schedule.eval_batch_size
     loader = make_loader(
         persons, network, settings.pixels, settings.compute, device, batch_size=batch_size, ranks=ranks

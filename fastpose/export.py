@@ -64,13 +64,17 @@ class ExportOptions:
     trust_model: bool = option(False, TRUST_HELP)
 
 
+def command() -> Command:
+    """The options of `fastpose export`."""
+    return Command(
+        "export", DESCRIPTION + OTHERS, ExportOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
+    )
+
+
 @ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
-    command = Command(
-        "export", DESCRIPTION + OTHERS, ExportOptions, OFFERED, otherwise="as in training", defaults=OWN_DEFAULTS
-    )
-    return command.run(run, argv)
+    return command().run(run, argv)
 
 
 def run(own: ExportOptions, asked: dict[str, Any]) -> int:

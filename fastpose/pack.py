@@ -51,16 +51,20 @@ class PackOptions:
             raise OptionError("quality", f"expected 1 to 100, got {self.quality}")
 
 
-@ends_in_one_line
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, 1 after an error, 128 + signal number when it was stopped."""
+def command() -> Command:
+    """The options of `fastpose pack`."""
     places = {
         "data_set": "folder of the data set, what --data_root is for fastpose train; or a YAML file, as --dataset",
         "out": "folder to write, new or of an earlier call",
     }
-    command = Command("pack", DESCRIPTION, PackOptions, OFFERED, places=places, otherwise="as the recipe says")
+    return Command("pack", DESCRIPTION, PackOptions, OFFERED, places=places, otherwise="as the recipe says")
+
+
+@ends_in_one_line
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, 1 after an error, 128 + signal number when it was stopped."""
     try:
-        return command.run(run, argv)
+        return command().run(run, argv)
     except KeyboardInterrupt as stop:
         raise Stopped.by(stop, "the same command goes on") from None
 

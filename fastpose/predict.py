@@ -95,13 +95,17 @@ class PredictOptions:
             raise OptionError("save", f"expected some of {', '.join(KINDS)}, got none")
 
 
+def command() -> Command:
+    """The options of `fastpose predict`."""
+    return Command(
+        "predict", DESCRIPTION + OTHERS, PredictOptions, OPTIONS, otherwise="as in training", defaults=OWN_DEFAULTS
+    )
+
+
 @ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 2 if a file could not be read, or 1 after an error."""
-    command = Command(
-        "predict", DESCRIPTION + OTHERS, PredictOptions, OPTIONS, otherwise="as in training", defaults=OWN_DEFAULTS
-    )
-    return command.run(run, argv)
+    return command().run(run, argv)
 
 
 def run(own: PredictOptions, asked: dict[str, Any]) -> int:

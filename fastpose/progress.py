@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress on standard output: on a terminal a line that renews itself, in a log a line every ten seconds."""
+"""Progress on standard error: on a terminal a line that renews itself, in a log a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import shutil
 import sys
 import time
 
+from fastpose.ending import is_heard
+
 SECONDS_IN_A_LOG = 10.0  # from one line to the next
 SECONDS_ON_A_TERMINAL = 0.1
 
 
 class ProgressLine:
-    """The line of a terminal that is still open, or the lines of a log."""
+    """The line of a terminal that is still open, or the lines of a log; nothing if a command is to be quiet.
+
+    It is only ever renewed, and never coloured: there is nothing for NO_COLOR to change.
+    """
 
     def __init__(self) -> None:
-        self.terminal = sys.stdout is not None and sys.stdout.isatty()  # None: closed before the start
+        self.heard = is_heard() and sys.stderr is not None  # None: closed before the start
+        self.terminal = self.heard and sys.stderr.isatty()
         self.open = False
         self._last = time.perf_counter() - (SECONDS_ON_A_TERMINAL if self.terminal else 0)
 
     @property
     def due(self) -> bool:
         """Whether `renew` would print now."""
+        if not self.heard:
+            return False
         seconds = SECONDS_ON_A_TERMINAL if self.terminal else SECONDS_IN_A_LOG
         return time.perf_counter() - self._last >= seconds
 
@@ -39,14 +47,16 @@ class ProgressLine:
     def end(self) -> None:
         """Lets what is printed next begin on a line of its own."""
         if self.open:
-            print(flush=True)
+            print(file=sys.stderr, flush=True)
             self.open = False
 
     def _print(self, text: str, *, end: str) -> None:
+        if not self.heard:
+            return
         self._last = time.perf_counter()
         if self.terminal and not end:  # a line that wraps could not be replaced
             text = text[: shutil.get_terminal_size().columns - 1]
-        print(f"\r\x1b[2K{text}" if self.terminal else text, end=end, flush=True)
+        print(f"\r\x1b[2K{text}" if self.terminal else text, end=end, file=sys.stderr, flush=True)
 
 
 class CountedProgress:

@@ -36,11 +36,16 @@ class ReportOptions:
             raise OptionError("out", f"expected a name that ends in .html, got {self.out}")
 
 
+def command() -> Command:
+    """The options of `fastpose report`."""
+    places = {"run...": "folder of a run, complete or not; several are set side by side"}
+    return Command("report", DESCRIPTION, ReportOptions, places=places)
+
+
 @ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 after an error."""
-    places = {"run...": "folder of a run, complete or not; several are set side by side"}
-    return Command("report", DESCRIPTION, ReportOptions, places=places).run(run, argv)
+    return command().run(run, argv)
 
 
 def run(own: ReportOptions, asked: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -17,10 +18,10 @@ from typing import Any
 
 from torch import nn
 
-from fastpose.data.datasets import open_dataset
+from fastpose.data.datasets import is_mixture, open_dataset
 from fastpose.data.sense import check_sense, doubt_about_pairs
 from fastpose.device import choose_device, require_cuda
-from fastpose.ending import ends_in_one_line, report
+from fastpose.ending import ends_in_one_line, print_log, report
 from fastpose.engine.epoch import NotFiniteError
 from fastpose.engine.events import require_tensorboard
 from fastpose.engine.folder import PAGE, check_resumable, check_unused, run_folder
@@ -50,20 +51,27 @@ log = logging.getLogger("fastpose.train")  # __name__ is __main__ in a program
 
 DESCRIPTION = """Train a pose network. Values come from the command line, else from the recipe, else from the defaults
 shown here, which are the paper's settings; without --recipe that is the recipe synthetic_resnet18_fcn_128, not these
-defaults. Recipes that come with fastpose: """
+defaults."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Which run, and what to do with it."""
 
-    recipe: str = option("", f"YAML file of options, or a recipe's name; empty: {DEFAULT_RECIPE}")
+    recipe: str = option(
+        "",
+        f"YAML file of options, or a recipe's name; empty: {DEFAULT_RECIPE}; those that come with fastpose: "
+        f"{', '.join(recipes())}",
+    )
     run: str | None = option(None, "folder to write to; without it: runs/RECIPE-TIME")
     resume: str = option("", "folder (or last.pt) of a run to go on with; further options override its own")
     dry_run: bool = option(
         False,
         "build everything, train one step, evaluate one batch, print shapes, memory and speed, and end without writing "
-        "a run folder",
+        "a file",
+    )
+    print_config: bool = option(
+        False, "print all settings in effect, as YAML that --recipe FILE takes, and end before any data is read"
     )
     trust_model: bool = option(
         False, "import and run the network that the recipe or the resumed run names, without naming it with --model"
@@ -73,6 +81,11 @@ class TrainOptions:
         "write the numbers of metrics.jsonl as TensorBoard's event files into the run's folder, too, while it trains "
         "(pip install tensorboard)",
     )
+
+    @property
+    def trains(self) -> bool:
+        """Whether there will be a run, and its folder."""
+        return not (self.dry_run or self.print_config)
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,11 @@ class Plan:
     folder: Path
 
 
+def command() -> Command:
+    """The options of `fastpose train`."""
+    return Command("train", DESCRIPTION, TrainOptions, FIELDS, by_ranks=True)
+
+
 @ends_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 1 after an error, 128 + signal number when it was stopped.
@@ -91,15 +109,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     torchrun starts it in several processes, the ranks of one run: see fastpose.ranks. The first one prints and writes.
     """
     begin = time.perf_counter()
-    command = Command("train", DESCRIPTION + ", ".join(recipes()), TrainOptions, FIELDS, by_ranks=True)
-    own, asked = command.parse(argv)
+    line = command()
+    own, asked = line.parse(argv)
     ranks = ALONE
     try:
         # On the folder: before a run that goes on is read, and for a new one once there is something to write.
         with joined_ranks(os.environ) as ranks, ExitStack() as claim:
-            plan = ranks.same(lambda: make_plan(command, own, asked, claim, ranks.launch))
-            resume, folder = bool(plan.own.resume), plan.folder
-            run = make_run(plan.settings, folder, begin, resume=resume, ranks=ranks, tensorboard=own.tensorboard)
+            plan = ranks.same(lambda: make_plan(line, own, asked, claim, ranks.launch))
+            resume, folder, settings = bool(plan.own.resume), plan.folder, plan.settings
+            if own.print_config:
+                print(settings.as_yaml(), end="")
+                return 0
+            if own.dry_run:
+                settings = drawn_elsewhere(settings, claim)
+            run = make_run(settings, folder, begin, resume=resume, ranks=ranks, tensorboard=own.tensorboard)
             if own.dry_run:
                 return run.dry_run()
             with ranks.failing_together():
@@ -119,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error)
 
 
-def make_plan(command: Command, own: TrainOptions, asked: dict[str, Any], claim: ExitStack, launch: Any = None) -> Plan:
+def make_plan(line: Command, own: TrainOptions, asked: dict[str, Any], claim: ExitStack, launch: Any = None) -> Plan:
     """What is asked for, settled and printed. A wrong option ends the program with a message and exit code 2.
 
     `launch`: see Ranks.
@@ -130,7 +153,7 @@ def make_plan(command: Command, own: TrainOptions, asked: dict[str, Any], claim:
     refuse_copies(os.environ)
     own, asked = restarted(own, asked, launch)
     file, folder = options_file(own, asked)
-    if own.resume and not own.dry_run:
+    if own.resume and own.trains:
         claim.enter_context(run_folder(folder, new=False))
     if own.resume:
         check_resumable(folder)
@@ -141,20 +164,35 @@ def make_plan(command: Command, own: TrainOptions, asked: dict[str, Any], claim:
     except CheckpointError:
         raise
     except ValueError as error:
-        command.parser.error(str(error))
+        line.error(str(error))
     try:
         resumed, recipe = (values, None) if own.resume else (None, values)
         settings = settle(asked, run=resumed, recipe=recipe, trust_model=own.trust_model)
         if own.resume and has_checkpoint(folder):
             refuse_weights(asked, settings, values)
-        open_dataset(settings.data, settings.network.size)
+        if not own.print_config:
+            open_dataset(settings.data, settings.network.size)
     except OptionError as error:
-        command.parser.error(naming(error, file, values, asked))
+        line.error(naming(error, file, values, asked))
     what = f"run {folder}" if own.resume else f"recipe {file.stem}"
-    print(f"{what}, data root {settings.data.data_root}", flush=True)
-    if not own.resume and not own.dry_run:
+    print_log(f"{what}, data root {settings.data.data_root}")
+    if not own.resume and own.trains:
         check_unused(folder)
     return Plan(own, settings, folder)
+
+
+def drawn_elsewhere(settings: Settings, claim: ExitStack) -> Settings:
+    """For a dry run, which writes nothing: synthetic persons that are not there yet are drawn into a folder that goes
+    with `claim`."""
+    data, root = settings.data, Path(settings.data.data_root)
+    if (
+        not data.synthetic_persons
+        or is_mixture(data.dataset)
+        or (root.exists() and (root.is_file() or any(root.iterdir())))
+    ):
+        return settings
+    folder = Path(claim.enter_context(tempfile.TemporaryDirectory(prefix="fastpose-")))
+    return dataclasses.replace(settings, data=dataclasses.replace(data, data_root=str(folder / "persons")))
 
 
 def refuse_weights(asked: Mapping[str, Any], settings: Settings, run: Mapping[str, Any]) -> None:
@@ -178,7 +216,7 @@ def place_of(own: TrainOptions, asked: dict[str, Any]) -> str:
 
 def restarted(own: TrainOptions, asked: dict[str, Any], launch: Any) -> tuple[TrainOptions, dict[str, Any]]:
     """What is asked for, where torchrun starts the same command again: to go on with the run that it has begun."""
-    if launch is None or own.resume or own.dry_run or not launch.check([place_of(own, asked)]):
+    if launch is None or own.resume or not own.trains or not launch.check([place_of(own, asked)]):
         return own, asked
     folder = Path(launch.get(place_of(own, asked)).decode())
     if not any((folder / name).exists() for name in ("config.yaml", "last.pt")):

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastpose.data.datasets import dataset_with_joints, joints_of
 from fastpose.device import choose_device
+from fastpose.ending import print_log
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
 from fastpose.models.decoding import Decoder
 from fastpose.models.network import load_network
@@ -165,7 +166,7 @@ def _load_onnx(
         )
     if not pose.network.decodes:
         order, (height, width) = settings.network.color_order.upper(), settings.network.size
-        print(f"taken for {order} crops of {height}x{width} px and the joints of {skeleton.name}", flush=True)
+        print_log(f"taken for {order} crops of {height}x{width} px and the joints of {skeleton.name}")
     weights = Weights(file, {}, "", "", None, None, None, pose.num_joints, None)
     return Trained(file, weights, settings, pose.network, skeleton)
 

@@ -65,16 +65,20 @@ class ViewOptions:
             check_at_least(self, 1, "columns")
 
 
-@ends_in_one_line
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 1 after an error."""
+def command() -> Command:
+    """The options of `fastpose view`."""
     places = {
         "data_set": "folder of the data set, what --data_root is for fastpose train; or a pack",
         "out": "file to write: .png, .jpg or .html",
     }
     offered = [name for name in OFFERED if name not in NOT_OFFERED]
-    command = Command("view", DESCRIPTION, ViewOptions, offered, places=places, otherwise="as the recipe says")
-    return command.run(run, argv)
+    return Command("view", DESCRIPTION, ViewOptions, offered, places=places, otherwise="as the recipe says")
+
+
+@ends_in_one_line
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 1 after an error."""
+    return command().run(run, argv)
 
 
 def run(own: ViewOptions, asked: dict[str, Any]) -> int:

@@ -237,8 +237,8 @@ def test_too_little_memory_for_torch_is_one_line(tmp_path):
 def test_a_signal_while_the_interpreter_ends_is_one_line(tmp_path):
     script = tmp_path / "fastpose"  # as pip writes it
     script.write_text(
-        "import atexit, os, signal, sys\nfrom fastpose.cli import main\n"
-        "atexit.register(os.kill, os.getpid(), signal.SIGTERM)\nsys.exit(main())\n"
+        "import atexit, os, signal, sys\natexit.register(os.kill, os.getpid(), signal.SIGTERM)\n"
+        "from fastpose.cli import main\nsys.exit(main())\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, str(script), "--version"]

@@ -219,4 +219,4 @@ def test_a_new_run_can_begin_with_the_weights_of_an_earlier_version(data, capsys
     weights = FILES / "stopped" / "mpii_pack" / "best.pt"
     config = ["--recipe", str(FILES / "stopped" / "mpii_pack" / "config.yaml"), "--data_root", str(data["mpii_pack"])]
     assert train.main([*config, "--trust_model", "--weights", str(weights), "--dry_run"]) == 0
-    assert str(weights) in capsys.readouterr().out
+    assert str(weights) in capsys.readouterr().err

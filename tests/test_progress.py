@@ -33,7 +33,7 @@ def test_a_log_gets_a_line_every_ten_seconds_and_the_last(clock, capsys):
     for clock.now, done in ((1, 10), (9, 90), (10, 100), (11, 110), (20, 160), (21, 170), (25, 200)):
         shown.show(done)
     shown.end()
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "packing train  100/200 persons  10.0 persons/s  0m10s left",
         "packing train  160/200 persons  8.0 persons/s  0m05s left",
         "packing train  200/200 persons  8.0 persons/s  0m00s left",
@@ -44,7 +44,7 @@ def test_the_last_line_is_left_out_of_a_log_if_it_is_not_to_stay(clock, capsys):
     shown = CountedProgress("evaluation", "persons", 20, stays=False)
     for clock.now, done in ((12, 10), (13, 20)):
         shown.show(done)
-    assert capsys.readouterr().out == "evaluation  10/20 persons  0.8 persons/s  0m12s left\n"
+    assert capsys.readouterr().err == "evaluation  10/20 persons  0.8 persons/s  0m12s left\n"
 
 
 @pytest.mark.parametrize("stays", [True, False])
@@ -66,7 +66,7 @@ def test_on_a_terminal_states_replace_one_another_on_one_line(clock, monkeypatch
 
 def test_a_terminal_is_not_written_to_more_often_than_ten_times_a_second(clock, monkeypatch):
     out = Terminal()
-    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", out)
     line = ProgressLine()
     for state in range(20):
         clock.now = state / 16
@@ -90,7 +90,7 @@ def test_the_time_left_leaves_out_what_was_there_already(clock, capsys):
     for clock.now, done, found in ((50, 100, 100), (60, 110, 100), (70, 160, 140), (80, 170, 140)):
         shown.show(done, found)
     # 10 persons in 10 s; then 20 in 20 s, of which 10 s went into persons that were there; then 30 in 20 s.
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "packing train  100/200 persons",
         "packing train  110/200 persons  1.0 persons/s  1m30s left",
         "packing train  160/200 persons  2.0 persons/s  0m20s left",
@@ -98,8 +98,8 @@ def test_the_time_left_leaves_out_what_was_there_already(clock, capsys):
     ]
 
 
-def test_without_standard_output_nothing_is_shown_and_nothing_fails(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where it was closed before the start
+def test_without_standard_error_nothing_is_shown_and_nothing_fails(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)  # as Python has it where it was closed before the start
     line = ProgressLine()
     line.print("done")
     assert not line.terminal

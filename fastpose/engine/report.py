@@ -13,7 +13,7 @@ from fastpose.progress import ProgressLine, duration
 
 
 class TrainingReport:
-    """Progress of a training on standard output.
+    """Progress of a training on standard error.
 
     The time left is the time so far, evaluations included, times the steps to go over the steps done.
 

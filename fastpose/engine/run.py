@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from fastpose.data.images import BadImageError
 from fastpose.data.loader import PoseLoader
 from fastpose.data.pixels import images_fingerprint
 from fastpose.device import ComputeOptions
+from fastpose.ending import print_error, print_log, print_once
 from fastpose.engine import events, results
 from fastpose.engine.dry_run import first_batch, peak_memory, shape_of
 from fastpose.engine.epoch import (
@@ -135,10 +135,9 @@ class Run:
         report = TrainingReport(self.schedule.epochs, len(loader), self.progress, self.scorer, written)
         height, width = loader.size
         drawn = f", {loader.epoch_size} an epoch" if loader.epoch_size != len(loader.persons) else ""
-        print(
+        print_log(
             f"{len(loader.persons)} persons to train on{drawn}, {len(valid)} to evaluate; "
-            f"{self.name}, {height}x{width} px, on {self.device}{self.of_ranks()}",
-            flush=True,
+            f"{self.name}, {height}x{width} px, on {self.device}{self.of_ranks()}"
         )
         with StopSignals() as stop:
             try:
@@ -359,7 +358,7 @@ class Run:
         last, data = self.folder / "last.pt", self.progress
         read = self.ranks.same(lambda: load_latest(last) if has_checkpoint(self.folder) else None)
         if read is None:
-            print(f"no checkpoint in {self.folder} to go on from: training from the beginning", flush=True)
+            print_log(f"no checkpoint in {self.folder} to go on from: training from the beginning")
             return
         contents, file = read
         try:
@@ -399,7 +398,7 @@ class Run:
                 loader.bad_images |= errors_of(texts)
         self.take_changes({**was, **parts_of(skeleton)}, {**now, **parts_of(self.skeleton)}, data)
         if not self.is_complete():
-            print(f"going on from {file}, epoch {progress.epoch + 1} after step {progress.step}", flush=True)
+            print_log(f"going on from {file}, epoch {progress.epoch + 1} after step {progress.step}")
 
     def take_changes(self, was: Mapping[str, Any], now: Mapping[str, Any], data: RunProgress) -> None:
         """Prints and remembers each difference between what the run was saved with and what it goes on with.
@@ -421,15 +420,15 @@ class Run:
             return
         place = {"epoch": self.progress.epoch + 1, "step": self.progress.step}
         for name, before, after in changes:
-            print(f"{name} was {before}, now {after}", flush=True)
+            print_log(f"{name} was {before}, now {after}")
             self.progress.changes.append({**place, "option": name, "was": before, "now": after})
 
     def stopped(self, signal_number: int) -> int:
         self.share_bad_images()
         self.save("last.pt")
         name, progress = signal.Signals(signal_number).name, self.progress
-        print(f"stopped by {name} in epoch {progress.epoch + 1} after step {progress.step}")
-        print(f"to go on: {self.again}", flush=True)
+        print_once(f"stopped by {name} in epoch {progress.epoch + 1} after step {progress.step}")
+        print_once(f"to go on: {self.again}")
         return 128 + signal_number
 
     def failed(self, error: Exception, *, known: bool) -> None:
@@ -440,9 +439,9 @@ class Run:
                 self.save("last.pt")
             except OSError as second:
                 if second.errno != getattr(error, "errno", None):
-                    print(f"error: {second}", file=sys.stderr)
+                    print_error(f"error: {second}")
         hint = " (or with --on_bad_image skip)" if isinstance(error, BadImageError) else ""
-        print(f"to go on after mending this: {self.again}{hint}", flush=True)
+        print_once(f"to go on after mending this: {self.again}{hint}")
 
     def write_results(self, evaluation: Scored) -> None:
         """Writes summary.json and the pictures; prints the score and what was written."""
@@ -452,13 +451,6 @@ class Run:
             progress.best_epoch, progress.best_score = progress.epoch, evaluation.score
             self.save("best.pt")
         skipped = evaluation.evaluation.skipped
-        print(f"\n{scorer.table(evaluation.values)}\n", flush=True)
-        print(
-            f"best: {scorer.label} {progress.best_score:.2f} in epoch {progress.best_epoch} (best.pt); "
-            f"last: {scorer.label} {evaluation.score:.2f}"
-        )
-        if skipped:
-            print(f"without {skipped} persons whose image could not be read, see summary.json")
         results.draw(folder, self.history, scorer, self.valid_loader, self.decoder, evaluation.evaluation)
         write_predicted(folder, "last.pt", self.valid_loader.persons, scorer, evaluation.evaluation)
         summary = {
@@ -475,6 +467,13 @@ class Run:
             "bad_images": [*self.train_loader.bad_image_texts(), *self.valid_loader.bad_image_texts()],
             "changes": progress.changes,
         }
-        write_json(folder / "summary.json", summary)  # last: with it the run is complete
+        write_json(folder / "summary.json", summary)  # last: with it the run is complete, whoever reads what follows
+        print(f"\n{scorer.table(evaluation.values)}\n", flush=True)
+        print(
+            f"best: {scorer.label} {progress.best_score:.2f} in epoch {progress.best_epoch} (best.pt); "
+            f"last: {scorer.label} {evaluation.score:.2f}"
+        )
+        if skipped:
+            print(f"without {skipped} persons whose image could not be read, see summary.json")
         for name in ("summary.json", *PICTURES, PREDICTIONS, "best.pt", "last.pt"):
             print(f"wrote {folder / name}")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastpose.ending import print_log
 from fastpose.files import check_is_file
 from fastpose.models.checkpoint import CheckpointError, checkpoint_file
 from fastpose.models.hf import hf_network, is_hf, load_hf_network, shown
@@ -214,7 +215,7 @@ def make_network(
         else:
             model = new_network(options, skeleton.num_joints)
             loaded = load_weights(model, weights, new_joints=skeleton.num_joints if to_train else None)
-        print(loaded, flush=True)
+        print_log(loaded)
         if weights.color_order not in (None, "auto", options.color_order):
             trained = weights.color_order
             log.warning(
@@ -224,7 +225,7 @@ def make_network(
     else:
         model = new_network(options, skeleton.num_joints)
         if options.backbone_weights:
-            print(load_backbone(model, read_weights_of(options, "backbone_weights")), flush=True)
+            print_log(load_backbone(model, read_weights_of(options, "backbone_weights")))
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]  # not in its stub
     if not options.of_fastpose:
         check_outputs(model, shown(options.model), skeleton.num_joints, options.size, options.simcc)
@@ -315,10 +316,10 @@ def load_network(
         options = dataclasses.replace(options, weights=str(path), backbone_weights="")
         model = make_network(options, skeleton, device, seed=seed, memory_format=memory_format)
         order, (height, width) = options.color_order.upper(), options.size
-        print(f"taken for {order} crops of {height}x{width} px and the joints of {skeleton.name}", flush=True)
+        print_log(f"taken for {order} crops of {height}x{width} px and the joints of {skeleton.name}")
         return model.eval(), skeleton
     if options.own_code:
-        print(f"{path}: {weights}, made by {options.model}", flush=True)
+        print_log(f"{path}: {weights}, made by {options.model}")
     elif problems := _misfits(contents["model"], options, skeleton):
         raise CheckpointError(f"{path}: does not fit this version of fastpose: {problems}; the file has a {weights}")
     options = dataclasses.replace(options, weights="", backbone_weights="")

@@ -7,6 +7,7 @@ On the command line, in recipes and in checkpoints their names are flat: no two 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -61,6 +62,17 @@ class Settings:
         """The same as values for YAML and checkpoints."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in self.flat().items()}
 
+    def as_yaml(self) -> str:
+        """The same as the text of a recipe, in groups."""
+        import yaml
+
+        values = self.as_plain()
+        groups = {group: {name: values[name] for name in FIELDS if GROUP_OF[name] == group} for group in GROUPS}
+        return "\n".join(
+            f"# {group}\n{yaml.safe_dump(members, sort_keys=False, width=math.inf)}"
+            for group, members in groups.items()
+        )
+
 
 GROUPS: dict[str, type] = {
     "data": DataOptions,
@@ -75,4 +87,13 @@ GROUPS: dict[str, type] = {
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for kind in GROUPS.values() for f in dataclasses.fields(kind)}
 GROUP_OF: dict[str, str] = {f.name: group for group, kind in GROUPS.items() for f in dataclasses.fields(kind)}
 TYPES: dict[str, Any] = {name: kind for group in GROUPS.values() for name, kind in get_type_hints(group).items()}
+# What --help shows of a command that offers it; --help_all shows all.
+COMMON = (
+    *("data_root", "dataset", "skeleton", "images", "train_annotations", "valid_annotations"),
+    *("on_bad_image", "resident"),
+    *("model", "depth", "head", "weights", "backbone_weights", "size", "targets"),
+    *("epochs", "batch_size", "eval_batch_size", "optimizer", "lr", "seed"),
+    *("sigma", "rotation", "flip", "refine", "flip_test"),
+    *("device", "amp"),
+)
 DEFAULTS: dict[str, Any] = {name: f.default for name, f in FIELDS.items()}

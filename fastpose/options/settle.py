@@ -15,6 +15,7 @@ from typing import Any, get_args
 from fastpose.data.dataset import DATA_FILES, DATA_READING, LAYOUT, DataOptions, Split, named_files
 from fastpose.data.datasets import DATASETS, dataset_named, dataset_with_joints, is_mixture
 from fastpose.data.pack.format import PackError, is_pack, margins_of, read_index
+from fastpose.ending import print_log
 from fastpose.files import MOST_ENTRIES, files_in, read_yaml, some_of
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.hf import NAMED, image_size, is_hf, settled
@@ -288,7 +289,7 @@ def _of_transformers(
         if file is not None:
             found["weights"] = str(file)
         elif not name.startswith("{") and Path(name).is_dir():
-            print(f"no model.safetensors in {name}: random weights", flush=True)
+            print_log(f"no model.safetensors in {name}: random weights")
     return found
 
 
@@ -370,7 +371,7 @@ def _packed(
             )
     other = [f"{n} {stored!r}" for n, stored in packed.items() if stored != values[n] and called.get(n) != ""]
     if other:
-        print(f"the pack {root} has the data of {', '.join(other)}", flush=True)
+        print_log(f"the pack {root} has the data of {', '.join(other)}")
     of_data = {name: values[name] for name in OF_DATA} | packed
     return of_data | {"reduced_decode": values["reduced_decode"] and margins_of(root, "train").reduce}
 

@@ -111,10 +111,10 @@ def seconds_of(root: Path, source: str, end: str) -> tuple[float, float]:
 def seconds_of_command(recipe: Path, run: Path) -> float:
     """From SIGTERM, as a background job may ignore SIGINT, until the process was gone."""
     command = [sys.executable, "-m", "fastpose.train", "--recipe", str(recipe), "--run", str(run), "--epochs", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     try:
-        while not process.stdout.readline().startswith("epoch "):
+        while not process.stderr.readline().startswith("epoch "):
             if process.poll() is not None:
                 raise RuntimeError(f"fastpose train ended with {process.returncode}")
         began = time.monotonic()

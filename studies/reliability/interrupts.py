@@ -135,7 +135,7 @@ def again(name: str, root: Path, folder: Path) -> list[str]:
 def started(words: list[str], root: Path) -> int:
     """The command in a session of its own, as from a shell; its process. Standard error goes to errors.txt."""
     with open(root / "errors.txt", "w") as errors:
-        command = [sys.executable, "-m", f"fastpose.{words[0]}", *words[1:]]
+        command = [sys.executable, "-m", f"fastpose.{words[0]}", *words[1:], "--quiet"]
         return subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=errors, env=ENVIRONMENT, start_new_session=True
         ).pid
@@ -153,7 +153,7 @@ def forked(words: list[str], root: Path, limit: Callable[[], None] = lambda: Non
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         limit()
-        code = cli.main(words)
+        code = cli.main([*words, "--quiet"])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -203,11 +203,10 @@ def interrupted(process: int, number: signal.Signals, moment: float, root: Path)
         lines = [line for line in errors.splitlines() if "/fastpose/" in line or "/torch/" in line]
         starting = all("fastpose/__init__.py" in line or "fastpose/_program.py" in line for line in lines)
         return "python" if starting else "traceback", errors
-    # Training that was stopped in a step says how to go on where it prints its progress.
-    lines = errors.strip().splitlines()
-    said = lines == ["stopping after this step; once more to quit at once"] or (
-        len(lines) == 1 and lines[0].startswith(f"stopped by {number.name}")
-    )
+    # Training that was stopped in a step finishes it, and says how to go on.
+    stopping, last = "stopping after this step; once more to quit at once", "to go on: "
+    lines = [line for line in errors.strip().splitlines() if line != stopping and not line.startswith(last)]
+    said = len(lines) == 1 and lines[0].startswith(f"stopped by {number.name}")
     return ("clean", errors) if said and code == 128 + number else ("other", f"exit code {code}\n{errors}")
 
 

@@ -818,7 +818,7 @@ def test_needs_torch_numpy_and_opencv_alone() -> None:
     """The report and what it measures work where nothing else is installed."""
     script = """
 import sys
-for name in ("scipy", "matplotlib", "jsonargparse", "yaml", "pytest", "kornia", "numba"):
+for name in ("scipy", "matplotlib", "yaml", "pytest", "kornia", "numba"):
     sys.modules[name] = None
 import torch
 from bench import gpu_report, train_step

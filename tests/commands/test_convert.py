@@ -99,7 +99,7 @@ def test_the_printed_command_reads_the_same_persons(name, tmp_path, capsys):
 
 
 def test_the_printed_command_and_that_of_the_manual_train(tmp_path, capsys):
-    pytest.importorskip("jsonargparse")
+    pytest.importorskip("yaml")
     root = write_yolo(tmp_path / "EYES")
     small = ["--dry_run", "--device", "cpu", "--size", "64", "64", "--depth", "18", "--batch_size", "2"]
     converted(root, tmp_path / "out", "--dataset", "yolo")

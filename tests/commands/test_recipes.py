@@ -23,7 +23,7 @@ from fastpose.skeletons import find_skeleton
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
-pytest.importorskip("jsonargparse", reason="jsonargparse, which reads recipes, is not installed")
+pytest.importorskip("yaml", reason="PyYAML, which reads recipes, is not installed")
 
 # SimpleBaselines' published settings: depth and size.
 PUBLISHED = {

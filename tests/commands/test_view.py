@@ -365,7 +365,7 @@ def test_what_cannot_be_drawn_is_an_error_in_one_line(data, tmp_path, capsys, mo
         ([str(data), str(tmp_path / "folder.png")], r".*folder\.png.*"),
         ([str(data), str(tmp_path / "view_file" / "a.png")], r".*view_file.*"),
         ([str(tmp_path / "none"), out], r".*none.*"),
-        ([str(data), out, "--recipe", "none"], r"recipe 'none' is neither a file nor one of: .*"),
+        ([str(data), out, "--recipe", "none"], r"recipe: 'none' is neither a file nor one of: .*"),
         ([str(data), out, "--rotation", "999"], r"rotation: expected degrees between 0 and 180, got 999\.0"),
     ]  # fmt: skip
     for words, expected in cases:

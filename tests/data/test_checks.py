@@ -33,7 +33,7 @@ from tests.helpers.persons import persons_of
 from tests.helpers.tiny_coco import annotation
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
-pytest.importorskip("jsonargparse")
+pytest.importorskip("yaml")
 
 SIDE = 160  # px, of the images
 # A person who faces the camera, 120 px high about (80, 80), by the joints of the left side; the right one mirrors it.

@@ -584,8 +584,8 @@ def test_missing_annotations_are_reported_by_the_name_that_evaluate_has_for_them
 def test_progress_lines_and_the_end_name_the_boxes_beside_ap(tiny, tmp_path, capsys):
     recipe = write_recipe(tiny, detections="detections.json", epochs=1, target_pckh=0.0)
     assert train.main(["--recipe", str(recipe), "--run", str(tmp_path / "run")]) == 0
-    out = capsys.readouterr().out
-    (line,) = [line for line in out.splitlines() if line.startswith("epoch 1/1") and "loss" in line and " AP " in line]
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if line.startswith("epoch 1/1") and "loss" in line and " AP " in line]
     assert "(boxes: detections.json)" in line
     assert "\nboxes: detections.json\n" in out
 
@@ -668,8 +668,8 @@ def test_without_sigmas_ap_takes_005_for_each_joint_and_says_so_beside_every_sco
     run = tmp_path / "run"
     assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 0
     note = "boxes: annotations, sigmas of all joints: 0.05"
-    printed = capsys.readouterr().out
-    assert printed.count(note) == 2  # of the epoch and of the table
+    printed = capsys.readouterr()
+    assert (printed.out.count(note), printed.err.count(note)) == (1, 1)  # of the table and of the epoch
     assert caplog.text.count("skeleton 'three' has no sigmas: AP takes 0.05 for each joint") == 1
     (epoch,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert epoch["coco"]["sigmas"] == json.loads((run / "summary.json").read_text())["coco"]["sigmas"] == 0.05
@@ -746,7 +746,7 @@ def test_coco_as_it_is_downloaded_needs_no_names(tmp_path, monkeypatch, capsys):
     assert pack.main([str(root), str(tmp_path / "pack"), "--recipe", str(recipe)]) == 0
     capsys.readouterr()
     assert train.main([*command, str(tmp_path / "pack"), "--dry-run"]) == 0
-    assert "the pack" not in capsys.readouterr().out  # nothing in it that the options would not name
+    assert "the pack" not in capsys.readouterr().err  # nothing in it that the options would not name
     monkeypatch.setattr(network, "pose_resnet", pose_resnet)
     monkeypatch.setattr(resnet, "WIDTHS", (8, 8, 8, 8))
     file = tmp_path / "pose_resnet_18_96x64.pth.tar"

@@ -240,15 +240,15 @@ def test_synthetic_persons_are_drawn_when_they_are_first_read(tmp_path, capsys):
     dataset = opened(tmp_path / "drawn", synthetic_persons=4, synthetic_seed=3)
     assert not (tmp_path / "drawn").exists()
     assert (len(dataset.read("train")), len(dataset.read("valid"))) == (3, 1)
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert out.splitlines()[0].startswith("drawing ")
     assert f"pictures into {tmp_path / 'drawn'}" in out
     assert "found" not in out
     assert scored(dataset)[1]["Mean"] == 100
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     again = opened(tmp_path / "drawn", synthetic_persons=4, synthetic_seed=3)
     assert again.read("train").fingerprint() == dataset.read("train").fingerprint()
-    assert capsys.readouterr().out == f"found 4 synthetic persons in {tmp_path / 'drawn'}\n"
+    assert capsys.readouterr().err == f"found 4 synthetic persons in {tmp_path / 'drawn'}\n"
     with pytest.raises(SyntheticDataError, match="another synthetic data set"):
         opened(tmp_path / "drawn", synthetic_persons=4, synthetic_seed=4).read("valid")
 

@@ -132,7 +132,7 @@ def test_a_network_is_trained_on_a_pack_and_evaluated_on_the_files(name, tmp_pat
     arguments = ["--recipe", str(recipe), "--run", str(run)]
     assert train.main([*arguments, "--dry_run"]) == 0
     assert train.main(arguments) == 0
-    assert f"the pack {out} has the data of dataset '{name}'" in capsys.readouterr().out
+    assert f"the pack {out} has the data of dataset '{name}'" in capsys.readouterr().err
     checkpoint = ["--checkpoint", str(run / "last.pt"), "--device", "cpu"]
     for data in (root, out):
         scores = tmp_path / "scores" / data.name

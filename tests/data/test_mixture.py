@@ -320,7 +320,7 @@ def test_persons_get_the_network_s_joints_and_what_a_set_lacks_is_neither_visibl
     supervised[:10, :5] = 0  # no nose, eyes, ears in MPII and LSP
     assert sets.supervised.tolist() == supervised.tolist()
     without = "without nose, left_eye, right_eye, left_ear, right_ear"
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         f"mpii: 4 persons (train), 12 of 17 joints, {without}",
         f"lsp: 6 persons (train), 3 an epoch, 12 of 17 joints, {without}",
         "coco: 3 persons (train), 9 an epoch, 17 of 17 joints",
@@ -738,9 +738,9 @@ def test_a_run_on_three_sets_goes_on_in_the_middle_of_an_epoch_and_its_pack_give
 ):
     file = recipe(tmp_path, listed)
     assert train.main(["--recipe", str(file), "--run", str(tmp_path / "whole")]) == 0
-    printed = capsys.readouterr().out
+    results_of_run, printed = capsys.readouterr()
     assert "epoch 2/2" in printed
-    assert "mean score" in printed
+    assert "mean score" in results_of_run
     whole = results(tmp_path / "whole")
     lines = whole["metrics.jsonl"]
     assert [line["mixture"].keys() for line in lines] == [{"Mean", "mpii", "lsp", "coco"}] * 2
@@ -803,7 +803,7 @@ def test_a_run_that_goes_on_notices_that_the_list_scores_otherwise(listed, tmp_p
     (change,) = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["changes"]
     assert '"pck_threshold"' not in change["was"]
     assert '"pck_threshold": 0.05' in change["now"]
-    assert " was 13 persons, checksum " in capsys.readouterr().out
+    assert " was 13 persons, checksum " in capsys.readouterr().err
 
 
 def test_each_person_is_drawn_in_a_box_of_its_own_set_s_shape(listed, tmp_path, monkeypatch):
@@ -873,7 +873,7 @@ def test_what_a_recipe_or_a_checkpoint_says_of_other_data_has_no_part_in_a_pack_
         data = settle({"data_root": str(packed)}, **lower).data
         assert data == pack_alone
         assert open_dataset(data, (32, 32)).skeleton == COCO
-        assert capsys.readouterr().out == f"the pack {packed} has the data of dataset 'mix.yaml'\n"
+        assert capsys.readouterr().err == f"the pack {packed} has the data of dataset 'mix.yaml'\n"
     with pytest.raises(PackError, match=r"^dataset: the pack .* has the data of 'mix\.yaml', got 'coco'"):
         settle({"data_root": str(packed), "dataset": "coco"}, recipe=said)
 

@@ -532,9 +532,9 @@ def test_what_cannot_be_packed_is_named(whole, tmp_path, capsys):
 def test_the_command_prints_its_progress(data, tmp_path):
     command = [sys.executable, "-m", "fastpose.pack", str(data), str(tmp_path / "out"), *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    lines = done.stdout.splitlines()
-    assert any(line.startswith("packing train  10/10 persons  ") for line in lines)
-    assert lines[-1].startswith(f"wrote {tmp_path / 'out'}: 10 train and 10 valid persons, ")
+    assert any(line.startswith("packing train  10/10 persons  ") for line in done.stderr.splitlines())
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"wrote {tmp_path / 'out'}: 10 train and 10 valid persons, ")
     assert "pack" in cli.VERBS
 
 
@@ -807,12 +807,12 @@ def test_a_region_too_large_for_a_jpeg_is_named(tmp_path):
         write_pack(tmp_path / "out", plan, {"train": persons})
 
 
-def test_on_a_terminal_each_split_has_a_line_that_renews_itself(data, tmp_path, monkeypatch):
+def test_on_a_terminal_each_split_has_a_line_that_renews_itself(data, tmp_path, monkeypatch, capsys):
     terminal = Terminal.on(monkeypatch)
     assert pack.main([str(data), str(tmp_path / "out"), "--size", "64", "64", "--threads", "1"]) == 0
-    *lines, last, end = terminal.getvalue().split("\n")
-    assert last.startswith("wrote ")
+    *lines, end = terminal.getvalue().split("\n")
     assert end == ""
+    assert capsys.readouterr().out.startswith("wrote ")
     for split, line in zip(("train", "valid"), lines, strict=True):
         states = line.split("\r\x1b[2K")[1:]
         title, unit = f"packing {split}  ", "/10 persons"
@@ -828,8 +828,10 @@ def test_after_a_stop_the_next_line_begins_anew(data, tmp_path, monkeypatch, cap
         terminal = Terminal.on(patch)
         patch.setattr(write, "cut_region", stop)
         assert pack.main([str(data), str(tmp_path / "out"), *SMALL]) == 130
-    assert terminal.getvalue() == "\r\x1b[2Kpacking train   0/10 persons\n"
-    assert capsys.readouterr().err == "stopped by SIGINT; the same command goes on\n"
+    assert terminal.getvalue() == (
+        "\r\x1b[2Kpacking train   0/10 persons\nstopped by SIGINT; the same command goes on\n"
+    )
+    assert capsys.readouterr().out == ""
     assert not list((tmp_path / "out").glob("*.part*"))
 
 
@@ -861,7 +863,7 @@ def test_an_evaluation_on_a_pack_takes_its_annotations_and_refuses_others(checkp
     arguments = ["--checkpoint", str(checkpoint), "--data_root", str(renamed), "--out", str(tmp_path / "out")]
     for same in ([], ["--annotations", "annot/train.json", "--head_boxes", "annot/gt_valid.mat", "--images", "images"]):
         assert evaluate.main([*arguments, *same]) == 0
-        out = capsys.readouterr().out
+        out = capsys.readouterr().err
         assert f"the pack {renamed} has the data of valid_annotations 'annot/train.json'" * (not same) in out
         assert "train_annotations" not in out  # which is no option here
         scores = json.loads((tmp_path / "out/scores.json").read_text())
@@ -894,9 +896,9 @@ def test_without_head_boxes_a_pack_is_evaluated_without_a_score(checkpoint, data
 def test_a_training_on_a_pack_is_written_down_with_the_annotations_of_the_pack(data, renamed, capsys):
     settings = settings_for(renamed)
     assert settings.data.valid_annotations == "annot/train.json"
-    assert f"the pack {renamed} has the data of valid_annotations 'annot/train.json'" in capsys.readouterr().out
+    assert f"the pack {renamed} has the data of valid_annotations 'annot/train.json'" in capsys.readouterr().err
     assert settle({}, run=settings.as_plain()) == settings
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     # So an evaluation on the files finds the right ones.
     on_files = settle({"data_root": str(data)}, run=settings.as_plain())
     assert on_files.data.path("valid_annotations") == data / "annot/train.json"

@@ -26,6 +26,7 @@ from fastpose.models import network
 from fastpose.skeletons import COCO, MPII, Skeleton, read_skeleton
 from tests.helpers.persons import persons_of
 from tests.helpers.settings import small_network
+from tests.helpers.terminal import error_of
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -346,14 +347,14 @@ def test_spoilt_data_are_an_error_or_a_warning_that_names_it(tmp_path, images, c
 
 
 def test_train_ends_with_one_line_where_no_joint_is_annotated(tmp_path, capsys):
-    pytest.importorskip("jsonargparse")
+    pytest.importorskip("yaml")
     root = write_tiny_mpii(tmp_path / "data", persons=3, images=1)
     records = json.loads((root / "annot/train.json").read_text())
     (root / "annot/train.json").write_text(json.dumps([record | {"joints_vis": [0] * 16} for record in records]))
     (tmp_path / "r.yaml").write_text(f"data_root: {root}\nepochs: 1\n")
     assert train.main(["--recipe", str(tmp_path / "r.yaml"), "--dry-run", "--device", "cpu"]) == 1
     expected = "the training data: expected annotated joints, none of the 3 persons has one"
-    assert capsys.readouterr().err == f"error: {expected}\n"
+    assert error_of(capsys) == f"error: {expected}\n"
 
 
 def test_a_finding_is_one_line_whatever_records_and_images_are_called():
@@ -414,7 +415,7 @@ def test_the_pairs_to_write_are_ready_to_paste(tmp_path, joints, pairs):
 
 
 def test_the_missing_pairs_are_one_warning_of_a_training_and_one_of_an_evaluation(tmp_path, caplog, monkeypatch):
-    pytest.importorskip("jsonargparse")
+    pytest.importorskip("yaml")
     monkeypatch.setattr(network, "pose_resnet", small_network)
     root = write_tiny_coco(tmp_path / "data", persons=2, images=1, skeleton=Skeleton("s", EYES_AND_EARS, (), ()))
     (tmp_path / "s.yaml").write_text(f"joints: [{', '.join(EYES_AND_EARS)}]\n")

@@ -270,7 +270,7 @@ def test_resident_images_and_pictures_are_those_of_one(recipe, runs, tmp_path):
     words = ("train", "--recipe", str(recipe), "--run", str(run), "--resident", "true", "--eval_batch_size", "2")
     processes = RankProcesses(tmp_path / "ranks", 3, command_small, *words)
     assert processes.wait() == [0] * 3, [processes.said(rank) for rank in range(3)]
-    assert "resident: each of the 3 ranks keeps all 4 training images" in processes.out()
+    assert "resident: each of the 3 ranks keeps all 4 training images" in processes.said(0)
     for mine, theirs in zip(lines(runs[0]), lines(run), strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
     for name in ("curves.png", "predictions.png", "heatmaps.png"):
@@ -297,7 +297,7 @@ def test_images_that_do_not_fit_are_shared(recipe, runs, tmp_path):
     assert processes.wait() == [0] * 3, [processes.said(rank) for rank in range(3)]
     assert (
         "resident: each of the 3 ranks keeps a share of the 4 training images: all of them take 100,001 bytes"
-        in processes.out()
+        in processes.said(0)
     )
     for mine, theirs in zip(lines(runs[0]), lines(run), strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
@@ -429,11 +429,11 @@ def test_the_number_of_ranks_may_change_within_an_epoch(recipe, runs, tmp_path):
     run = tmp_path / "run"
     two = RankProcesses(tmp_path / "2", 2, stopped_after, "4", "--recipe", str(recipe), "--run", str(run))
     assert two.wait() == [143, 143], (two.said(0), two.said(1))
-    assert "stopped by SIGTERM in epoch 2 after step 1" in two.out(), two.out()
-    assert f"to go on: torchrun --nproc-per-node 2 -m fastpose.train -- --resume {run}" in two.out()
+    assert "stopped by SIGTERM in epoch 2 after step 1" in two.said(0), two.said(0)
+    assert f"to go on: torchrun --nproc-per-node 2 -m fastpose.train -- --resume {run}" in two.said(0)
     three = RankProcesses(tmp_path / "3", 3, train_small, "--resume", str(run))
     assert three.wait() == [0] * 3, three.said(0)
-    assert "the number of ranks was 2, now 3" in three.out()
+    assert "the number of ranks was 2, now 3" in three.said(0)
     for mine, theirs in zip(lines(runs[0]), lines(run), strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
     (change,) = json.loads((run / "summary.json").read_text())["changes"]
@@ -480,7 +480,7 @@ def test_a_rank_that_is_killed_ends_the_run_which_then_goes_on_to_the_same_bits(
     assert sum(f"error: rank {killed} of {ranks} has ended or does not answer" in text for text in said) == 1, said
     again = RankProcesses(tmp_path / "again", ranks, train_small, "--resume", str(run), "--checkpoint_minutes", "10")
     assert again.wait() == [0] * ranks, again.said(0)
-    assert "after step 1" in again.out(), "the checkpoint within the epoch"
+    assert "after step 1" in again.said(0), "the checkpoint within the epoch"
     for mine, theirs in zip(trained(run), trained(runs[ranks - 1]), strict=True):
         assert mine == theirs
 
@@ -497,7 +497,9 @@ def test_a_rank_s_error_ends_all_of_them_and_costs_nothing(recipe, runs, tmp_pat
     said = "".join(bad.said(rank) for rank in range(3))
     assert said.count("002.jpg") == 1, said
     assert re.search(r"^(rank [12]: )?error: .*002\.jpg", said, re.M), said
-    assert f"to go on after mending this: torchrun --nproc-per-node 3 -m fastpose.train -- --resume {run}" in bad.out()
+    assert f"to go on after mending this: torchrun --nproc-per-node 3 -m fastpose.train -- --resume {run}" in bad.said(
+        0
+    )
     persons.image_paths[2].write_bytes(whole)
     again = RankProcesses(tmp_path / "again", 3, train_small, "--resume", str(run))
     assert again.wait() == [0] * 3, again.said(0)
@@ -544,7 +546,7 @@ def test_a_rank_that_is_stuck_says_where_and_ends_the_run(recipe, tmp_path, work
     assert where in processes.said(1)
     assert "error: rank 1 of 3 has ended or does not answer" in processes.said(0)
     for other in (0, 2):
-        assert "stuck" not in processes.said(other), "it waits for the first"
+        assert "error: stuck" not in processes.said(other), "it waits for the first"
 
 
 def frozen_in_step(rank: str, *words: str) -> int:
@@ -759,7 +761,7 @@ def test_a_command_that_torchrun_starts_again_goes_on_with_its_own_run_alone(rec
     assert "exists and is not empty" in capsys.readouterr().err
     (tmp_path / "run" / "summary.json").unlink()
     assert start(launch, "1") == 0
-    assert "going on from" in capsys.readouterr().out
+    assert "going on from" in capsys.readouterr().err
     assert start(launch, "7") == 1, "another command of this torchrun"
 
 

@@ -126,7 +126,7 @@ def test_of_several_processes_in_one_folder_one_trains(recipe, tmp_path):
         "network.pose_resnet, results.draw = small_network, lambda *arguments: None\n"
         "sys.exit(train.main(sys.argv[1:]))"
     )
-    words = [sys.executable, "-c", code, "--recipe", str(recipe), "--run", str(run), "--epochs", "20"]
+    words = [sys.executable, "-c", code, "--recipe", str(recipe), "--run", str(run), "--epochs", "20", "--quiet"]
     started = []
     for number in range(3):
         environment = {**os.environ, "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "SLURM_NTASKS": "3"}
@@ -169,7 +169,7 @@ def test_a_rank_that_finds_no_others_does_not_train_by_itself(
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    words = ["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--epochs", "1"]
+    words = ["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--epochs", "1", "--quiet"]
     assert train.main(words) == (1 if refused else 0)
     error = capsys.readouterr().err
     assert error.startswith("error: RANK is 3 of WORLD_SIZE 4, and LOCAL_RANK is missing") == refused
@@ -185,7 +185,7 @@ def test_each_setting_that_a_resumed_run_does_not_keep_is_printed_and_recorded(r
     changed = CHANGED | {"seed": 5, "batch_size": 4}
     words = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
     assert train.main(["--resume", str(copy), *words]) == 0
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     for name, value in changed.items():
         assert f"\n{name} was {was[name]}, now {value}\n" in out
     assert out.count(" was ") == len(changed)
@@ -200,7 +200,7 @@ def test_each_setting_that_a_resumed_run_does_not_keep_is_printed_and_recorded(r
         assert name == "best.pt" or by_name(progress["changes"]) == by_name(expected)
     # They are the run's own now, and are not changes again; what was recorded stays.
     assert train.main(["--resume", str(copy), "--epochs", "4"]) == 0
-    assert capsys.readouterr().out.count(" was ") == 1
+    assert capsys.readouterr().err.count(" was ") == 1
     changes = json.loads((copy / "summary.json").read_text())["changes"]
     assert changes == [*changes[:-1], {"epoch": 4, "step": 0, "option": "epochs", "was": 3, "now": 4}]
     assert by_name(changes[:-1]) == by_name(expected)
@@ -216,7 +216,7 @@ def test_changes_within_an_epoch_say_so_and_survive_a_kill_before_they_are_saved
     monkeypatch.undo()
     capsys.readouterr()
     assert train.main(["--resume", str(run)]) == 0
-    assert "sigma was 1.0, now 2.0\n" in capsys.readouterr().out
+    assert "sigma was 1.0, now 2.0\n" in capsys.readouterr().err
     (change,) = json.loads((run / "summary.json").read_text())["changes"]
     assert change == {"epoch": 1, "step": 1, "option": "sigma", "was": 1.0, "now": 2.0}
 
@@ -227,7 +227,7 @@ def test_a_run_that_keeps_everything_reports_no_change(recipe, finished, tmp_pat
     capsys.readouterr()
     # The same pictures elsewhere, with other times.
     assert train.main(["--resume", str(run), "--data_root", str(moved)]) == 0
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert out.count(" was ") == 1
     assert f"data_root was {recipe.parent / 'tiny'}, now {moved}\n" in out
 
@@ -253,7 +253,7 @@ def test_changed_data_is_printed_and_recorded(recipe, copy, tmp_path, capsys, mo
     expected |= {"epochs", "data_root"}
     changes = json.loads((copy / "summary.json").read_text())["changes"]
     assert {change["option"] for change in changes} == expected
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     for change in changes:
         now = change["now"] if what != "skeleton" else None
         assert f"{change['option']} was " in out
@@ -310,7 +310,7 @@ def test_a_checkpoint_from_before_these_fields_goes_on_without_a_report(recipe, 
     torch.save(saved, run / "last.pt")
     capsys.readouterr()
     assert train.main(["--resume", str(run)]) == 0
-    assert " was " not in capsys.readouterr().out
+    assert " was " not in capsys.readouterr().err
     assert results(run) == results(finished)
 
 
@@ -340,10 +340,10 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(recipe, finished, tmp_pat
             assert train.main(["--resume", str(run)]) == 1
         else:
             assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: [Errno 28] No space left on device: ")
-    assert captured.err.endswith(f" bytes free: '{run / name}'\n")
-    assert captured.err.count("\n") == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: [Errno 28] No space left on device: ")
+    assert errors[0].endswith(f" bytes free: '{run / name}'")
     assert not part.is_symlink()
     if name == "metrics.jsonl":
         (run / "lines").rename(run / name)

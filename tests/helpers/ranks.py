@@ -21,7 +21,7 @@ from fastpose.engine import results as drawing
 from fastpose.models import network
 from tests.helpers.settings import small_network
 
-for late in ("torch._dynamo", "jsonargparse", "yaml"):  # imported when they are needed, for seconds: once, before forks
+for late in ("torch._dynamo", "yaml"):  # imported when they are needed, for seconds: once, before forks
     with suppress(ImportError):  # whoever needs it says so
         importlib.import_module(late)
 

@@ -22,7 +22,7 @@ from fastpose.trained import load_trained
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 transformers = pytest.importorskip("transformers", reason="transformers, for --model hf:, is not installed")
-pytest.importorskip("jsonargparse")
+pytest.importorskip("yaml")
 
 SIZE = (64, 48)
 BACKBONE = {"model_type": "vitpose_backbone", "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -106,7 +106,7 @@ def test_a_run_trains_goes_on_evaluates_and_exports_without_the_folder(here, con
     options = {"data_root": root, "size": list(SIZE), "batch_size": 4, "epochs": 1, "device": "cpu", "amp": "off"}
     (here / "tiny.yaml").write_text(yaml.safe_dump(options | {"model": "hf:net", **FINE_TUNING}))
     assert train.main(["--recipe", "tiny.yaml", "--run", "run"]) == 0
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert "for 16 joints new: " in out
     assert "ForPoseEstimation of transformers, 64x48 px, on cpu" in out
     whole = load_trained("run", {}, torch.device("cpu")).model.state_dict()
@@ -114,7 +114,7 @@ def test_a_run_trains_goes_on_evaluates_and_exports_without_the_folder(here, con
     assert train.main(["--resume", "run", "--epochs", "2", "--layer_decay", "0.8"]) == 1
     assert "layer_decay is 0.75 in the run, got 0.8: a run keeps its optimiser" in capsys.readouterr().err
     assert train.main(["--resume", "run", "--epochs", "2"]) == 0
-    assert "going on from run/last.pt" in capsys.readouterr().out
+    assert "going on from run/last.pt" in capsys.readouterr().err
     further = load_trained("run/last.pt", {}, torch.device("cpu")).model.state_dict()
     assert not all(torch.equal(further[name], value) for name, value in whole.items())
     assert evaluate.main(["--checkpoint", "run/last.pt", "--device", "cpu"]) == 0

@@ -47,7 +47,7 @@ def test_a_config_alone_and_a_name_begin_with_random_weights(folder, capsys):
     alone = settle({"model": "hf:net/config.json", "size": (64, 64)}).network
     assert (alone.size, alone.weights) == ((64, 64), "")
     assert settle({"model": "hf:net"}).network.weights == ""
-    assert "no model.safetensors in net: random weights" in capsys.readouterr().out
+    assert "no model.safetensors in net: random weights" in capsys.readouterr().err
     named = settle({"model": "hf:sapiens2-0.4b"}).network
     assert (named.model, named.size) == ("hf:sapiens2-0.4b", (1024, 768))
 

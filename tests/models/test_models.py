@@ -28,6 +28,7 @@ from fastpose.options.settle import settle
 from fastpose.skeletons import MPII
 from fastpose.trained import load_trained
 from tests.helpers.runs import save_weights
+from tests.helpers.terminal import error_of
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -460,10 +461,10 @@ def test_the_documented_networks_train_evaluate_and_go_on(here, capsys, monkeypa
     options = {"data_root": str(write_tiny_mpii(here / "data", persons=4)), "size": [64, 48], "batch_size": 4}
     (here / "tiny.yaml").write_text(yaml.safe_dump(options | {"model": factory, "epochs": 1, "device": "cpu"}))
     assert train.main(["--recipe", "tiny.yaml", "--run", "run", "--model", factory]) == 0
-    assert f"network {factory}, 64x48 px, on cpu" in capsys.readouterr().out
+    assert f"network {factory}, 64x48 px, on cpu" in capsys.readouterr().err
     assert torch.load("run/best.pt", weights_only=True)["config"]["model"] == factory
     assert evaluate.main(["--checkpoint", "run", "--device", "cpu", "--model", factory]) == 0
-    assert f"network {factory} of fastpose" in capsys.readouterr().out
+    assert f"network {factory} of fastpose" in capsys.readouterr().err
     scores = [json.loads((here / "run" / name).read_text())["pckh"] for name in ("scores.json", "summary.json")]
     assert scores[0] == scores[1]
     cv2.imwrite("a.png", np.full((60, 80, 3), 90, np.uint8))
@@ -527,7 +528,7 @@ def test_a_network_that_only_a_file_names_is_not_even_imported(here, capsys, way
         command = {"evaluate": evaluate, "predict": predict, "export": export}.get(way, train)
         flag = way if way.startswith("--") else "--checkpoint"
         try:
-            code = command.main([flag, *file, *rest.get(way, []), *words])
+            code = command.main([flag, *file, *rest.get(way, []), *words, "--quiet"])
         except SystemExit as ended:
             code = ended.code
         error = capsys.readouterr().err
@@ -573,7 +574,7 @@ def test_a_last_batch_of_one_that_the_network_cannot_train_on_is_refused_before_
     (here / "tiny.yaml").write_text(yaml.safe_dump(options))
     words = ["--recipe", "tiny.yaml", "--run", "run", "--model", "pooled:Pooled", *more]
     assert train.main(words) == 1
-    error = capsys.readouterr().err
+    error = error_of(capsys)
     assert error.startswith(
         "error: batch_size: 3 persons in batches of 2 leave a batch of one, which network pooled:Pooled cannot train "
         "on at size 64 64: choose another --batch_size or a larger --size (ValueError: Expected more than 1 value"

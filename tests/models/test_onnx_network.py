@@ -116,7 +116,7 @@ def test_commands_take_it_as_a_checkpoint(checkpoints, tmp_path, capsys):
     assert scores[0] == pytest.approx(scores[1], abs=5)
     picture = str(data / "images/000.jpg")
     assert predict.main(["--checkpoint", file, "--image", picture, "--out", str(tmp_path / "c")]) == 0
-    assert "taken for RGB crops of 64x64 px and the joints of mpii" in capsys.readouterr().out
+    assert "taken for RGB crops of 64x64 px and the joints of mpii" in capsys.readouterr().err
     assert cv2.imread(str(tmp_path / "c/000_pose.png")).shape == cv2.imread(picture).shape
 
 

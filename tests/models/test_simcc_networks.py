@@ -271,7 +271,7 @@ def test_mmposes_files_are_recognised_and_loaded(head: str, tmp_path: Path, caps
     with torch.no_grad():
         for ours, expected in zip(trained.model.eval()(images), model(images), strict=True):
             assert torch.equal(ours, expected)
-    assert "in the layout of mmpose 1.x, simcc head with 256 channels, 17 joints" in capsys.readouterr().out
+    assert "in the layout of mmpose 1.x, simcc head with 256 channels, 17 joints" in capsys.readouterr().err
     # Its backbone goes into a network of other joints and another size.
     options = NetworkOptions(model=options.model, depth=18, head="simcc", size=(96, 64), backbone_weights=str(path))
     fresh = make_network(options, MPII, torch.device("cpu"))

@@ -483,7 +483,7 @@ def test_evaluating_another_program_s_file_is_evaluating_its_network_on_its_colo
     }.items():
         words = ["--checkpoint", str(tmp_path / name), "--data_root", str(data), "--device", "cpu", *arguments]
         assert evaluate.main([*words, "--reduced_decode", "false"]) == 0
-        out = capsys.readouterr().out
+        out = capsys.readouterr().err
         found[name] = loadmat(tmp_path / f"{name.partition('.')[0]}-results" / "pred.mat")["preds"]
         if name == "checkpoint.pth.tar":
             assert f"{tmp_path / name}: ResNet-18 in the layout of SimpleBaselines, deconv head with 8 channels" in out
@@ -543,7 +543,7 @@ def test_training_begins_with_another_program_s_weights_and_their_colours(recipe
     run = tmp_path / "run"
     words = ["--recipe", str(recipe), "--run", str(run), "--weights", str(tmp_path / "pose.pth"), "--lr", "1e-30"]
     assert train.main(words) == 0
-    assert f"{tmp_path / 'pose.pth'}: ResNet-18 in the layout of " in capsys.readouterr().out
+    assert f"{tmp_path / 'pose.pth'}: ResNet-18 in the layout of " in capsys.readouterr().err
     contents = torch.load(run / "last.pt", weights_only=True)
     for name, parameter in model.named_parameters():
         assert torch.equal(contents["model"][name], parameter), name
@@ -600,7 +600,7 @@ def test_weights_for_other_joints_lend_all_but_the_last_layer(tmp_path, capsys):
         make_network(options, MPII, CPU, to_train=True),
         make_network(dataclasses.replace(options, weights=""), MPII, CPU),
     )
-    assert "; for 16 joints new: final_layer.bias, final_layer.weight" in capsys.readouterr().out
+    assert "; for 16 joints new: final_layer.bias, final_layer.weight" in capsys.readouterr().err
     state, expected = (
         model.state_dict(),
         source.state_dict()

@@ -276,12 +276,12 @@ def test_a_pack_brings_the_names_of_its_data_and_its_resolution(packed, capsys):
     settings = settle({"data_root": str(packed)})
     assert settings.data.valid_annotations == "annot/train.json"
     assert settings.pixels.reduced_decode is False
-    assert capsys.readouterr().out == f"the pack {packed} has the data of valid_annotations 'annot/train.json'\n"
+    assert capsys.readouterr().err == f"the pack {packed} has the data of valid_annotations 'annot/train.json'\n"
     # Inherited from a run that named none, the usual names are not named; settled once more nothing changes.
     assert settle({"data_root": str(packed)}, run=settle({}).as_plain()).data == settings.data
     capsys.readouterr()
     assert settle({}, run=settings.as_plain()) == settings
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_other_data_than_the_pack_s_may_not_be_named(packed):
@@ -309,7 +309,7 @@ def test_of_a_pack_no_head_boxes_may_be_wanted(packed):
 
 def test_what_a_command_has_no_option_for_is_not_printed(packed, capsys):
     settle({"data_root": str(packed)}, called={"valid_annotations": ""})
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_the_options_before_there_were_some_are_options():

@@ -15,6 +15,7 @@ from fastpose.data.dataset import LAYOUT, CocoForm, DataOptions, Dataset, Split
 from fastpose.data.mixture.listing import OF_A_SET, Entry, joints_in_set, naming_set, read_listing
 from fastpose.data.mixture.score import MixtureScorer
 from fastpose.data.persons import Part, Persons, Sets
+from fastpose.ending import print_log
 from fastpose.files import some_of
 from fastpose.option import OptionError
 from fastpose.skeletons import COCO, Skeleton
@@ -113,7 +114,7 @@ class Mixture:
         without = f", without {some_of(lacks, SHOWN)}" if lacks else ""
         drawn = f", {part.count} an epoch" if split == "train" and part.count != len(part.persons) else ""
         known = f"{skeleton.num_joints - len(lacks)} of {skeleton.num_joints} joints{without}"
-        print(f"{part.name}: {len(part.persons)} persons ({split}){drawn}, {known}", flush=True)
+        print_log(f"{part.name}: {len(part.persons)} persons ({split}){drawn}, {known}")
 
 
 def _options_of(said: Mapping[str, Any]) -> dict[str, Any]:

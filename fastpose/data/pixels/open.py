@@ -22,6 +22,7 @@ from fastpose.data.pixels.resident import ResidentImages, bytes_at_peak, free_by
 from fastpose.data.pixels.source import PixelOptions, PixelSource
 from fastpose.data.reading import AS_STORED, Reading
 from fastpose.device import available_cores, making_device, require_cuda
+from fastpose.ending import print_log
 from fastpose.option import OptionError
 from fastpose.progress import CountedProgress
 from fastpose.ranks import ALONE, Ranks
@@ -108,12 +109,11 @@ def _share(sizes: NDArray[np.int64], device: torch.device, ranks: Ranks) -> NDAr
     if free is not None and device.type == "cpu":
         free //= ranks.local_count  # all of a machine's ranks have this memory
     if all(ranks.all_of(free is None or needed <= free)):
-        print(f"resident: each of the {ranks.count} ranks keeps all {len(sizes)} training images", flush=True)
+        print_log(f"resident: each of the {ranks.count} ranks keeps all {len(sizes)} training images")
         return None
-    print(
+    print_log(
         f"resident: each of the {ranks.count} ranks keeps a share of the {len(sizes)} training images: all of them "
-        f"take {needed:,} bytes of its memory, more than a rank has",
-        flush=True,
+        f"take {needed:,} bytes of its memory, more than a rank has"
     )
     return np.arange(len(sizes)) % ranks.count == ranks.rank
 

@@ -10,6 +10,7 @@ from fastpose.data.dataset import DataOptions, Split
 from fastpose.data.mpii import Mpii
 from fastpose.data.persons import Persons
 from fastpose.data.synthetic.generate import generate
+from fastpose.ending import print_log
 from fastpose.option import OptionError
 from fastpose.progress import CountedProgress
 from fastpose.skeletons import Skeleton
@@ -34,7 +35,7 @@ class Synthetic(Mpii):
 def draw(root: Path, persons: int, seed: int) -> None:
     """Draws the persons into `root` and prints how far it is; raises SyntheticDataError if other data are there."""
     if not generate(root, persons=persons, seed=seed, progress=drawing_progress(root)).created:
-        print(f"found {persons} synthetic persons in {root}", flush=True)
+        print_log(f"found {persons} synthetic persons in {root}")
 
 
 def drawing_progress(root: Path) -> Callable[[int, int], None]:
@@ -43,7 +44,7 @@ def drawing_progress(root: Path) -> Callable[[int, int], None]:
 
     def show(done: int, total: int) -> None:
         if not done:
-            print(f"drawing {total} pictures into {root}", flush=True)
+            print_log(f"drawing {total} pictures into {root}")
             progress.append(CountedProgress("drawing", "pictures", total))
         else:
             progress[0].show(done)
