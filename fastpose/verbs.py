@@ -23,6 +23,7 @@ VERBS = {
     "synthetic": "generate a data set of drawn persons",
     "models": "parameters and GFLOPs of both heads side by side",
     "doctor": "print what was built, found and missing; --test runs every op",
+    "completion": "print what lets a shell complete verbs, options and values",
 }
 
 
