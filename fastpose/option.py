@@ -107,7 +107,7 @@ def nearest(word: str, names: Iterable[str], mark: str = "") -> str:
     """For the end of a message about a name that does not exist: "; nearest: NAME" with the one that may be meant, or
     nothing if none is near. `mark` is what goes before the name."""
     names = list(names)
-    near = difflib.get_close_matches(word[:100], names, 1)
+    near = difflib.get_close_matches(word[:100], names, 1, cutoff=0.7)
     if not near and len(word) > 2:
         near = [name for name in names if name.startswith(word)]
     return f"; nearest: {mark}{near[0]}" if near else ""
