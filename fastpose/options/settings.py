@@ -92,7 +92,7 @@ COMMON = (
     *("data_root", "dataset", "skeleton", "images", "train_annotations", "valid_annotations"),
     *("on_bad_image", "resident"),
     *("model", "depth", "head", "weights", "backbone_weights", "size", "targets"),
-    *("epochs", "batch_size", "eval_batch_size", "optimizer", "lr", "seed"),
+    *("epochs", "batch_size", "eval_batch_size", "lr", "seed"),
     *("sigma", "rotation", "flip", "refine", "flip_test"),
     *("device", "amp"),
 )

@@ -384,7 +384,8 @@ def test_results_are_on_standard_output_and_quiet_leaves_the_rest_out(tmp_path, 
         code, out, err = printed[name]
         assert code == 0
         assert "Mean@0.11" in out
-        assert out.splitlines()[-1] == f"wrote {tmp_path / name / 'last.pt'}"
+        assert f"\nwrote {tmp_path / name / 'last.pt'}\n" in out
+        assert out.splitlines()[-1].startswith(f"wrote {tmp_path / name}/")
         assert "epoch 1/1" not in out
         assert ("epoch 1/1" in err) == ("recipe tiny, data root" in err) == (name == "loud")
     assert printed["quiet"][2] == ""
