@@ -969,7 +969,8 @@ def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "best.pt: expected a state dict of tensors, got an object of pathlib." in error
     assert "weights_only" not in error
-    assert predict.main(["--checkpoint", str(tmp_path / "none.pt"), "--image", "a.jpg"]) == 1
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((9, 9, 3), np.uint8))  # which predict looks for first
+    assert predict.main(["--checkpoint", str(tmp_path / "none.pt"), "--image", str(tmp_path / "a.jpg")]) == 1
     assert "none.pt" in capsys.readouterr().err
 
 
