@@ -13,8 +13,9 @@ from typing import NamedTuple
 from fastpose.data.causes import CAUSES, LEAST, MISS, MOST, UNCOUNTED
 from fastpose.engine.charts import Series, legend, line_chart, said
 from fastpose.engine.diagnosis import Diagnosis
+from fastpose.engine.drawing import FOUND_MIDDLE
 from fastpose.engine.html import Markup, paragraph, shown, table
-from fastpose.engine.pictures import has_sides
+from fastpose.engine.pictures import GROUND_TRUTH, LEFT, RIGHT, has_sides
 from fastpose.engine.predicted import Predicted
 from fastpose.engine.thumbnails import thumbnail
 
@@ -122,14 +123,17 @@ def by_cause(predicted: Predicted, found: Diagnosis) -> str:
 
 def persons(predicted: Predicted, found: Diagnosis) -> str:
     """The worst and the best predictions, as pictures."""
-    sides = "the person's left joints are circles, its right ones squares"
-    if not has_sides(predicted.skeleton):
-        sides = "one side's joints are circles, the other's squares"
+    right, left = ("right", "left") if has_sides(predicted.skeleton) else ("one side", "the other side")
+    colors = (
+        (RIGHT, f"blue: {right} joints of the prediction"),
+        (LEFT, f"pink: {left}"),
+        (FOUND_MIDDLE, "white: joints of neither side"),
+        (GROUND_TRUTH, "yellow, below it: annotation"),
+    )
+    keys = "; ".join(f'<span class="key" style="background:{color}"></span> {text}' for color, text in colors)
     text = (
         "<p>By the mean similarity of their joints, of the persons with at least half as many joints as anybody has. "
-        '<span class="key" style="background:#1f6fff"></span> Blue, on top: prediction; '
-        '<span class="key" style="background:#ffd21f"></span> yellow, below it: annotation; '
-        f"{sides}, others dots.</p>"
+        f"{keys}.</p>"
     )
     parts, lost = [f"<h3>Worst and best persons</h3>\n{text}"], ""
     for title, rows in (("Worst", found.worst), ("Best", found.best)):
