@@ -193,7 +193,8 @@ def test_help_is_two_screens_at_most_and_help_all_has_every_option(verb, capsys,
         assert " ".join(option.help.split()) in " ".join(everything.split())
 
 
-def test_help_has_the_groups_types_and_defaults(capsys):
+def test_help_has_the_groups_types_and_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     _, out, _ = said(["train", "--help_all"], capsys)
     groups = ["options", "data", "pixels", "network", "schedule", "targets", "augmentation", "decode", "compute"]
     assert re.findall(r"^(\w+):$", out, re.MULTILINE) == [*groups, "general"]

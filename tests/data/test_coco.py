@@ -31,6 +31,7 @@ from fastpose.options.settle import settle
 from fastpose.skeletons import COCO, MPII, Skeleton
 from tests.helpers.reading import read_split
 from tests.helpers.settings import small_network
+from tests.helpers.terminal import error_of
 from tests.helpers.tiny_coco import annotation, contents, write_tiny_coco
 
 
@@ -577,7 +578,7 @@ def test_missing_annotations_are_reported_by_the_name_that_evaluate_has_for_them
     assert evaluate.main(arguments) == 1
     missing = tiny / "annotations/person_keypoints_val2017.json"
     beside = "beside it there is train.json, valid.json"
-    assert capsys.readouterr().err == f"error: annotations: no file {missing}: {beside}\n"
+    assert error_of(capsys) == f"error: annotations: no file {missing}: {beside}\n"
     assert evaluate.main([*arguments, "--annotations", "annotations/valid.json"]) == 0
 
 

@@ -30,6 +30,7 @@ from fastpose.skeletons import MPII
 from tests.helpers.packs import contents, forge, forge_annotations, forge_record, forge_table
 from tests.helpers.reading import loader_of
 from tests.helpers.runs import save_weights
+from tests.helpers.terminal import error_of
 from tests.helpers.tiny_coco import write_tiny_coco
 from tests.helpers.tiny_mpii import write_tiny_mpii
 
@@ -548,7 +549,7 @@ def test_a_full_disk_is_one_line_with_the_file_and_the_pack_goes_on_when_there_i
     with monkeypatch.context() as patch:
         patch.setattr(files, "written_beside", full)
         assert pack.main(arguments) == 1
-    error = capsys.readouterr().err
+    error = error_of(capsys)
     assert len(error.splitlines()) == 1
     assert "No space left on device" in error
     assert "; a shard takes 60,000 bytes: make room, and the same command goes on: " in error

@@ -68,7 +68,7 @@ def test_a_run_that_goes_on_has_each_epoch_once(tmp_path: Path, capsys: pytest.C
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     recipe, run = write_recipe(tmp_path, epochs=3), tmp_path / "run"
     start_and_stop(recipe, run, 7, "--tensorboard")
-    assert f"train --resume {run} --tensorboard\n" in capsys.readouterr().out
+    assert f"train --resume {run} --tensorboard\n" in capsys.readouterr().err
     begun = len(lines(run))
     assert 0 < begun < 3
     ahead = EventFile(run, lines(run))

@@ -885,5 +885,5 @@ def test_help_is_printed_once_and_waits_for_nobody(tmp_path):
     for command in ("train", "evaluate"):
         processes = RankProcesses(tmp_path / command, 2, command_small, command, "--help")
         assert processes.wait() == [0, 0]
-        assert "--checkpoint" in processes.out()
+        assert "usage: fastpose " in processes.out()
         assert processes.out(1) == ""
