@@ -153,7 +153,7 @@ def _load_onnx(
         if name in asked and typed(name, asked[name], TYPES[name]) != value:
             raise OptionError(name, f"{file} has {value} inside, got {asked[name]}")
     of_others = dataset_with_joints(pose.num_joints, named=bool(asked.get("skeleton")))
-    usual = {"dataset": of_others, "reduced_decode": False, "amp": "off"}
+    usual = {"dataset": of_others, "reduced_decode": False, "amp": "off", "channels_last": "off"}
     settings = settle({**usual, **asked, **pose.options}, instead=instead, called=called, reads_data=reads_data)
     skeleton = pose.skeleton
     if skeleton is None or asked.get("skeleton"):
