@@ -105,3 +105,19 @@ def test_a_profile_says_what_each_launch_is_limited_by() -> None:
     assert table.splitlines()[3:] == ["| `b_kernel<float, 1>` | 12.3 | 40 | 70 | 18 | 66 | 75 | 27 (32) | 64 |"]
     table = profile_kernels.profile_table(line for line in lines if WAITS_FOR_LOADS not in line)
     assert table.splitlines()[2:] == ["| `a_kernel<float, 1>` | 12.3 | 40 | 70 | 18 | 66 |  | 27 (32) | 64 |"]
+
+
+def test_the_speeds_of_prediction_are_those_of_the_file() -> None:
+    measured = json.loads((ROOT / "bench/results/predict_loops.json").read_text())["persons_per_second"]
+    page = (ROOT / "docs/predicting.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (.*?) \| ([\d.,]+) \| ([\d.,]*) ?\|$", page, re.MULTILINE)
+    found = {name: (float(own.replace(",", "")), rest.replace(",", "")) for name, own, rest in table}
+    for begin, name, alone in (
+        ("`fastpose.Predictor`, onnxruntime", "fastpose, onnxruntime", None),
+        ("`fastpose.Predictor`, torch", "fastpose, torch", "fastpose"),
+        ("rtmlib", "rtmlib, onnxruntime", "rtmlib"),
+        ("mmpose", "mmpose, torch", "mmpose"),
+    ):
+        own, rest = next(value for label, value in found.items() if label.startswith(begin))
+        assert own == measured[f"{name}, with the network"]
+        assert rest == ("" if alone is None else f"{measured[f'{alone}, without']:.0f}")
