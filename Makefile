@@ -63,7 +63,7 @@ UPSTREAM := $(VENV)-integrations
 $(UPSTREAM)/.installed: Makefile
 	$(PYTHON) -m venv $(UPSTREAM)
 	$(UPSTREAM)/bin/pip install --quiet "$(TORCH)" "numpy<2" "opencv-python-headless<4.12" "setuptools<80" scipy matplotlib \
-	  torchvision jsonargparse pyyaml pycocotools "transformers>=5" addict json_tricks munkres rich six termcolor yapf pytest hypothesis
+	  torchvision pyyaml pycocotools "transformers>=5" addict json_tricks munkres rich six termcolor yapf pytest hypothesis
 	$(UPSTREAM)/bin/pip install --quiet --no-deps mmpose==1.3.2 mmengine==0.10.7 mmcv-lite==2.2.0 xtcocotools==1.14.3
 	touch $@
 
