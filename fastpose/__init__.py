@@ -67,7 +67,7 @@ if _other := _namesake():
 # Loaded when first asked for: a training loop that only wants the ops does not pay for OpenCV, SciPy and the networks,
 # and the definition in NumPy, which tests and benchmarks compare the ops with, is no part of what they run.
 _LAZY = ("data", "metrics", "models", "reference", "skeletons", "trained")
-_LAZY_FROM = {"People": "fastpose.predictor", "Predictor": "fastpose.predictor", "load_model": "fastpose.trained"}
+_LAZY_FROM = {"People": "fastpose.people", "Predictor": "fastpose.predictor", "load_model": "fastpose.trained"}
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,15 @@ def make_detector(text: str) -> Detector:
         raise OptionError("detector", str(failed(name, error)).removeprefix("model: ")) from error
     if not callable(detector):
         raise OptionError("detector", f"{name} must return a callable, got {type(detector).__name__}")
-    return detector
+
+    def detect(pictures: Pictures) -> Any:
+        try:
+            return detector(pictures)
+        except Exception as error:
+            reason = str(failed(f"what {name} returned", error)).removeprefix("model: ")
+            raise OptionError("detector", reason) from error
+
+    return detect
 
 
 def torchvision(name: str = "fasterrcnn_resnet50_fpn_v2", *, least_score: float = LEAST_SCORE) -> Detector:

@@ -112,6 +112,8 @@ def run(own: ExportOptions, asked: dict[str, Any]) -> int:
     else:
         module = PixelsToPoints(trained.model, settings.network, settings.decode, trained.skeleton, input=own.input)
         print(write(module, out, pictures))
+        if not settings.decode.flip_test:
+            print("without the mirror test, which predict and evaluate do by default: --flip_test true puts it in")
     print(f"wrote {out}")
     return 0
 

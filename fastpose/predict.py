@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -27,8 +28,9 @@ from fastpose.engine.drawing import LEAST_SCORE
 from fastpose.files import check_is_file
 from fastpose.option import OptionError, check_at_least, option
 from fastpose.options.asked import Command
+from fastpose.people import People
 from fastpose.predictions import KINDS, Found, Kind, Predictions
-from fastpose.predictor import OPTIONS, OWN_DEFAULTS, People, Predictor
+from fastpose.predictor import OPTIONS, OWN_DEFAULTS, Predictor
 from fastpose.progress import CountedProgress
 from fastpose.trained import OTHERS, TRUST_HELP
 
@@ -111,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(own: PredictOptions, asked: dict[str, Any]) -> int:
     """Predicts, draws and writes; what cannot be read is named and passed over."""
     inputs, out = find_inputs(own.image), Path(own.out)
+    check_can_be_written(out, own.image)
     if own.track and inputs.pictures:
         raise OptionError("track", f"it is for videos and cameras, got the picture {inputs.pictures[0]}")
     targets = drawn_files(inputs.pictures, inputs.videos, out)
@@ -118,9 +121,10 @@ def run(own: PredictOptions, asked: dict[str, Any]) -> int:
         check_is_file("boxes", Path(own.boxes))
     boxes = BoxFile(Path(own.boxes), own.least_box_score) if own.boxes else None
     if boxes is not None and inputs.pictures and not any(map(boxes.of, inputs.pictures)):
-        raise OptionError(
-            "boxes", f"{own.boxes} has boxes of {boxes.unused[:1] or 'nothing'}, and of none of the pictures"
-        )
+        others = f"boxes of {boxes.unused[0]}" if boxes.unused else "no boxes"
+        raise OptionError("boxes", f"{own.boxes} has {others}, and none of the pictures to look at")
+    if any(isinstance(source, int) for source in inputs.videos):
+        asked = {"eval_batch_size": 1} | asked  # what a camera sees is to be seen at once
     predictor = Predictor(
         own.checkpoint, padding=own.padding, on_bad_image="skip", trust_model=own.trust_model, **asked
     )
@@ -134,17 +138,26 @@ def run(own: PredictOptions, asked: dict[str, Any]) -> int:
         bad += look_at_pictures(predictor, inputs.pictures, persons, targets, predictions)
         for source, target in zip(inputs.videos, targets[len(inputs.pictures) :], strict=True):
             bad += look_at_video(predictor, source, persons, target, predictions)
-    except KeyboardInterrupt as stop:
+    except BaseException as error:  # a stop, or a wrong box after a thousand pictures: what is done stays
         if not predictions.found:
             raise
         predictions.write()
-        raise Stopped.by(stop, f"what was found in {len(predictions.found)} pictures or frames is in {out}") from None
+        kept = f"what was found in {len(predictions.found)} pictures or frames is in {out}"
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped.by(error, kept) from None
+        log.warning("%s", kept)
+        raise
     if boxes is not None and inputs.pictures and boxes.unused:
         log.warning(
             "%s: boxes of %d pictures that are not looked at, the first: %s",
             own.boxes,
             len(boxes.unused),
             boxes.unused[0],
+        )
+    if predictions.unseen:
+        log.warning(
+            "%d of %d persons have no joint with a score of --least_score %g, and are not drawn",
+            *(predictions.unseen, predictions.persons, own.least_score),
         )
     if predictions.found:
         for file in short(predictions.write()):
@@ -194,20 +207,26 @@ def look_at_video(
     except BadImageError as error:
         log.warning("%s", error)
         return 1
-    boxes = persons.of(None)
+    boxes = persons.of(source if isinstance(source, Path) else None)
+    if boxes is not None and not boxes:
+        log.warning("%s: no boxes of it in %s: nobody is looked for", frames.name, persons.own.boxes)
     drawn = target if "pictures" in predictions.kinds else None
     if persons.own.track:
         found = predictor.track(
             frames, persons.detector or boxes, detect_every=persons.own.detect_every, fps=frames.fps
         )
     else:
-        found = predictor.stream(frames, persons.detector or (itertools.repeat(boxes) if boxes else None))
+        found = predictor.stream(frames, persons.detector or (None if boxes is None else itertools.repeat(boxes)))
     try:
         with VideoFile(drawn, frames.fps) if drawn else nullcontext() as video:
             for number, people in enumerate(with_progress(found, "frames", frames.count)):
                 predictions.add(Found(frames.name, people, drawn, number, number / frames.fps), video)
     finally:
         frames.close()
+    seen = sum(found.image == frames.name for found in predictions.found)
+    if seen + max(2, frames.count // 50) < frames.count:  # a container may count a few that there are not
+        log.warning("%s: damaged: of its %d frames %d can be decoded", frames.name, frames.count, seen)
+        return 1
     return 0
 
 
@@ -222,6 +241,16 @@ def with_progress(found: Iterator[People], unit: str, total: int) -> Iterator[Pe
             yield people
     finally:
         progress.end()
+
+
+def check_can_be_written(out: Path, images: Sequence[str]) -> None:
+    """Raises OptionError if nothing can be written into the folder, which is made later; or if it is the folder of the
+    pictures, where the next run would look at the drawings."""
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OptionError("out", f"expected a folder that may be written into, got {out}")
+    if out.exists() and any(Path(name).is_dir() and Path(name).samefile(out) for name in images):
+        raise OptionError("out", f"{out} is the folder of the pictures to look at; choose another --out")
 
 
 def say_which_way_up(pictures: Sequence[Path], reading: Reading) -> None:

@@ -16,8 +16,9 @@ import cv2
 
 from fastpose.data.pixels.source import DecodeThreads
 from fastpose.data.video import VideoFile
+from fastpose.engine.drawing import is_found
 from fastpose.files import write_bytes, write_json, write_text
-from fastpose.predictor import People, image_id_of
+from fastpose.people import People, image_id_of
 
 Kind = Literal["json", "coco", "csv", "pictures"]
 KINDS: tuple[Kind, ...] = ("json", "coco", "csv", "pictures")
@@ -77,6 +78,12 @@ class Predictions:
         self.found.append(Found(found.image, people.without_pixels(), found.drawn, found.frame, found.seconds))
 
     @property
+    def unseen(self) -> int:
+        """How many are drawn nowhere, as none of their joints was found."""
+        drawn = (found.people.scores for found in self.found if found.drawn is not None)
+        return sum(int((~is_found(scores.numpy(), self.least_score).any(axis=1)).sum()) for scores in drawn)
+
+    @property
     def persons(self) -> int:
         """How many were found."""
         return sum(len(found.people) for found in self.found)
@@ -120,15 +127,15 @@ class Predictions:
 
     def coco_results(self) -> list[dict[str, Any]]:
         """In COCO's results format, with each picture's file_name: image_id is the number that its name is, if all have
-        such names, else its place among the pictures, from 1; of a video the frame's, from 0."""
-        images = list(dict.fromkeys(found.image for found in self.found if found.frame is None))
-        ids = {image: image_id_of(Path(image)) for image in images}
-        if not all(isinstance(one, int) for one in ids.values()) or len(set(ids.values())) < len(ids):
-            ids = {image: place for place, image in enumerate(images, 1)}
+        such names and no two the same, or of one video alone the frame's, from 0; else the place among all pictures and
+        frames, from 1."""
+        ids = [image_id_of(Path(found.image)) if found.frame is None else found.frame for found in self.found]
+        if not all(isinstance(one, int) for one in ids) or len(set(ids)) < len(ids):
+            ids = list(range(1, len(ids) + 1))
         return [
-            {**entry, "file_name": Path(found.image).name}
-            for found in self.found
-            for entry in found.people.to_coco(ids[found.image] if found.frame is None else found.frame)
+            {**entry, "file_name": Path(found.image).name} | ({} if found.frame is None else {"frame": found.frame})
+            for found, image_id in zip(self.found, ids, strict=True)
+            for entry in found.people.to_coco(image_id)
         ]
 
     def table(self) -> str:

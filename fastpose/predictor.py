@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,19 +18,15 @@ from torch import Tensor
 
 import fastpose
 from fastpose.data.boxes import PADDING, crop_boxes
-from fastpose.data.images import read_image
-from fastpose.data.opened import AHEAD, Opened, Opener, detected, listed
+from fastpose.data.opened import AHEAD, Opened, Opener, detected, label_of, listed
 from fastpose.data.pixels.files import frame_of
 from fastpose.data.pixels.source import DecodeThreads
-from fastpose.data.reading import AS_STORED, Reading
 from fastpose.device import available_cores, choose_device, making_device, to_device
-from fastpose.engine.drawing import LEAST_SCORE, draw_poses
 from fastpose.engine.epoch import NotFiniteError
-from fastpose.metrics import rescore
 from fastpose.models.decoding import DecodeOptions
 from fastpose.ops.image_batch import ImageBatch
 from fastpose.option import OptionError
-from fastpose.skeletons import Skeleton
+from fastpose.people import People
 from fastpose.tracking import Tracker
 from fastpose.trained import load_trained
 
@@ -45,130 +41,6 @@ OPTIONS = (
     *("exif", "sixteen_bits", "max_image_pixels", "reduced_decode", "decode_threads", "eval_batch_size"),
     *("amp", "channels_last", "device"),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class People:
-    """The P persons of a picture, with K joints each. All tensors are on the CPU.
-
-    Attributes:
-        keypoints: float32 [P, K, 2], (x, y) in pixels of the picture, pixel centres at integers.
-        scores: float32 [P, K], what the network says of each joint: the value at the heatmap's maximum, or SimCC's.
-        boxes: float32 [P, 4], x, y, width and height in which each person was looked for, pixels.
-        box_scores: float32 [P], how sure the detector was; 1 without one.
-        names: the K joints' names.
-        skeleton: the joints, with limbs and mirror pairs.
-        image: the picture's file; its number among the images if it has none.
-        size: (height, width) of the picture in pixels.
-        ids: int64 [P], the same number for the same person in other frames; None if persons were not followed.
-        error: why the picture could not be read, if bad ones are skipped; it has no persons then.
-    """
-
-    keypoints: Tensor
-    scores: Tensor
-    boxes: Tensor
-    box_scores: Tensor
-    skeleton: Skeleton
-    image: Path | int
-    size: tuple[int, int]
-    ids: Tensor | None = None
-    error: str | None = None
-    pixels: NDArray[np.uint8] | None = None
-    reading: Reading = AS_STORED
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.skeleton.joints
-
-    def __len__(self) -> int:
-        return len(self.keypoints)
-
-    def __repr__(self) -> str:
-        height, width = self.size
-        found = self.error or f"{len(self)} persons with {self.skeleton.num_joints} joints each"
-        return f"People({self.image}, {width} x {height} px: {found})"
-
-    def without_pixels(self) -> People:
-        """The same without the picture itself, of which `draw` then needs the file, or is to be passed it."""
-        return replace(self, pixels=None)
-
-    @property
-    def person_scores(self) -> NDArray[np.float64]:
-        """float64 [P], a number for each person: its box's score times the mean of its joints' scores above 0.2, see
-        `fastpose.metrics.rescore`."""
-        return rescore(self.box_scores.double().numpy(), self.scores.numpy())
-
-    def draw(
-        self,
-        picture: NDArray[np.uint8] | Tensor | None = None,
-        *,
-        least_score: float = LEAST_SCORE,
-        truth: NDArray[np.floating] | Tensor | None = None,
-    ) -> NDArray[np.uint8]:
-        """The picture with the persons in it, uint8 RGB [H, W, 3] of its own size: right sides blue, left ones pink.
-
-        The lower a joint's score, the more of the picture is seen through it, and joints that were not found are not
-        drawn: those below `least_score`, and of score 0 or less. Persons with ids are labelled with them.
-
-        Args:
-            picture: uint8 RGB [H, W, 3] to draw over; None: the picture that was looked at, whose file is read again.
-            least_score: of a joint that is drawn.
-            truth: annotated poses [N, K, 2], drawn in yellow below the others; NaN: not annotated.
-
-        Raises:
-            ValueError: there is no picture any more: it came from an iterator, of which a list keeps none.
-            BadImageError: the file cannot be read any more.
-        """
-        if picture is None:
-            picture = self.pixels
-            if picture is None and isinstance(self.image, Path):
-                picture = read_image(self.image, reading=self.reading)
-            if picture is None:
-                raise ValueError(
-                    f"picture: image {self.image} came from an iterator and is not kept: pass it, or use "
-                    "Predictor.stream, whose results have theirs"
-                )
-        return draw_poses(
-            _as_array(picture),
-            self.keypoints.numpy(),
-            self.skeleton,
-            scores=self.scores.numpy(),
-            least_score=least_score,
-            truth=None if truth is None else _as_array(truth),
-            labels=[] if self.ids is None else [str(one) for one in self.ids.tolist()],
-        )
-
-    def to_numpy(self) -> dict[str, NDArray[Any]]:
-        """keypoints, scores, boxes, box_scores and, where there are any, ids, as NumPy arrays by name."""
-        tensors = {name: getattr(self, name) for name in ("keypoints", "scores", "boxes", "box_scores", "ids")}
-        return {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
-
-    def to_coco(self, image_id: int | str | None = None, category_id: int = 1) -> list[dict[str, Any]]:
-        """The persons in COCO's results format: image_id, category_id, bbox, keypoints (x, y, score of each) and score,
-        with track_id where there are ids.
-
-        Args:
-            image_id: of the picture; None: the number in its file's name, if that is a number alone as COCO's are
-                (000000000139.jpg), else the name; of a picture without a file its number.
-            category_id: of the persons.
-        """
-        if image_id is None:
-            image_id = image_id_of(self.image)
-        triples = torch.cat([self.keypoints, self.scores[..., None]], dim=2).flatten(1).tolist()
-        found = []
-        for number, (triple, box, score) in enumerate(
-            zip(triples, self.boxes.tolist(), self.person_scores.tolist(), strict=True)
-        ):
-            entry = {"image_id": image_id, "category_id": category_id, "bbox": box, "keypoints": triple, "score": score}
-            found.append(entry if self.ids is None else entry | {"track_id": int(self.ids[number])})
-        return found
-
-
-def image_id_of(image: Path | int) -> int | str:
-    """COCO's id of a picture: the number that its name is; else the name."""
-    if isinstance(image, int):
-        return image
-    return int(image.stem) if image.stem.isdecimal() and len(image.stem) < 19 else image.name
 
 
 class Predictor:
@@ -187,7 +59,8 @@ class Predictor:
         trust_model: import and run the network that the file names (PACKAGE.MODULE:FACTORY).
         options: those of `fastpose predict`, by their names: size, skeleton, refine, flip_test, color_order, exif,
             eval_batch_size (persons at a time) and so on; by default as in training, with the mirror test, and on the
-            CPU in batches of 16 with channels_last.
+            CPU in batches of 16 with channels_last. A file of `fastpose export` has its decoding inside, with the
+            mirror test or, as by default, without it.
 
     Attributes:
         skeleton: the joints that the network finds.
@@ -212,7 +85,7 @@ class Predictor:
             name = sorted(unknown)[0]
             near = difflib.get_close_matches(name, [*OPTIONS, "padding", "on_bad_image", "trust_model"], 1)
             raise TypeError(f"there is no option {name!r}" + f"; did you mean {near[0]}?" * bool(near))
-        if not 0.0 < padding < float("inf"):
+        if not isinstance(padding, (int, float)) or not 0.0 < padding < float("inf"):
             raise OptionError("padding", f"expected a positive factor, got {padding}")
         if on_bad_image not in ("error", "skip"):
             raise OptionError("on_bad_image", f"expected error or skip, got {on_bad_image!r}")
@@ -261,8 +134,6 @@ class Predictor:
             ValueError: an image or a box is not what it should be; names it.
             NotFiniteError: the network's outputs are not numbers.
         """
-        if _is_one(images) and boxes is not None and not callable(boxes):
-            boxes = [boxes]
         drops = isinstance(images, Iterator)  # a minute of film is ten gigabytes
         found = []
         for people in self.stream(images, boxes):
@@ -273,12 +144,16 @@ class Predictor:
     def stream(self, images: Any, boxes: Any = None) -> Iterator[People]:
         """The persons of each image, one image after the other, as they are found; takes what calling takes.
 
-        Images and boxes are taken as they are needed, up to `eval_batch_size` persons ahead: of endless ones, too. Each
-        entry has its picture with it.
+        Images and boxes are taken as they are needed, of endless ones, too: up to three times `eval_batch_size` images
+        before the first is through. For a camera set that to 1. Each entry can be drawn, also of images that an
+        iterator yields.
         """
         if isinstance(images, ImageBatch):
             return self._of_batch(images, boxes)
-        pictures = self._opener.opened(listed(images), boxes, ahead=min(AHEAD, self.batch_size))
+        if _is_one(images) and boxes is not None and not callable(boxes):
+            boxes = [boxes]
+        label, ahead = label_of(images), min(AHEAD, self.batch_size)
+        pictures = self._opener.opened(listed(images), boxes, label=label, ahead=ahead)
         return self._found(pictures)
 
     def track(
@@ -319,13 +194,16 @@ class Predictor:
     def _tracked(self, frames: Any, boxes: Any, detect_every: int, seconds: float, smooth: bool) -> Iterator[People]:
         tracker = Tracker(self.skeleton, smooth=smooth)
         since = detect_every
-        for number, picture in enumerate(self._opener.without_boxes(listed(frames), ahead=4)):
+        for number, picture in enumerate(self._opener.without_boxes(listed(frames), label=label_of(frames), ahead=4)):
             if picture.pixels is None:
                 yield next(self._ended([picture], [], number))
                 continue
             searched: NDArray[np.float32] | None = None
             if not tracker.tracks or (callable(boxes) and since >= detect_every):
-                picture.put_boxes(detected(boxes, [picture])[0] if callable(boxes) else boxes)
+                if callable(boxes):
+                    picture.put_detected(detected(boxes, [picture])[0])
+                else:
+                    picture.put_boxes(boxes)
                 self._opener.doubts.look(picture)
                 searched, since = picture.boxes, 0
             since += 1
@@ -361,6 +239,10 @@ class Predictor:
                 executor=self._opener.pool,
             )
             found = group, self._begin(readable, batch)
+            if self.device.type == "cpu":
+                yield from self._ended(*found, number)
+                number += len(group)
+                continue
             if begun is not None:
                 yield from self._ended(*begun, number)
                 number += len(begun[0])
@@ -451,10 +333,6 @@ def _is_one(images: Any) -> bool:
     if isinstance(images, (str, os.PathLike)):
         return not Path(images).is_dir()
     return isinstance(images, (np.ndarray, Tensor)) and images.ndim == 3
-
-
-def _as_array(values: Any) -> NDArray[Any]:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _plain(value: Any) -> Any:

@@ -61,7 +61,10 @@ def default_file(folders: Sequence[Path]) -> Path:
     """The page's file if none is named: in the run's folder, of several in the nearest one that has all of them."""
     if len(folders) == 1:
         return folders[0] / PAGE
-    return Path(os.path.commonpath([folder.resolve().parent for folder in folders])) / SEVERAL
+    try:
+        return Path(os.path.commonpath([folder.resolve().parent for folder in folders])) / SEVERAL
+    except ValueError:  # of Windows, on two drives
+        raise OptionError("out", "the runs have no folder in common: name the file to write") from None
 
 
 if __name__ == "__main__":

@@ -167,6 +167,9 @@ def test_doubtful_boxes_are_said_once_and_taken(words, caplog, box, said):
         ([dots.draw(ONE)], [dots.boxes(ONE)] * 2, r"boxes: expected an entry for each of 1 images, got more"),
         (dots.draw(ONE), [320, 0, 9, 9], r"box: 320 0 9 9 lies outside images\[0\], which is 320 pixels wide and 240"),
         (dots.draw(ONE), lambda pictures: [], r"detector: expected the boxes of each of 1 pictures, got 0 entries"),
+        (dots.draw(ONE), lambda pictures: None, r"detector: expected the boxes of each of 1 pictures, got 0 entries"),
+        (dots.draw(ONE), lambda pictures: ["x"], r"boxes: images\[0\]: expected x, y, width and height"),
+        (dots.draw(ONE), [5, 5, 1e-50, 1e-50], r"boxes: images\[0\]: .*positive sides, got 5 5 1e-50 1e-50"),
     ],
 )
 def test_a_wrong_image_or_box_is_named(predictor, images, boxes, error):
@@ -201,6 +204,35 @@ def test_a_detector_is_any_callable(predictor):
     assert found[0].box_scores.tolist() == [0.75] * len(found[0])
     assert len(predictor(fastpose.ImageBatch.from_list(pictures), detector)) == 3
     assert len(predictor(dots.draw(ONE), lambda batch: [[]])[0]) == 0
+
+
+def test_boxes_of_a_detector_that_are_nowhere_are_left_out(predictor):
+    """A detector may look into the margin of a picture; the others of its boxes count."""
+    nowhere = [[-50, -50, 40, 40], [5, 5, 0, 10], [5, 5, 5, float("nan")], [400, 0, 9, 9]]
+    (people,) = predictor(dots.draw(ONE), lambda batch: [[*nowhere, *dots.boxes(ONE).tolist()]])
+    assert_found(people, ONE)
+    assert len(predictor(dots.draw(ONE), lambda batch: [nowhere])[0]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32, torch.float64])
+def test_boxes_may_be_tensors_of_any_type(predictor, dtype):
+    (people,) = predictor(dots.draw(ONE), torch.tensor([[92, 72, 76, 96]], dtype=dtype))
+    assert people.boxes.tolist() == [[92, 72, 76, 96]]
+
+
+def test_an_iterator_may_write_every_frame_into_one_buffer(predictor):
+    """As cv2.VideoCapture.read does with an array that it is passed."""
+    buffer = np.zeros((240, 320, 3), np.uint8)
+    places = [dots.at(x, 80)[None] for x in range(20, 220, 20)]
+
+    def frames():
+        for persons in places:
+            buffer[:] = dots.draw(persons)
+            yield buffer
+
+    for people, persons in zip(predictor.stream(frames(), map(dots.boxes, places)), places, strict=True):
+        assert_found(people, persons)
+        assert np.array_equal(people.pixels, dots.draw(persons))
 
 
 def test_a_bad_file_is_an_error_or_skipped_and_named(words, tmp_path):
@@ -248,6 +280,14 @@ def test_reduced_decoding_finds_the_same_places(words, tmp_path):
     assert np.abs(found[True].numpy() - (ONE * 4 + 1.5)).max() < 4 * NEAR
 
 
+def test_a_stream_takes_boxes_as_a_call_does(predictor, tmp_path):
+    file = save(tmp_path / "one.png", dots.draw(ONE))
+    for image in (dots.draw(ONE), file):
+        (people,) = predictor.stream(image, dots.boxes(ONE))
+        assert_found(people, ONE)
+        assert people.draw().shape == (240, 320, 3)
+
+
 def test_a_stream_takes_no_more_than_it_needs(predictor):
     taken = []
 
@@ -276,6 +316,12 @@ def test_drawing_needs_a_picture_that_is_kept(predictor, tmp_path):
     assert np.array_equal(kept.draw(least_score=2.0), picture)
     assert (kept.draw(truth=ONE + 5) != drawn).any()
     (gone,) = predictor(iter([picture]), [dots.boxes(ONE)])
+    for shape in ((2, 2), (1, 4, 2), (1, 3, 3)):
+        with pytest.raises(ValueError, match=r"truth: expected \[N, 3, 2\]"):
+            kept.draw(truth=np.zeros(shape))
+    for wrong in (picture[..., 0], picture.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"picture: expected a file, or uint8 RGB"):
+            kept.draw(wrong)
     with pytest.raises(ValueError, match=r"picture: image 0 came from an iterator"):
         gone.draw()
     assert np.array_equal(gone.draw(torch.from_numpy(picture)), drawn)

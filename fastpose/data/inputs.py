@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import glob
+import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,9 +88,7 @@ class BoxFile:
     def _json(self) -> list[tuple[str | int | None, Box]]:
         found = read_json(self.file)
         if not isinstance(found, list):
-            raise AnnotationError(
-                f"{self.file}: must be a list of boxes, got {type(found).__name__} {as_json(found, 40)}"
-            )
+            raise AnnotationError(f"{self.file}: must be a list of boxes, got {as_json(found, 40)}")
         boxes: list[tuple[str | int | None, Box]] = []
         for row, record in enumerate(found):
             where = f"{self.file}, box {row}"
@@ -100,7 +99,7 @@ class BoxFile:
             name = record.get("file_name", record.get("image_id"))
             if isinstance(name, bool) or not isinstance(name, (str, int)):
                 raise AnnotationError(f"{where}: image_id: expected a number or a file's name, got {as_json(name, 40)}")
-            boxes.append((name, _numbers(record.get("bbox"), record.get("score", 1.0), where)))
+            boxes.append((_normal(name), _numbers(record.get("bbox"), record.get("score", 1.0), where)))
         return boxes
 
     def _text(self) -> list[tuple[str | int | None, Box]]:
@@ -115,10 +114,14 @@ class BoxFile:
             fields = [
                 field.strip() for field in re.split(r"[,\t]" if re.search(r"[,\t]", line) else r"\s+", line.strip())
             ]
-            name = None if _is_number(fields[0]) and len(fields) in (4, 5) else fields.pop(0)
+            # Of five numbers the first is a name unless the last is a score: no person is a pixel high.
+            named = len(fields) == 6 or not all(map(_is_number, fields))
+            named = named or (len(fields) == 5 and not 0.0 <= float(fields[4]) <= 1.0)
+            name: str | int | None = _normal(fields.pop(0)) if named else None
             if len(fields) not in (4, 5) or not all(map(_is_number, fields)):
                 raise AnnotationError(
-                    f"{self.file}, line {number}: expected NAME X Y WIDTH HEIGHT [SCORE], got {line.strip()[:80]!r}"
+                    f"{self.file}, line {number}: expected NAME X Y WIDTH HEIGHT [SCORE], separated by commas or "
+                    f"tabs if a name has spaces, got {line.strip()[:80]!r}"
                 )
             values = [float(field) for field in fields]
             boxes.append(
@@ -131,8 +134,10 @@ class BoxFile:
         found = list(self._everywhere)
         if picture is None:
             return found
-        names: list[str | int] = [picture.as_posix()]
-        names += ["/".join(picture.parts[-count:]) for count in range(len(picture.parts) - 1, 0, -1)]
+        whole = picture.resolve()
+        names: list[str | int] = [whole.as_posix()]
+        names += ["/".join(whole.parts[-count:]) for count in range(len(whole.parts) - 1, 0, -1)]
+        names += [picture.name]  # of a link
         names += [int(picture.stem)] if picture.stem.isdecimal() and len(picture.stem) < 19 else []
         for name in dict.fromkeys(names):
             if name in self._of:
@@ -144,6 +149,13 @@ class BoxFile:
     def unused(self) -> list[str]:
         """The pictures that have boxes, and of which nobody asked for them."""
         return [str(name) for name in self._of if name not in self._used]
+
+
+def _normal(name: str | int) -> str | int:
+    """A picture's name as it is looked up: ./a.jpg -> a.jpg, a\\b.jpg -> a/b.jpg, 000785 -> 785"""
+    if isinstance(name, int) or name.isdecimal():
+        return int(name)
+    return posixpath.normpath(name.replace("\\", "/"))
 
 
 def _is_number(text: str) -> bool:

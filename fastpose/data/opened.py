@@ -21,6 +21,7 @@ from fastpose.data.boxes import PADDING, crop_boxes, inside, largest_reduction, 
 from fastpose.data.images import BadImageError, image_size, printable, read_image
 from fastpose.data.pixels.source import DecodeThreads
 from fastpose.data.reading import Reading
+from fastpose.data.video import VideoFrames
 from fastpose.option import OptionError
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,21 @@ class Opened:
     box_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     whole: bool = False
     error: BadImageError | None = None
+
+    def put_detected(self, boxes: Any) -> None:
+        """Takes a detector's boxes, without those that are empty or outside the picture: one person in ten thousand
+        pictures is no reason to stop."""
+        height, width = self.size
+        try:
+            given = boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else boxes
+            array = np.array(given, np.float64)
+        except (TypeError, ValueError):
+            array = np.zeros(1)
+        if array.ndim == 2 and array.shape[1] in (4, 5):
+            x, y, w, h = array[:, :4].T
+            there = (w >= 1e-3) & (h >= 1e-3) & (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
+            boxes = array[there & np.isfinite(array).all(1)]
+        self.put_boxes(boxes)
 
     def put_boxes(self, boxes: Any) -> None:
         """Takes the boxes, or the whole picture for None.
@@ -119,7 +135,7 @@ def as_boxes(boxes: Any, name: str) -> tuple[NDArray[np.float32], NDArray[np.flo
     """
     expected = "expected x, y, width and height in pixels, [P, 4], or with a score [P, 5]"
     try:
-        given = boxes.detach().cpu().numpy() if isinstance(boxes, Tensor) else boxes
+        given = boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else boxes
         array = np.array(given, np.float64)
     except (TypeError, ValueError):
         raise OptionError("boxes", f"{name}: {expected}, got {str(boxes)[:60]}") from None
@@ -132,11 +148,13 @@ def as_boxes(boxes: Any, name: str) -> tuple[NDArray[np.float32], NDArray[np.flo
         raise OptionError("boxes", f"{name}: {expected}, got {list(array.shape)}")
     scores = array[:, 4] if array.shape[1] == 5 else np.ones(len(array))
     array = array[:, :4]
-    bad = ~(np.isfinite(array).all(1) & (np.abs(array) < 1e9).all(1) & (array[:, 2:] > 0).all(1) & np.isfinite(scores))
+    with np.errstate(over="ignore"):
+        numbers = array.astype(np.float32)  # in which a side may be 0 that is not in float64
+    bad = ~((np.abs(numbers) < 1e9).all(1) & (numbers[:, 2:] > 0).all(1) & np.isfinite(scores))
     if bad.any():
         shown = " ".join(f"{number:g}" for number in array[bad][0])
         raise OptionError("boxes", f"{name}: {expected}, finite and with positive sides, got {shown}")
-    return array.astype(np.float32), scores.astype(np.float32)
+    return numbers, scores.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,13 +179,14 @@ class Opener:
     doubts: BoxDoubts = field(default_factory=BoxDoubts)
 
     def opened(
-        self, images: Iterable[Picture], boxes: Iterable[Any] | Detector | None, *, ahead: int = AHEAD
+        self, images: Iterable[Picture], boxes: Iterable[Any] | Detector | None, *, label: str, ahead: int = AHEAD
     ) -> Iterator[Opened]:
         """The pictures in order, each with its boxes; up to `ahead` of them are opened before they are asked for.
 
         Args:
             images: files or uint8 RGB [H, W, 3].
             boxes: of each image; None: the whole picture each; or what finds them.
+            label: what messages call images that are no files, with their number.
 
         Raises:
             BadImageError: a file cannot be read, and bad ones are not skipped.
@@ -176,27 +195,29 @@ class Opener:
         detector = boxes if callable(boxes) else None
         if detector is None:
             each = ((image, None) for image in images) if boxes is None else _paired(images, boxes)  # type: ignore[arg-type]
-            yield from self._ahead(each, ahead, wait_for_boxes=False)
+            yield from self._ahead(each, label, ahead, wait_for_boxes=False)
             return
-        pictures = self.without_boxes(images, ahead=ahead)
+        pictures = self.without_boxes(images, label=label, ahead=ahead)
         while together := list(islice(pictures, min(DETECTED_TOGETHER, ahead))):
             readable = [picture for picture in together if picture.pixels is not None]
             for picture, found in zip(readable, detected(detector, readable), strict=True):
-                picture.put_boxes(found)
+                picture.put_detected(found)
                 self.doubts.look(picture)
             yield from together
 
-    def without_boxes(self, images: Iterable[Picture], *, ahead: int = AHEAD) -> Iterator[Opened]:
+    def without_boxes(self, images: Iterable[Picture], *, label: str, ahead: int = AHEAD) -> Iterator[Opened]:
         """The pictures in order, at full size, for boxes that are only known later; see `opened`."""
-        return self._ahead(((image, None) for image in images), ahead, wait_for_boxes=True)
+        return self._ahead(((image, None) for image in images), label, ahead, wait_for_boxes=True)
 
-    def _ahead(self, each: Iterator[tuple[Picture, Any]], ahead: int, *, wait_for_boxes: bool) -> Iterator[Opened]:
+    def _ahead(
+        self, each: Iterator[tuple[Picture, Any]], label: str, ahead: int, *, wait_for_boxes: bool
+    ) -> Iterator[Opened]:
         pending: deque[Future[Opened]] = deque()
         numbered = enumerate(each)
         try:
             while True:
                 for number, (image, boxes) in islice(numbered, ahead - len(pending)):
-                    pending.append(self.pool.submit(self._open, number, image, boxes, wait_for_boxes))
+                    pending.append(self.pool.submit(self._open, f"{label}[{number}]", image, boxes, wait_for_boxes))
                 if not pending:
                     return
                 picture = pending.popleft().result()
@@ -207,7 +228,7 @@ class Opener:
             for future in pending:
                 future.cancel()
 
-    def _open(self, number: int, image: Picture, boxes: Any, wait_for_boxes: bool) -> Opened:
+    def _open(self, name: str, image: Picture, boxes: Any, wait_for_boxes: bool) -> Opened:
         if isinstance(image, (str, os.PathLike)):
             picture = Opened(printable(image), Path(image))
             try:
@@ -219,7 +240,7 @@ class Opener:
             except BadImageError as error:
                 return self._failed(picture, error)
         else:
-            picture = Opened(f"images[{number}]", pixels=as_picture(image, f"images[{number}]"))
+            picture = Opened(name, pixels=as_picture(image, name))
             assert picture.pixels is not None
             picture.size = picture.pixels.shape[:2]
         if wait_for_boxes:
@@ -259,7 +280,8 @@ def _paired(images: Iterable[Picture], boxes: Iterable[Any]) -> Iterator[tuple[P
 
 def detected(detector: Detector, pictures: Sequence[Opened]) -> list[Any]:
     """What a detector finds in each of these pictures; OptionError if it is not an entry for each."""
-    found = list(detector([picture.pixels for picture in pictures if picture.pixels is not None]))
+    returned = detector([picture.pixels for picture in pictures if picture.pixels is not None])
+    found = list(returned) if isinstance(returned, Iterable) else []
     if len(found) != len(pictures):
         raise OptionError(
             "detector", f"expected the boxes of each of {len(pictures)} pictures, got {len(found)} entries"
@@ -285,7 +307,8 @@ def as_picture(image: Any, name: str) -> NDArray[np.uint8]:
 
 
 def listed(images: Any) -> Iterable[Picture]:
-    """One image or many as many: a folder is its pictures by name, [N, H, W, 3] its N pictures.
+    """One image or many as many: a folder is its pictures by name, [N, H, W, 3] its N pictures. What an iterator yields
+    is copied, as it may be one buffer that the next frame is written into.
 
     Raises:
         OptionError: a folder without pictures, or no images at all.
@@ -296,7 +319,16 @@ def listed(images: Any) -> Iterable[Picture]:
         return images if images.ndim == 4 else [images]
     if images is None or not isinstance(images, Iterable):
         raise OptionError("images", f"expected files, arrays, a folder or what yields them, got {images!r}"[:200])
-    return images
+    return map(_copied, images) if isinstance(images, Iterator) else images
+
+
+def label_of(images: Any) -> str:
+    """What messages call these images."""
+    return f"{images.name}, frame " if isinstance(images, VideoFrames) else "images"
+
+
+def _copied(image: Picture) -> Picture:
+    return image.copy() if isinstance(image, np.ndarray) else image.clone() if isinstance(image, Tensor) else image
 
 
 def pictures_in(folder: Path, option: str = "images") -> list[Path]:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -40,7 +41,8 @@ class VideoFrames(Iterator[NDArray[np.uint8]]):
     """
 
     def __init__(self, source: str | os.PathLike[str] | int) -> None:
-        camera = isinstance(source, int)
+        camera = not isinstance(source, (str, os.PathLike))
+        source = operator.index(source) if camera else source  # type: ignore[arg-type]
         self.name = f"camera {source}" if camera else printable(source)  # type: ignore[arg-type]
         if not camera and not Path(source).is_file():  # type: ignore[arg-type]
             raise BadImageError(f"{self.name}: no such file")
@@ -81,7 +83,8 @@ class VideoFrames(Iterator[NDArray[np.uint8]]):
 
 
 class VideoFile(AbstractContextManager["VideoFile"]):
-    """A video that is written frame by frame, beside its place and put there when it ends: also where it ends early.
+    """A video that is written frame by frame, beside its place and put there when it ends, also where it ends early or
+    by an error: what is done stays.
 
     Args:
         path: the .mp4 file.
@@ -120,8 +123,5 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         if self._writer is None:
             return
         self._writer.release()
-        if kind is None or issubclass(kind, KeyboardInterrupt):  # what is done stays
+        with nullcontext() if kind is None else suppress(OSError):
             os.replace(self._part, self.path)
-        else:
-            with suppress(OSError):
-                self._part.unlink()

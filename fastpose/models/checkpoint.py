@@ -107,8 +107,16 @@ def export_safetensors(
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The checkpoint that `path` means: best.pt of a run's folder, else the file itself."""
-    return path / "best.pt" if path.is_dir() else path
+    """The checkpoint that `path` means: best.pt of a run's folder, else the file itself.
+
+    Raises:
+        CheckpointError: a run's folder without best.pt, as no epoch of it was evaluated yet.
+    """
+    if not path.is_dir():
+        return path
+    if not (best := path / "best.pt").exists() and (last := path / "last.pt").exists():
+        raise CheckpointError(f"{path}: no epoch was evaluated, so it has no best.pt; name the file {last}")
+    return best
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

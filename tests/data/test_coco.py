@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import fastpose
-from fastpose import evaluate, pack, predict, predictor, train
+from fastpose import evaluate, pack, people, predict, train
 from fastpose.data.coco import AnnotationError, ApScorer, read_coco
 from fastpose.data.dataset import DataOptions
 from fastpose.data.datasets import open_dataset
@@ -611,13 +611,13 @@ def test_a_training_ends_at_its_target_ap_and_keeps_the_best(tiny, tmp_path, mon
 
 
 def test_a_picture_is_drawn_with_the_skeleton_of_the_checkpoint(finished, tiny, tmp_path, monkeypatch):
-    draw, skeletons = predictor.draw_poses, []
+    draw, skeletons = people.draw_poses, []
 
     def watched(picture, poses, skeleton, **options):
         skeletons.append(skeleton)
         return draw(picture, poses, skeleton, **options)
 
-    monkeypatch.setattr(predictor, "draw_poses", watched)
+    monkeypatch.setattr(people, "draw_poses", watched)
     picture = tiny / "images/000.jpg"
     out = ["--out", str(tmp_path / "out")]
     assert (

@@ -65,7 +65,7 @@ def test_the_page_leads_from_labels_to_joints(here):
     assert scores["persons"] == 3  # every tenth of thirty
     assert "nose" in Path("sheet.html").read_text()
     assert len(list(Path("seen").glob("*_pose.png"))) == 30
-    assert cv2.imread("cats/images/01.jpg.found.png").shape == (240, 320, 3)
+    assert cv2.imread("01_found.png").shape == (240, 320, 3)
 
 
 def test_the_labels_of_the_page_are_a_table_that_is_read(here):
