@@ -121,6 +121,25 @@ def test_persons_of_many_images_are_found_as_if_alone(words):
     )
 
 
+@pytest.mark.cuda
+def test_a_gpu_finds_what_the_cpu_finds(words):
+    pictures, entries = [dots.draw(TWO), dots.draw(ONE)] * 9, [dots.boxes(TWO), dots.boxes(ONE)] * 9
+    options = {"size": (96, 96), "amp": "off", "eval_batch_size": 4}
+    wanted = fastpose.Predictor(**words, **options, device="cpu")(pictures, entries)
+    predictor = fastpose.Predictor(**words, **options, device="cuda")
+    batch = fastpose.ImageBatch.from_list(pictures).to("cuda")
+    for found in (
+        predictor(pictures, entries),
+        list(predictor.stream(iter(pictures), entries)),
+        predictor(batch, entries),
+    ):
+        assert [people.image for people in found] == list(range(18))
+        for one, other in zip(found, wanted, strict=True):
+            assert one.keypoints.device.type == "cpu"
+            assert torch.allclose(one.keypoints, other.keypoints, atol=1e-2)
+            assert torch.allclose(one.scores, other.scores, atol=1e-4)
+
+
 def test_without_boxes_the_picture_is_one_person_s_and_that_is_said(words, caplog):
     predictor = fastpose.Predictor(**words, size=(96, 96), flip_test=False)
     with caplog.at_level(logging.WARNING):
