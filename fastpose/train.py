@@ -130,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     claim.enter_context(run_folder(folder, new=True))
                     remember(folder, own, asked, ranks.launch)
             code = run.train()
-            if run.ended and ranks.first:
+            # Also of a run that was killed between its results and its page, and had nothing left to do.
+            if ranks.first and (run.ended or (code == 0 and not (folder / PAGE).exists())):
                 write_page([folder], folder / PAGE, DEFAULTS)
                 print(f"wrote {folder / PAGE}")
             return code

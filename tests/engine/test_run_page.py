@@ -426,3 +426,16 @@ def test_a_run_that_was_stopped_has_a_page_once_it_is_asked_for(
     assert page_of(run).rows("What it was")["state"] == ["not complete"]
     assert train.main(["--resume", str(run)]) == 0
     assert check_page((run / "index.html").read_text()).rows("What it was")["state"] == ["complete"]
+
+
+def test_a_run_that_lost_its_page_alone_gets_it_when_it_goes_on(tmp_path: Path) -> None:
+    """As where it was killed between its results and its page; one that has it stays as it is."""
+    recipe, run = write_recipe(tmp_path, epochs=1), tmp_path / "run"
+    assert train.main(["--recipe", str(recipe), "--run", str(run)]) == 0
+    (run / "index.html").unlink()
+    assert train.main(["--resume", str(run)]) == 0
+    page = run / "index.html"
+    assert "PCKh" in page.read_text()
+    page.write_text("as it was")
+    assert train.main(["--resume", str(run)]) == 0
+    assert page.read_text() == "as it was"
