@@ -87,7 +87,7 @@ def bash(lines: Mapping[str, CommandLine]) -> str:
                     offers[offer].append(f"{verb}:{option.name}...")
     offers[f"words='{' '.join(SHELLS)}'"].append("completion:")
     values = [f"            {'|'.join(where)}) {offer} ;;" for offer, where in offers.items()]
-    # A number, or none of the above: a place or, where there is none, the next option.
+    # After a number, or in any other place: a positional argument or, if the command takes no more, an option.
     numbers = {
         f"{verb}:{o.name}" for verb, line in lines.items() for o in line.options.values() if o.kind and not offer_of(o)
     }

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from fastpose.device import available_cores, choose_device, making_device, to_de
 from fastpose.engine.epoch import NotFiniteError
 from fastpose.models.decoding import DecodeOptions
 from fastpose.ops.image_batch import ImageBatch
-from fastpose.option import OptionError
+from fastpose.option import OptionError, nearest
 from fastpose.people import People
 from fastpose.tracking import Tracker
 from fastpose.trained import load_trained
@@ -83,8 +82,8 @@ class Predictor:
     ) -> None:
         if unknown := options.keys() - set(OPTIONS):
             name = sorted(unknown)[0]
-            near = difflib.get_close_matches(name, [*OPTIONS, "padding", "on_bad_image", "trust_model"], 1)
-            raise TypeError(f"there is no option {name!r}" + f"; did you mean {near[0]}?" * bool(near))
+            near = nearest(name, [*OPTIONS, "padding", "on_bad_image", "trust_model"])
+            raise TypeError(f"Predictor has no option {name!r}{near}")
         if not isinstance(padding, (int, float)) or not 0.0 < padding < float("inf"):
             raise OptionError("padding", f"expected a positive factor, got {padding}")
         if on_bad_image not in ("error", "skip"):

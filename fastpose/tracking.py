@@ -44,7 +44,7 @@ class OneEuro:
 
         Args:
             points: [K, 2] px.
-            found: bool [K]. A point that is not found is returned as it is, and begins anew when it is found again.
+            found: bool [K]. A point that is not found is returned as it is, and is not smoothed when it is found again.
             seconds: since the last call.
             size: the person's, px.
         """

@@ -20,7 +20,7 @@ from fastpose.models.decoding import Decoder
 from fastpose.models.network import load_network
 from fastpose.models.onnx_network import ExportedDecoder, OnnxNetwork, read_onnx
 from fastpose.models.weights import Weights, read_weights
-from fastpose.option import OptionError, typed
+from fastpose.option import OptionError, nearest, typed
 from fastpose.options.settings import FIELDS, TYPES, Settings
 from fastpose.options.settle import completed, settle
 from fastpose.skeletons import Skeleton
@@ -83,7 +83,8 @@ def load_model(
         TypeError: there is no such option.
     """
     if unknown := options.keys() - FIELDS.keys():
-        raise TypeError(f"load_model has no option {', '.join(map(repr, sorted(unknown)))}")
+        name = sorted(unknown)[0]
+        raise TypeError(f"load_model has no option {name!r}{nearest(name, FIELDS)}")
     return load_trained(
         Path(checkpoint).expanduser(), options, choose_device(str(device)), trust_model=trust_model
     ).model

@@ -197,7 +197,7 @@ def test_a_wrong_image_or_box_is_named(predictor, images, boxes, error):
 
 
 def test_wrong_options_are_named(words):
-    with pytest.raises(TypeError, match=r"there is no option 'refin'; did you mean refine\?"):
+    with pytest.raises(TypeError, match=r"Predictor has no option 'refin'; nearest: refine"):
         fastpose.Predictor(**words, refin="dark")
     with pytest.raises(ValueError, match=r"refine: expected one of none, quarter, dark, dark_udp, got 'best'"):
         fastpose.Predictor(**words, refine="best")

@@ -100,7 +100,7 @@ def test_one_euro_does_not_depend_on_the_size_of_the_picture():
         np.testing.assert_allclose(4 * small(noisy, FOUND, 1 / 30, 150), large(4 * noisy, FOUND, 1 / 30, 600))
 
 
-def test_one_euro_begins_anew_with_a_joint_that_was_lost():
+def test_one_euro_does_not_drag_a_joint_from_where_it_was_lost():
     smooth = OneEuro()
     smooth(POSE, FOUND, 1 / 30, 150)
     lost = FOUND.copy()

@@ -65,16 +65,10 @@ class Opened:
         """Takes a detector's boxes, without those that are empty or outside the picture: one person in ten thousand
         pictures is no reason to stop."""
         height, width = self.size
-        try:
-            given = boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else boxes
-            array = np.array(given, np.float64)
-        except (TypeError, ValueError):
-            array = np.zeros(1)
-        if array.ndim == 2 and array.shape[1] in (4, 5):
-            x, y, w, h = array[:, :4].T
-            there = (w >= 1e-3) & (h >= 1e-3) & (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
-            boxes = array[there & np.isfinite(array).all(1)]
-        self.put_boxes(boxes)
+        found = _rows(boxes, self.name)
+        x, y, w, h = found[:, :4].T
+        there = (w >= 1e-3) & (h >= 1e-3) & (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
+        self.put_boxes(found[there & np.isfinite(found).all(axis=1)])
 
     def put_boxes(self, boxes: Any) -> None:
         """Takes the boxes, or the whole picture for None.
@@ -127,34 +121,39 @@ class BoxDoubts:
             log.warning("%s", text)
 
 
+_BOXES = "expected x, y, width and height in pixels, [P, 4], or with a score [P, 5]"
+
+
 def as_boxes(boxes: Any, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Boxes [P, 4] and scores [P], 1 where there are none, of what somebody passed as boxes of the picture `name`.
 
     Raises:
         OptionError: they are not [P, 4], or [P, 5] with scores; or a number is not finite, a side not positive.
     """
-    expected = "expected x, y, width and height in pixels, [P, 4], or with a score [P, 5]"
+    rows = _rows(boxes, name)
+    with np.errstate(over="ignore"):
+        numbers = rows.astype(np.float32)  # in which a side may be 0 that is not in float64
+    bad = ~((np.abs(numbers[:, :4]) < 1e9).all(1) & (numbers[:, 2:4] > 0).all(1) & np.isfinite(numbers[:, 4]))
+    if bad.any():
+        shown = " ".join(f"{number:g}" for number in rows[bad][0, :4])
+        raise OptionError("boxes", f"{name}: {_BOXES}, finite and with positive sides, got {shown}")
+    return numbers[:, :4], numbers[:, 4]
+
+
+def _rows(boxes: Any, name: str) -> NDArray[np.float64]:
+    """[P, 5], x, y, width, height and score as somebody passed them; OptionError if they have another shape."""
     try:
-        given = boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else boxes
-        array = np.array(given, np.float64)
+        array = np.array(boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else boxes, np.float64)
     except (TypeError, ValueError):
-        raise OptionError("boxes", f"{name}: {expected}, got {str(boxes)[:60]}") from None
+        raise OptionError("boxes", f"{name}: {_BOXES}, got {str(boxes)[:60]}") from None
     if array.size == 0:
-        array = array.reshape(0, 4)
+        return np.zeros((0, 5))
     if array.ndim == 3 and len(array) == 1:
         array = array[0]
     array = array[None] if array.ndim == 1 else array
     if array.ndim != 2 or array.shape[1] not in (4, 5):
-        raise OptionError("boxes", f"{name}: {expected}, got {list(array.shape)}")
-    scores = array[:, 4] if array.shape[1] == 5 else np.ones(len(array))
-    array = array[:, :4]
-    with np.errstate(over="ignore"):
-        numbers = array.astype(np.float32)  # in which a side may be 0 that is not in float64
-    bad = ~((np.abs(numbers) < 1e9).all(1) & (numbers[:, 2:] > 0).all(1) & np.isfinite(scores))
-    if bad.any():
-        shown = " ".join(f"{number:g}" for number in array[bad][0])
-        raise OptionError("boxes", f"{name}: {expected}, finite and with positive sides, got {shown}")
-    return numbers, scores.astype(np.float32)
+        raise OptionError("boxes", f"{name}: {_BOXES}, got {list(array.shape)}")
+    return array if array.shape[1] == 5 else np.concatenate([array, np.ones((len(array), 1))], axis=1)
 
 
 @dataclass(frozen=True, eq=False)

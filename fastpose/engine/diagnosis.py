@@ -36,7 +36,7 @@ class Diagnosis:
         table: some of these.
         bins, gap: see `calibration`; right is what the score counts.
         best, worst: rows of persons, the best and the worst first; nobody is in both.
-        persons: float [N], each person's mean similarity; NaN where there is none.
+        persons: float [N], each person's mean similarity; NaN without a joint to compare.
         found: int8 [N, K], see `causes`.
     """
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-NOTHING = "–"  # in the place of a number
+NOTHING = "–"  # instead of a number
 
 
 class Markup(str):

@@ -135,7 +135,7 @@ def read_predicted(folder: Path) -> Predicted:
     """Reads predictions.npz of a run's folder.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the run has no such file.
         ValueError: it is not what `write_predicted` writes; names the file.
     """
     path = folder / PREDICTIONS

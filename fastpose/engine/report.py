@@ -22,7 +22,7 @@ class TrainingReport:
         steps: batches in an epoch.
         progress: how far the run is; it moves on while the report is in use.
         scorer: whose score lines of metrics.jsonl have.
-        events: gets each of these lines, too; None: there is none.
+        events: gets each of these lines, too; None: no event files are wanted.
     """
 
     def __init__(

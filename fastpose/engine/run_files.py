@@ -98,7 +98,7 @@ def read_run_files(folder: Path) -> RunFiles:
         ValueError: it is not a run's folder.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: expected the folder of a run, there is none")
+        raise ValueError(f"{folder}: expected the folder of a run, got no folder")
     if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
         raise ValueError(f"{folder}: expected the folder of a run, got one without config.yaml and metrics.jsonl")
     missing: list[str] = []

@@ -203,16 +203,18 @@ def test_values_of_another_type_are_left_out(run: Path, odd: Any) -> None:
         first, *others = whole.splitlines() if name == "metrics.jsonl" else [whole]
         for key in json.loads(first):
             (run / name).write_text("\n".join([json.dumps({**json.loads(first), key: odd}), *others]))
-            page_of_numbers(run)
+            assert page_of_numbers(run).text("h2")[0] == "The run"
         (run / name).write_text(whole)
     (run / "config.yaml").write_text(yaml.safe_dump(dict.fromkeys(("model", "epochs", "size"), odd)))
-    page_of_numbers(run)
+    assert page_of_numbers(run).text("h2")[0] == "The run"
 
 
-def page_of_numbers(run: Path) -> None:
+def page_of_numbers(run: Path) -> Page:
     """Without pictures and causes, which take longer."""
     (run / "predictions.npz").unlink(missing_ok=True)
-    assert not page_of(run).all("img")
+    page = page_of(run)
+    assert not page.all("img")
+    return page
 
 
 def test_points_that_are_not_numbers_are_not_drawn(run: Path) -> None:
@@ -360,7 +362,7 @@ def test_lines_differ_in_dashes_and_marks_too(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "nowhere: expected the folder of a run, there is none"),
+        (["nowhere"], "nowhere: expected the folder of a run, got no folder"),
         (["."], "expected the folder of a run, got one without config.yaml and metrics.jsonl"),
     ],
 )
