@@ -41,23 +41,26 @@ def make_detector(text: str) -> Detector:
     """The detector that option `detector` names: see HELP.
 
     Raises:
-        OptionError: no such name, module or factory, or a missing file or package; or the factory fails.
+        OptionError: no such name, module or factory, or a missing package; or making the detector fails.
+        CheckpointError: a missing or another file.
     """
     name, equals, argument = text.partition("=")
     if not equals and name.endswith(".onnx"):
         name, argument = "yolox", text
-    if name in ADAPTERS:
-        return ADAPTERS[name](argument) if argument else ADAPTERS[name]()
-    module, colon, factory = name.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*module.split("."), factory)):
+    if name == "yolox":
+        return yolox(argument)
+    module, _, factory = name.partition(":")
+    if name not in ADAPTERS and not all(part.isidentifier() for part in (*module.split("."), factory)):
         raise OptionError("detector", f"expected {', '.join(ADAPTERS)} or MODULE:FACTORY, got {text[:60]!r}")
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # as for networks of the user's own
     try:
-        made = getattr(importlib.import_module(module), factory)
-        detector = made(argument) if equals else made()
+        make = ADAPTERS[name] if name in ADAPTERS else getattr(importlib.import_module(module), factory)
+        detector = make(argument) if argument or (equals and name not in ADAPTERS) else make()
+    except OptionError:
+        raise
     except (Exception, SystemExit) as error:
-        raise OptionError("detector", str(failed(name, error)).removeprefix("model: ")) from error
+        raise OptionError("detector", str(failed(text, error)).removeprefix("model: ")) from error
     if not callable(detector):
         raise OptionError("detector", f"{name} must return a callable, got {type(detector).__name__}")
 
@@ -65,7 +68,7 @@ def make_detector(text: str) -> Detector:
         try:
             return detector(pictures)
         except Exception as error:
-            reason = str(failed(f"what {name} returned", error)).removeprefix("model: ")
+            reason = str(failed(f"what {text} returned", error)).removeprefix("model: ")
             raise OptionError("detector", reason) from error
 
     return detect

@@ -112,6 +112,20 @@ def test_ultralytics_gets_blue_first_and_counts_classes_from_0(monkeypatch):
     assert seen[0][0, 0].tolist() == [7, 90, 90]
 
 
+def test_what_a_package_raises_is_said_in_one_line_that_names_the_detector(monkeypatch):
+    """ultralytics cannot download a file, torchvision has no such network, one of them cannot see a picture."""
+
+    def missing(*_, **__):
+        raise FileNotFoundError("No such file or directory: 'mine.pt'")
+
+    monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=missing))
+    with pytest.raises(OptionError, match=r"^detector: ultralytics=mine\.pt fails: FileNotFoundError: No such file"):
+        make_detector("ultralytics=mine.pt")
+    monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=lambda file: missing))
+    with pytest.raises(OptionError, match=r"^detector: what ultralytics=mine\.pt returned fails: FileNotFound"):
+        make_detector("ultralytics=mine.pt")([PICTURE])
+
+
 @pytest.mark.parametrize("name", ["torchvision", "ultralytics"])
 def test_a_package_that_is_missing_is_named_with_its_command(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
