@@ -198,7 +198,7 @@ class Predictor:
                 yield next(self._ended([picture], [], number))
                 continue
             searched: NDArray[np.float32] | None = None
-            if not tracker.tracks or (callable(boxes) and since >= detect_every):
+            if not tracker.followed or (callable(boxes) and since >= detect_every):
                 if callable(boxes):
                     picture.put_detected(detected(boxes, [picture])[0])
                 else:
@@ -216,7 +216,7 @@ class Predictor:
             batch = ImageBatch.from_list([picture.pixels], device=self._maker)
             people = next(self._ended([picture], self._begin([picture], batch), number))
             rows, ids, smoothed = tracker.update(
-                people.keypoints.double().numpy(), people.scores.double().numpy(), whose, seconds
+                people.keypoints.double().numpy(), people.scores.double().numpy(), places, whose, seconds
             )
             yield replace(
                 people,

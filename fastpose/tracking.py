@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,13 @@ LEAST_JOINTS = 3  # found ones, from which on there is a person in a box at all
 UNKNOWN_SIGMA = 0.05  # as AP takes it where a skeleton does not say
 BEYOND_JOINTS = 1.2  # a person's box in extents of the joints: hair and feet are outside them
 LEAST_ASPECT = 0.25  # of a box's shorter side to its longer one
+IN_BOX = 0.3  # of OKS: what it counts that a pose was found in somebody's box
+LEAST_OVERLAP = 0.3  # of a person's box and the detector's, to be the same person
+MOSTLY = 0.7  # a box is a part of another one if so much of it lies in there
+DENIALS = 2  # searches of the detector, one after the other, after which nobody is believed to be there
+# How far a person gets from one frame to the next, in the box's longer sides: joints; and the box in relation to them.
+SPEED, STEP = 0.2, 0.05
+STEADY = 0.5  # what of the last frame's speed counts
 
 
 class OneEuro:
@@ -74,20 +81,24 @@ class Track:
         id: its number, from 1.
         pose: [K, 2] px, where it was seen last, not smoothed.
         found: bool [K].
-        velocity: [2] px per frame, of the joints' mean.
+        around: [4], the box that it is in there: x, y, w, h.
+        velocity: [2] px per frame; None before it was seen in two.
         missed: frames since then.
+        denied: searches of the detector, one after the other, that did not find it.
     """
 
     id: int
     pose: Array
     found: NDArray[np.bool_]
+    around: Array
     filter: OneEuro | None
-    velocity: Array = field(default_factory=lambda: np.zeros(2))
+    velocity: Array | None = None
     missed: int = 0
+    denied: int = 0
 
     def expected(self) -> Array:
         """Where the pose should be in the next frame, if it moves on as before."""
-        return self.pose + self.velocity * (1 if self.missed == 0 else 0)
+        return self.pose + self._ahead()
 
     def size(self) -> float:
         points = self.pose[self.found]
@@ -95,15 +106,26 @@ class Track:
 
     def box(self) -> Array:
         """Where to look for it in the next frame: x, y, w, h."""
-        points = self.expected()[self.found]
-        low, high = points.min(0), points.max(0)
-        sides = (high - low) * BEYOND_JOINTS
-        sides = np.maximum(sides, max(float(sides.max()) * LEAST_ASPECT, 4.0)) * (1 + 0.1 * min(self.missed, 5))
-        return np.concatenate([(low + high - sides) / 2, sides])
+        grown = self.around[2:] * (1 + 0.1 * min(self.missed, 5))
+        return np.concatenate([self.around[:2] + self._ahead() + (self.around[2:] - grown) / 2, grown])
+
+    def see(self, pose: Array, found: NDArray[np.bool_], around: Array) -> None:
+        """It is in the next frame, or in one after those that it was missed in."""
+        both = self.found & found
+        if self.missed or not both.any():
+            self.velocity = None
+        else:  # a few joints jump to somewhere else: the median does not
+            most = SPEED * float(self.around[2:].max())
+            moved = np.clip(np.median((pose - self.pose)[both], axis=0), -most, most)
+            self.velocity = moved if self.velocity is None else self.velocity + STEADY * (moved - self.velocity)
+        self.pose, self.found, self.around = pose, found, settled(around, pose, found)
+
+    def _ahead(self) -> Array:
+        return np.zeros(2) if self.missed or self.velocity is None else self.velocity
 
 
 class Tracker:
-    """Follows persons by the similarity of their poses (OKS).
+    """Follows persons by the similarity of their poses (OKS), and believes a detector where there is one.
 
     Args:
         skeleton: the joints.
@@ -114,7 +136,7 @@ class Tracker:
         least_score: of a joint that counts as found.
 
     Attributes:
-        tracks: who is followed.
+        tracks: who is followed, those included who are not seen at the moment.
     """
 
     def __init__(
@@ -132,39 +154,51 @@ class Tracker:
         self.tracks: list[Track] = []
         self._last_id = 0
 
+    @property
+    def followed(self) -> list[Track]:
+        """Who is looked for in the next frame."""
+        return [track for track in self.tracks if track.denied < DENIALS]
+
     def boxes(self, detected: Array | None = None) -> tuple[Array, list[Track | None]]:
         """Where to look in the next frame: boxes [P, 4], and whose they are.
 
         Args:
-            detected: [N, 4], boxes that a detector found in it: they replace those of persons that they overlap, and
-                who has none is looked for where it should be.
+            detected: [N, 4], boxes that a detector found in it. They replace those of persons that they overlap. Who
+                has none is looked for once more where it should be, and no longer if the next search does not find it
+                either: a network finds joints in any background.
         """
-        own = [track.box() for track in self.tracks]
         if detected is None:
-            return np.array(own).reshape(-1, 4), list(self.tracks)
+            return np.array([track.box() for track in self.followed]).reshape(-1, 4), list(self.followed)
         boxes: list[Array] = list(np.asarray(detected, np.float64).reshape(-1, 4))
         whose: list[Track | None] = [None] * len(boxes)
-        free = set(range(len(boxes)))
-        for track, box in zip(self.tracks, own, strict=True):
-            overlaps = {number: overlap(box, boxes[number]) for number in free}
-            best = max(overlaps, key=lambda number: overlaps[number], default=None)
-            if best is not None and overlaps[best] > 0.3:
-                free.remove(best)
-                whose[best] = track
-            elif all(overlap(box, other) < 0.7 for other in boxes[: len(whose)]):
-                boxes.append(box)
+        own = [track.box() for track in self.tracks]
+        lost = set(range(len(own)))
+        pairs = [
+            (_likeness(one, box), -number, place) for number, one in enumerate(own) for place, box in enumerate(boxes)
+        ]
+        for likeness, number, place in sorted(pairs, reverse=True):
+            if likeness >= LEAST_OVERLAP and whose[place] is None and -number in lost:
+                lost.remove(-number)
+                whose[place] = self.tracks[-number]
+                self.tracks[-number].denied = 0
+        for number in sorted(lost):
+            track = self.tracks[number]
+            track.denied += 1
+            if track.denied < DENIALS and not any(inside(own[number], box) > MOSTLY for box in boxes):
+                boxes.append(own[number])
                 whose.append(track)
         return np.array(boxes).reshape(-1, 4), whose
 
     def update(
-        self, poses: Array, scores: Array, whose: list[Track | None], seconds: float
+        self, poses: Array, scores: Array, boxes: Array, whose: list[Track | None], seconds: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
         """Takes what was found in the boxes.
 
         Args:
             poses: [P, K, 2] px.
             scores: [P, K].
-            whose: whose box each was found in, see `boxes`.
+            boxes: [P, 4], x, y, w, h, what each was found in, see `boxes`.
+            whose: whose boxes those are.
             seconds: since the last frame.
 
         Returns:
@@ -178,18 +212,17 @@ class Tracker:
         ids, kept, smoothed = [], [], []
         for row in rows:
             track = of_track.get(row)
+            pose, around = poses[row], np.asarray(boxes[row], np.float64)
             if track is None:
                 self._last_id += 1
-                track = Track(self._last_id, poses[row], found[row], OneEuro() if self.smooth else None)
+                around = settled(around, pose, found[row])
+                track = Track(self._last_id, pose, found[row], around, OneEuro() if self.smooth else None)
                 self.tracks.append(track)
             else:
-                both = track.found & found[row]
-                moved = (poses[row] - track.pose)[both].mean(0) if both.any() else np.zeros(2)
-                track.velocity = moved if track.missed == 0 else np.zeros(2)
-                track.pose, track.found = poses[row], found[row]
-            smooth = poses[row]
+                track.see(pose, found[row], around)
+            smooth = pose
             if track.filter is not None:
-                smooth = track.filter(poses[row], found[row], seconds, track.size())
+                smooth = track.filter(pose, found[row], seconds, track.size())
             ids.append(track.id)
             kept.append(row)
             smoothed.append(smooth)
@@ -218,24 +251,19 @@ class Tracker:
     def _matched(
         self, rows: list[int], poses: Array, found: NDArray[np.bool_], whose: list[Track | None]
     ) -> dict[int, Track]:
-        """The person of each row, the most similar first; who is like nobody is whoever it was looked for as."""
-        pairs = [
-            (self._similarity(track.expected(), track.found, poses[row], found[row]), row, number)
-            for row in rows
-            for number, track in enumerate(self.tracks)
-        ]
+        """The person of each row, the most similar first; whose box a pose was found in needs no similarity."""
+        pairs = []
+        for row in rows:
+            for number, track in enumerate(self.tracks):
+                similarity = self._similarity(track.expected(), track.found, poses[row], found[row])
+                if track is whose[row] or similarity >= self.least_oks:
+                    pairs.append((similarity + IN_BOX * (track is whose[row]), row, number))
         matched: dict[int, Track] = {}
         taken: set[int] = set()
-        for similarity, row, number in sorted(pairs, reverse=True):
-            if similarity >= self.least_oks and row not in matched and number not in taken:
+        for _, row, number in sorted(pairs, reverse=True):
+            if row not in matched and number not in taken:
                 matched[row] = self.tracks[number]
                 taken.add(number)
-        places = {track.id: number for number, track in enumerate(self.tracks)}
-        for row in rows:
-            track = whose[row]
-            if row not in matched and track is not None and track.id in places and places[track.id] not in taken:
-                matched[row] = track
-                taken.add(places[track.id])
         return matched
 
     def _similarity(self, a: Array, found_a: NDArray[np.bool_], b: Array, found_b: NDArray[np.bool_]) -> float:
@@ -249,8 +277,36 @@ class Tracker:
         return float(oks(a[None], b[None], np.array([max(areas)]), self.sigmas, both[None])[0, 0])
 
 
+def settled(around: Array, pose: Array, found: NDArray[np.bool_]) -> Array:
+    """The box of a person who was found in one.
+
+    With all joints found it becomes theirs, step by step; with half of them or fewer it stays. Around the few that were
+    found it would shrink to a part of the person, in which fewer are found.
+    """
+    low, high = pose[found].min(0), pose[found].max(0)
+    sides = (high - low) * BEYOND_JOINTS
+    sides = np.maximum(sides, max(float(sides.max()) * LEAST_ASPECT, 4.0))
+    share = max(0.0, 2 * float(found.mean()) - 1)
+    most = STEP * float(around[2:].max())
+    sides = around[2:] + np.clip(share * (sides - around[2:]), -most, most)
+    middle = around[:2] + around[2:] / 2
+    middle = middle + np.clip(share * ((low + high) / 2 - middle), -most, most)
+    return np.concatenate([middle - sides / 2, sides])
+
+
+def _likeness(own: Array, detected: Array) -> float:
+    """How well a detector's box fits a person's, who may be looked for in a part of it only."""
+    return max(overlap(own, detected), LEAST_OVERLAP if inside(own, detected) > MOSTLY else 0.0)
+
+
 def overlap(a: Array, b: Array) -> float:
     """Intersection over union of two boxes x, y, w, h."""
     low, high = np.maximum(a[:2], b[:2]), np.minimum(a[:2] + a[2:], b[:2] + b[2:])
     shared = float(np.prod(np.maximum(high - low, 0.0)))
     return shared / max(float(a[2:].prod() + b[2:].prod()) - shared, 1e-9)
+
+
+def inside(a: Array, b: Array) -> float:
+    """The share of box a that lies in box b; x, y, w, h."""
+    sides = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
+    return float(np.prod(np.maximum(sides, 0.0))) / max(float(a[2:].prod()), 1e-9)

@@ -26,7 +26,7 @@ def step(tracker: Tracker, *poses: np.ndarray, scores: np.ndarray | None = None,
     shown = [np.argmin([np.abs(pose.mean(0) - (box[:2] + box[2:] / 2)).sum() for pose in poses]) for box in places]
     found = np.array([poses[number] for number in shown]).reshape(-1, 17, 2)
     scores = np.repeat(SURE, len(found), axis=0) if scores is None else scores
-    rows, ids, smoothed = tracker.update(found, scores, whose, 1 / 30)
+    rows, ids, smoothed = tracker.update(found, scores, places, whose, 1 / 30)
     return {int(shown[row]): int(one) for row, one in zip(rows, ids, strict=True)}, smoothed
 
 
@@ -47,16 +47,18 @@ def test_somebody_who_moves_fast_is_expected_further_on():
     for number in range(2, 8):
         assert step(tracker, moved(4 * number))[0] == {0: 1}
         assert tracker.tracks[0].velocity.tolist() == pytest.approx([4, 0])
+    for number in range(8, 16):  # nobody searches: the box becomes the joints', and some room
+        assert step(tracker, moved(4 * number), searches=False)[0] == {0: 1}
     box = tracker.boxes()[0][0]
-    assert box[0] + box[2] / 2 == pytest.approx(4 * 8 + 30)
+    assert box[0] + box[2] / 2 == pytest.approx(4 * 16 + 30)
     assert (box[2], box[3]) == pytest.approx((60 * 1.2, 150 * 1.2))
 
 
 def test_two_boxes_of_one_person_are_one_person_the_older():
     tracker = Tracker(COCO)
     assert step(tracker, POSE)[0] == {0: 1}
-    _, whose = tracker.boxes(np.array([[0.0, 0, 60, 150], [200, 0, 60, 150]]))
-    rows, ids, _ = tracker.update(np.stack([POSE, POSE + 1]), np.repeat(SURE, 2, 0), whose, 1 / 30)
+    places, whose = tracker.boxes(np.array([[0.0, 0, 60, 150], [200, 0, 60, 150]]))
+    rows, ids, _ = tracker.update(np.stack([POSE, POSE + 1]), np.repeat(SURE, 2, 0), places, whose, 1 / 30)
     assert (rows.tolist(), ids.tolist()) == ([0], [1])
 
 
@@ -76,6 +78,75 @@ def test_a_person_has_three_joints_at_least():
         scores[0, :joints] = 0.5
         tracker = Tracker(COCO)
         assert (step(tracker, POSE, scores=scores)[0] == {0: 1}) == there
+
+
+def begun() -> Tracker:
+    """One person, in a box of 80x180 px around the pose."""
+    tracker = Tracker(COCO)
+    places, whose = tracker.boxes(np.array([[-10.0, -15, 80, 180]]))
+    tracker.update(POSE[None], SURE, places, whose, 1 / 30)
+    return tracker
+
+
+def look(tracker: Tracker, pose: np.ndarray, joints: slice, detected: np.ndarray | None = None) -> list[int]:
+    """A frame in which the network finds these joints of `pose` in each box; the ids."""
+    places, whose = tracker.boxes(detected)
+    scores = np.zeros((len(places), 17))
+    scores[:, joints] = 0.5
+    return tracker.update(np.repeat(pose[None], len(places), 0), scores, places, whose, 1 / 30)[1].tolist()
+
+
+def test_a_box_does_not_shrink_to_the_joints_that_are_found():
+    """Around four of them fewer would be found: it would end at a foot."""
+    tracker = begun()
+    before = tracker.boxes()[0][0]
+    for number in range(1, 20):
+        assert look(tracker, moved(number), slice(13, 17)) == [1]
+    assert tracker.boxes()[0][0].tolist() == pytest.approx([before[0] + 19, *before[1:]], abs=1.5)
+
+
+def test_one_wild_pose_does_not_throw_a_box_away():
+    tracker = begun()
+    for number in range(5):
+        look(tracker, POSE, slice(17), None)
+        before = tracker.boxes()[0][0]
+        look(tracker, POSE + 1000 if number == 3 else POSE, slice(17))
+    assert overlap(tracker.boxes()[0][0], before) > 0.5
+
+
+def test_a_box_that_drifted_into_a_part_of_a_person_is_put_right_by_the_detector():
+    tracker = begun()
+    (track,) = tracker.tracks
+    track.around = np.array([20.0, 100, 30, 50])  # of the legs
+    person = np.array([[-10.0, -15, 80, 180]])
+    assert overlap(track.around, person[0]) < 0.3
+    places, whose = tracker.boxes(person)
+    assert places.tolist() == person.tolist()
+    assert whose == [track]
+
+
+def test_who_the_detector_does_not_find_twice_is_not_looked_for_but_keeps_the_number_for_a_while():
+    tracker = begun()
+    nobody = np.zeros((0, 4))
+    assert look(tracker, POSE, slice(17), nobody) == [1]  # detectors miss somebody now and then
+    assert look(tracker, POSE, slice(17)) == [1]
+    assert look(tracker, POSE, slice(17), nobody) == []
+    assert tracker.followed == []
+    assert look(tracker, POSE, slice(17)) == []
+    assert look(tracker, POSE, slice(17), np.array([[-10.0, -15, 80, 180]])) == [1]
+    assert look(tracker, POSE, slice(17), nobody) == [1]
+    assert look(tracker, POSE, slice(17), nobody) == []
+
+
+def test_nobody_is_looked_for_in_a_part_of_somebody_else():
+    tracker = begun()
+    step(tracker, POSE, moved(200))
+    assert len(tracker.tracks) == 2
+    tracker.tracks[1].around = np.array([20.0, 100, 30, 50])
+    tracker.tracks[1].pose = tracker.tracks[1].pose - [180, 0]
+    places, whose = tracker.boxes(np.array([[-10.0, -15, 80, 180]]))
+    assert len(places) == 1
+    assert whose == [tracker.tracks[0]]
 
 
 def test_one_euro_steadies_what_rests_and_follows_what_moves():
