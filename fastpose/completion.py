@@ -48,7 +48,8 @@ _fastpose() {{
 {values}
         esac
     fi
-    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word"; [[ $files ]] && compgen -f -- "$word")
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word"
+        [[ $files ]] && {{ compgen -d -- "$word"; compgen -f -X "!$files" -- "$word"; }} | sort -u)
     [[ $files ]] && compopt -o filenames 2> /dev/null
     return 0
 }}
@@ -92,7 +93,7 @@ def bash(lines: Mapping[str, CommandLine]) -> str:
         f"{verb}:{o.name}" for verb, line in lines.items() for o in line.options.values() if o.kind and not offer_of(o)
     }
     values.append(f"            {'|'.join(sorted(numbers))}) ;;")
-    values.append(f"            {'|'.join(f'{verb}:*' for verb, line in lines.items() if line.places)}) files=1 ;;")
+    values.append(f"            {'|'.join(f'{verb}:*' for verb, line in lines.items() if line.places)}) files='*' ;;")
     values.append("            *) words=$options ;;")
     return BASH.format(
         version=fastpose.__version__,
@@ -112,7 +113,8 @@ def offer_of(option: Option) -> str:
     }
     words = list(names.get(option.name, ())) if option.name in names else choices_of(option.kind)
     of_files = option.kind is not None and "TEXT" in option.usage and option.name != "device"
-    return " ".join([f"words='{' '.join(words)}'"] * bool(words) + ["files=1"] * of_files)
+    files = "*.yaml" if option.name in names else "*"
+    return " ".join([f"words='{' '.join(words)}'"] * bool(words) + [f"files='{files}'"] * of_files)
 
 
 if __name__ == "__main__":

@@ -454,6 +454,8 @@ ASK = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _fastpose;
         ("fastpose train --epochs 3 --res|", ["--resume", "--resident"]),
         ("fastpose train --recipe mpii_rtm|", ["mpii_rtmpose_m_256"]),
         ("fastpose train --recipe my|", ["my recipe.yaml"]),
+        ("fastpose train --recipe b.|", []),  # no picture
+        ("fastpose train --recipe da|", ["data"]),  # a folder, which may have one
         ("fastpose train --dataset cr|", ["crowdpose"]),
         ("fastpose train --skeleton cr|", ["crowdpose"]),
         ("fastpose pack my|", ["my recipe.yaml"]),
@@ -470,6 +472,7 @@ ASK = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _fastpose;
 def test_bash_completes_verbs_options_values_recipes_and_files(script, words, offered, tmp_path):
     for name in ("my recipe.yaml", "b.jpg"):
         (tmp_path / name).touch()
+    (tmp_path / "data").mkdir()
     line = ["bash", "-c", ASK, "bash", str(script), *words.removesuffix("|").split(" ")]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=True)
     found = done.stdout.splitlines()
