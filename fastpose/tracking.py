@@ -219,10 +219,12 @@ class Tracker:
                 track = Track(self._last_id, pose, found[row], around, OneEuro() if self.smooth else None)
                 self.tracks.append(track)
             else:
+                if (owner := whose[row]) is not track:  # as certain as whom this box was for
+                    track.denied = 0 if owner is None else owner.denied
                 track.see(pose, found[row], around)
             smooth = pose
             if track.filter is not None:
-                smooth = track.filter(pose, found[row], seconds, track.size())
+                smooth = track.filter(pose, found[row], seconds * (track.missed + 1), track.size())
             ids.append(track.id)
             kept.append(row)
             smoothed.append(smooth)

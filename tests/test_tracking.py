@@ -138,6 +138,30 @@ def test_who_the_detector_does_not_find_twice_is_not_looked_for_but_keeps_the_nu
     assert look(tracker, POSE, slice(17), nobody) == []
 
 
+def test_who_comes_back_by_the_likeness_of_the_pose_is_looked_for_again():
+    tracker = begun()
+    nobody = np.zeros((0, 4))
+    look(tracker, POSE, slice(17), nobody)
+    look(tracker, POSE, slice(17), nobody)
+    assert tracker.followed == []
+    tracker.tracks[0].around = np.array([500.0, 500, 80, 180])  # no box of the detector's is like its own
+    assert look(tracker, POSE, slice(17), np.array([[-10.0, -15, 80, 180]])) == [1]
+    assert [track.id for track in tracker.followed] == [1]
+
+
+def test_a_person_seen_again_has_had_more_time_to_move():
+    """So that the filter does not take the way of three frames for a speed of one."""
+    waited, moved_on, smoothed = begun(), begun(), []
+    nothing = np.zeros((1, 17))
+    for _ in range(2):
+        places, whose = waited.boxes()
+        waited.update(POSE[None], nothing, places, whose, 1 / 30)
+    for tracker, seconds in ((waited, 1 / 30), (moved_on, 3 / 30)):
+        places, whose = tracker.boxes()
+        smoothed.append(tracker.update(moved(9)[None], SURE, places, whose, seconds)[2])
+    np.testing.assert_allclose(*smoothed)
+
+
 def test_nobody_is_looked_for_in_a_part_of_somebody_else():
     tracker = begun()
     step(tracker, POSE, moved(200))
