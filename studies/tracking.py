@@ -57,6 +57,36 @@ def matched(persons: list[Boxes], tracked: list[Boxes]) -> dict[int, int]:
     return found
 
 
+def measured(frames: Any, found: list[Any], predictor: fastpose.Predictor, every: int) -> dict[str, Any]:
+    """What the head of the table says, of frames in which a detector found these boxes."""
+    known, persons = Replayed(found), [squares(boxes) for boxes in found]
+    kept, false, switches, numbers = 0, 0, 0, set[int]()
+    before: dict[int, Boxes] = {}
+    tracked = predictor.track(frames, known, detect_every=every)
+    for known.now in range(len(persons)):
+        people, here = next(tracked), persons[known.now]
+        boxes, ids = squares(people.boxes), people.ids.tolist()
+        track_of = matched(here, boxes)
+        kept += len(track_of)
+        false += sum(max((overlap(box, person) for person in here), default=0) < 0.3 for box in boxes)
+        numbers.update(ids)
+        after = {ids[track]: here[person] for person, track in track_of.items()}
+        for number, box in after.items():
+            switches += any(overlap(box, other) > 0.5 for one, other in before.items() if one != number) and (
+                number not in before or overlap(box, before[number]) < 0.5
+            )
+        before = after or before
+    total = sum(map(len, persons))
+    return {
+        "the detector looks at one frame in": every,
+        "it finds": total,
+        "kept to": f"{kept / max(total, 1):.1%}",
+        "false per frame": f"{false / max(len(persons), 1):.2f}",
+        "switches": switches,
+        "numbers": len(numbers),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a Markdown table; returns 0."""
     parser = argparse.ArgumentParser(prog="python -m studies.tracking", description=(__doc__ or "").split("\n\n")[0])
@@ -67,30 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=300, help="at most")
     options = parser.parse_args(argv)
     detector = make_detector(options.detector)
-    known = Replayed([detector([frame])[0] for frame in itertools.islice(VideoFrames(options.film), options.frames)])
-    persons = [squares(boxes) for boxes in known.found]
+    found = [detector([frame])[0] for frame in itertools.islice(VideoFrames(options.film), options.frames)]
     predictor = fastpose.Predictor(options.checkpoint)
-    print("| the detector looks at one frame in | it finds | kept to | false per frame | switches | numbers |")
-    print("|---|---|---|---|---|---|")
-    for every in options.every:
-        kept, false, switches, numbers = 0, 0, 0, set[int]()
-        before: dict[int, Boxes] = {}
-        tracked = predictor.track(VideoFrames(options.film), known, detect_every=every)
-        for known.now in range(len(persons)):
-            people, here = next(tracked), persons[known.now]
-            boxes, ids = squares(people.boxes), people.ids.tolist()
-            track_of = matched(here, boxes)
-            kept += len(track_of)
-            false += sum(max((overlap(box, person) for person in here), default=0) < 0.3 for box in boxes)
-            numbers.update(ids)
-            after = {ids[track]: here[person] for person, track in track_of.items()}
-            for number, box in after.items():
-                switches += any(overlap(box, other) > 0.5 for one, other in before.items() if one != number) and (
-                    number not in before or overlap(box, before[number]) < 0.5
-                )
-            before = after or before
-        total = sum(map(len, persons))
-        print(f"| {every} | {total} | {kept / total:.1%} | {false / len(persons):.2f} | {switches} | {len(numbers)} |")
+    rows = [measured(VideoFrames(options.film), found, predictor, every) for every in options.every]
+    print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
+    for row in rows:
+        print("| " + " | ".join(map(str, row.values())) + " |")
     return 0
 
 
