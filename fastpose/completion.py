@@ -7,10 +7,12 @@ It is static text, made from the commands' own options: completing runs no Pytho
 from __future__ import annotations
 
 import importlib
+import math
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import get_args, get_origin
+from dataclasses import dataclass
 
 import fastpose
 from fastpose.cli import VERBS, module_of
@@ -22,8 +24,9 @@ from fastpose.options.asked import recipes
 from fastpose.skeletons import SKELETONS
 
 DESCRIPTION = """Print a script that lets the shell complete verbs, options, their values, recipes and files. In
-~/.bashrc: source <(fastpose completion bash)"""
-SHELLS = ("bash",)  # 4 or newer; that of other shells nobody has run yet
+~/.bashrc: source <(fastpose completion bash); in ~/.zshrc, behind compinit: source <(fastpose completion zsh); fish:
+fastpose completion fish > ~/.config/fish/completions/fastpose.fish"""
+SHELLS = ("bash", "zsh", "fish")  # bash 4 or newer
 
 BASH = """\
 # What bash completes behind fastpose {version}: source <(fastpose completion bash)
@@ -57,6 +60,59 @@ complete -F _fastpose fastpose
 """
 
 
+_ESCAPED = str.maketrans({letter: "\\" + letter for letter in "[]:\\"})  # in an explanation of zsh's _arguments
+
+ZSH = """\
+#compdef fastpose
+# What zsh completes behind fastpose {version}: source <(fastpose completion zsh), behind compinit
+_fastpose_values() {{  # words, and files that fit the pattern before them
+    local files=$1 found=1
+    shift
+    (( $# )) && compadd -- "$@" && found=0
+    [[ -n $files ]] && _files -g "$files" && found=0
+    return found
+}}
+_fastpose() {{
+    local -a verbs=(
+{verbs}
+    )
+    if (( CURRENT == 2 )) || [[ $CURRENT == 3 && $words[2] == help ]]; then
+        _describe -t verbs verb verbs
+        return
+    fi
+    shift words
+    (( CURRENT-- ))
+    case $words[1] in
+{options}
+    esac
+}}
+compdef _fastpose fastpose
+"""
+
+FISH = """\
+# What fish completes behind fastpose {version}: fastpose completion fish > ~/.config/fish/completions/fastpose.fish
+complete -c fastpose -f
+{verbs}
+{options}
+"""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What is offered as an option's value.
+
+    Attributes:
+        words: the words.
+        files: a pattern of the files; empty: none.
+    """
+
+    words: tuple[str, ...] = ()
+    files: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.words or self.files)
+
+
 def command() -> CommandLine:
     """The options of `fastpose completion`."""
     return CommandLine("completion", DESCRIPTION, places={"shell": " or ".join(SHELLS)})
@@ -69,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shell = line.parse(argv)[1]["shell"]
     if shell not in SHELLS:
         line.error(f"shell: expected {' or '.join(SHELLS)}, got {shell!r}{nearest(shell, SHELLS)}")
-    print(bash({verb: importlib.import_module(module_of(verb)).command() for verb in VERBS}), end="")
+    lines = {verb: importlib.import_module(module_of(verb)).command() for verb in VERBS}
+    print({"bash": bash, "zsh": zsh, "fish": fish}[shell](lines), end="")
     return 0
 
 
@@ -79,15 +136,18 @@ def bash(lines: Mapping[str, CommandLine]) -> str:
         f"        {verb}) options='{' '.join(f'--{name}' for name in line.options)}' ;;" for verb, line in lines.items()
     ]
     # By what is offered: the options that it is offered behind, with their verbs; `...` marks further values.
-    offers: dict[str, list[str]] = defaultdict(list)
+    offers: dict[Offer, list[str]] = defaultdict(list)
     for verb, line in lines.items():
         for option in line.options.values():
             if offer := offer_of(option):
                 offers[offer].append(f"{verb}:{option.name}")
-                if get_origin(option.kind) is tuple and Ellipsis in get_args(option.kind):
+                if option.counts[1] == math.inf:
                     offers[offer].append(f"{verb}:{option.name}...")
-    offers[f"words='{' '.join(SHELLS)}'"].append("completion:")
-    values = [f"            {'|'.join(where)}) {offer} ;;" for offer, where in offers.items()]
+    offers[Offer(SHELLS)].append("completion:")
+    values = [
+        f"            {'|'.join(where)}) words='{' '.join(offer.words)}' files='{offer.files}' ;;"
+        for offer, where in offers.items()
+    ]
     # After a number, or in any other place: a positional argument or, if the command takes no more, an option.
     numbers = {
         f"{verb}:{o.name}" for verb, line in lines.items() for o in line.options.values() if o.kind and not offer_of(o)
@@ -103,18 +163,87 @@ def bash(lines: Mapping[str, CommandLine]) -> str:
     )
 
 
-def offer_of(option: Option) -> str:
-    """What to offer for an option's value, as the script has it; empty if it is a number, or there is none."""
+def zsh(lines: Mapping[str, CommandLine]) -> str:
+    """The script for zsh of commands by their verbs."""
+
+    def action(offer: Offer) -> str:
+        if offer.files:
+            return " ".join(["_fastpose_values", f'"{offer.files}"', *offer.words])
+        return f"({' '.join(offer.words)})" if offer else " "
+
+    def spec(option: Option) -> str:
+        equals = "=" if option.counts[1] == 1 else ""
+        start = f"--{option.name}{equals}[{first_clause(option.help).translate(_ESCAPED)}]"
+        if option.kind is None:
+            return start
+        value = f"{option.name}:{action(offer_of(option))}"
+        if option.counts[1] == math.inf:
+            return f"{start}:*--*:{value}"
+        return start + f":{value}" * int(option.counts[1])
+
+    def place(line: CommandLine) -> list[str]:
+        values = action(Offer(SHELLS) if line.verb == "completion" else Offer(files="*"))
+        return [f"{'*' * line.many}:{name}:{values}" for name in line.places]
+
+    cases = []
+    for verb, line in lines.items():
+        specs = [*map(spec, line.options.values()), *place(line)]
+        cases.append(f"    {verb}) _arguments \\\n" + " \\\n".join(f"        {quoted(one)}" for one in specs) + " ;;")
+    verbs = [*VERBS.items(), ("help", "list the options of a verb")]
+    return ZSH.format(
+        version=fastpose.__version__,
+        verbs="\n".join(f"        {quoted(f'{verb}:{text}')}" for verb, text in verbs),
+        options="\n".join(cases),
+    )
+
+
+def fish(lines: Mapping[str, CommandLine]) -> str:
+    """The script for fish of commands by their verbs."""
+    first, helped = "-n __fish_use_subcommand", "-n '__fish_seen_subcommand_from help'"
+    verbs = [f"complete -c fastpose {first} -a {verb} -d {quoted(text)}" for verb, text in VERBS.items()]
+    verbs.append(f"complete -c fastpose {first} -a help -d 'list the options of a verb'")
+    verbs.append(f"complete -c fastpose {helped} -a {quoted(' '.join(VERBS))}")
+    options = []
+    for verb, line in lines.items():
+        behind = (
+            f"complete -c fastpose -n '__fish_seen_subcommand_from {verb}; and not __fish_seen_subcommand_from help'"
+        )
+        if verb == "completion":
+            options.append(f"{behind} -a {quoted(' '.join(SHELLS))}")
+        elif line.places or any(o.counts[1] == math.inf and offer_of(o).files for o in line.options.values()):
+            options.append(f"{behind} -F")
+        for option in line.options.values():
+            offer = offer_of(option)
+            words = " ".join(offer.words)
+            if offer.files.startswith("*."):
+                words = f"{words} (__fish_complete_suffix {offer.files[1:]})"
+            kind = "" if option.kind is None else " -r -F" if offer.files == "*" else " -x"
+            value = f" -a {quoted(words)}" if words else ""
+            options.append(f"{behind} -l {option.name}{kind}{value} -d {quoted(first_clause(option.help))}")
+    return FISH.format(version=fastpose.__version__, verbs="\n".join(verbs), options="\n".join(options))
+
+
+def offer_of(option: Option) -> Offer:
+    """What to offer for an option's value; nothing if it is a number, or there is none."""
     names: dict[str, Iterable[str]] = {
         "recipe": recipes(),
         "dataset": DATASETS,
         "skeleton": SKELETONS,
         "device": ("auto", "cpu", "cuda", "mps"),
     }
-    words = list(names.get(option.name, ())) if option.name in names else choices_of(option.kind)
+    words = tuple(names.get(option.name, ())) if option.name in names else tuple(choices_of(option.kind))
     of_files = option.kind is not None and "TEXT" in option.usage and option.name != "device"
-    files = "*.yaml" if option.name in names else "*"
-    return " ".join([f"words='{' '.join(words)}'"] * bool(words) + [f"files='{files}'"] * of_files)
+    return Offer(words, "" if not of_files else "*.yaml" if option.name in names else "*")
+
+
+def first_clause(help: str) -> str:
+    """An option's help as far as there is room for it."""
+    return textwrap.shorten(help.partition(";")[0], 60, placeholder=" …")
+
+
+def quoted(text: str) -> str:
+    """As one word of zsh and of fish."""
+    return "'" + text.replace("'", "'\\''") + "'"
 
 
 if __name__ == "__main__":
