@@ -135,6 +135,10 @@ def bash(lines: Mapping[str, CommandLine]) -> str:
     options = [
         f"        {verb}) options='{' '.join(f'--{name}' for name in line.options)}' ;;" for verb, line in lines.items()
     ]
+
+    def in_bash(offer: Offer) -> str:
+        return f"words='{' '.join(offer.words)}' files='{offer.files}'"
+
     # By what is offered: the options that it is offered behind, with their verbs; `...` marks further values.
     offers: dict[Offer, list[str]] = defaultdict(list)
     for verb, line in lines.items():
@@ -143,17 +147,15 @@ def bash(lines: Mapping[str, CommandLine]) -> str:
                 offers[offer].append(f"{verb}:{option.name}")
                 if option.counts[1] == math.inf:
                     offers[offer].append(f"{verb}:{option.name}...")
-    offers[Offer(SHELLS)].append("completion:")
-    values = [
-        f"            {'|'.join(where)}) words='{' '.join(offer.words)}' files='{offer.files}' ;;"
-        for offer, where in offers.items()
-    ]
+    values = [f"            {'|'.join(where)}) {in_bash(offer)} ;;" for offer, where in offers.items()]
     # After a number, or in any other place: a positional argument or, if the command takes no more, an option.
     numbers = {
         f"{verb}:{o.name}" for verb, line in lines.items() for o in line.options.values() if o.kind and not offer_of(o)
     }
     values.append(f"            {'|'.join(sorted(numbers))}) ;;")
-    values.append(f"            {'|'.join(f'{verb}:*' for verb, line in lines.items() if line.places)}) files='*' ;;")
+    values += [
+        f"            {verb}:*) {in_bash(offer_of_places(line))} ;;" for verb, line in lines.items() if line.places
+    ]
     values.append("            *) words=$options ;;")
     return BASH.format(
         version=fastpose.__version__,
@@ -181,13 +183,10 @@ def zsh(lines: Mapping[str, CommandLine]) -> str:
             return f"{start}:*--*:{value}"
         return start + f":{value}" * int(option.counts[1])
 
-    def place(line: CommandLine) -> list[str]:
-        values = action(Offer(SHELLS) if line.verb == "completion" else Offer(files="*"))
-        return [f"{'*' * line.many}:{name}:{values}" for name in line.places]
-
     cases = []
     for verb, line in lines.items():
-        specs = [*map(spec, line.options.values()), *place(line)]
+        places = [f"{'*' * line.many}:{name}:{action(offer_of_places(line))}" for name in line.places]
+        specs = [*map(spec, line.options.values()), *places]
         cases.append(f"    {verb}) _arguments \\\n" + " \\\n".join(f"        {quoted(one)}" for one in specs) + " ;;")
     verbs = [*VERBS.items(), ("help", "list the options of a verb")]
     return ZSH.format(
@@ -208,9 +207,11 @@ def fish(lines: Mapping[str, CommandLine]) -> str:
         behind = (
             f"complete -c fastpose -n '__fish_seen_subcommand_from {verb}; and not __fish_seen_subcommand_from help'"
         )
-        if verb == "completion":
-            options.append(f"{behind} -a {quoted(' '.join(SHELLS))}")
-        elif line.places or any(o.counts[1] == math.inf and offer_of(o).files for o in line.options.values()):
+        # fish knows no option with several values: the further ones are in other places.
+        further = any(o.counts[1] == math.inf and offer_of(o).files for o in line.options.values())
+        if (places := offer_of_places(line)).words:
+            options.append(f"{behind} -a {quoted(' '.join(places.words))}")
+        elif places.files or further:
             options.append(f"{behind} -F")
         for option in line.options.values():
             offer = offer_of(option)
@@ -234,6 +235,13 @@ def offer_of(option: Option) -> Offer:
     words = tuple(names.get(option.name, ())) if option.name in names else tuple(choices_of(option.kind))
     of_files = option.kind is not None and "TEXT" in option.usage and option.name != "device"
     return Offer(words, "" if not of_files else "*.yaml" if option.name in names else "*")
+
+
+def offer_of_places(line: CommandLine) -> Offer:
+    """What to offer for the words of a command that have no option's name before them."""
+    if line.verb == "completion":
+        return Offer(SHELLS)
+    return Offer(files="*" if line.places else "")
 
 
 def first_clause(help: str) -> str:

@@ -8,8 +8,6 @@ height in pixels, or [P, 5] with a score.
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from fastpose.data.opened import Detector
 from fastpose.device import choose_device
 from fastpose.models.checkpoint import CheckpointError
 from fastpose.models.onnx_network import OnnxNetwork
-from fastpose.models.own import failed
+from fastpose.models.own import failed, find_factory, names_of
 from fastpose.option import OptionError
 
 Pictures = list[NDArray[np.uint8]]
@@ -49,18 +47,22 @@ def make_detector(text: str) -> Detector:
         name, argument = "yolox", text
     if name == "yolox":
         return yolox(argument)
-    module, _, factory = name.partition(":")
-    if name not in ADAPTERS and not all(part.isidentifier() for part in (*module.split("."), factory)):
-        raise OptionError("detector", f"expected {', '.join(ADAPTERS)} or MODULE:FACTORY, got {text[:60]!r}")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)  # as for networks of the user's own
+    if name in ADAPTERS:
+        make = ADAPTERS[name]
+    else:
+        try:
+            place = names_of(name)
+        except OptionError:
+            raise OptionError(
+                "detector", f"expected {', '.join(ADAPTERS)} or MODULE:FACTORY, got {text[:60]!r}"
+            ) from None
+        make = find_factory(*place, "detector")
     try:
-        make = ADAPTERS[name] if name in ADAPTERS else getattr(importlib.import_module(module), factory)
-        detector = make(argument) if argument or (equals and name not in ADAPTERS) else make()
+        detector = make(argument) if equals else make()
     except OptionError:
         raise
     except (Exception, SystemExit) as error:
-        raise OptionError("detector", str(failed(text, error)).removeprefix("model: ")) from error
+        raise failed(text, error, "detector") from error
     if not callable(detector):
         raise OptionError("detector", f"{name} must return a callable, got {type(detector).__name__}")
 
@@ -68,8 +70,7 @@ def make_detector(text: str) -> Detector:
         try:
             return detector(pictures)
         except Exception as error:
-            reason = str(failed(f"what {text} returned", error)).removeprefix("model: ")
-            raise OptionError("detector", reason) from error
+            raise failed(f"what {text} returned", error, "detector") from error
 
     return detect
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,15 +173,17 @@ class Tracker:
         boxes: list[Array] = list(np.asarray(detected, np.float64).reshape(-1, 4))
         whose: list[Track | None] = [None] * len(boxes)
         own = [track.box() for track in self.tracks]
-        lost = set(range(len(own)))
         pairs = [
-            (_likeness(one, box), -number, place) for number, one in enumerate(own) for place, box in enumerate(boxes)
+            (likeness, number, place)
+            for number, one in enumerate(own)
+            for place, box in enumerate(boxes)
+            if (likeness := _likeness(one, box)) >= LEAST_OVERLAP
         ]
-        for likeness, number, place in sorted(pairs, reverse=True):
-            if likeness >= LEAST_OVERLAP and whose[place] is None and -number in lost:
-                lost.remove(-number)
-                whose[place] = self.tracks[-number]
-                self.tracks[-number].denied = 0
+        lost = set(range(len(own)))
+        for number, place in best_pairs(pairs):
+            lost.remove(number)
+            whose[place] = self.tracks[number]
+            self.tracks[number].denied = 0
         for number in sorted(lost):
             track = self.tracks[number]
             track.denied += 1
@@ -260,13 +263,7 @@ class Tracker:
                 similarity = self._similarity(track.expected(), track.found, poses[row], found[row])
                 if track is whose[row] or similarity >= self.least_oks:
                     pairs.append((similarity + IN_BOX * (track is whose[row]), row, number))
-        matched: dict[int, Track] = {}
-        taken: set[int] = set()
-        for _, row, number in sorted(pairs, reverse=True):
-            if row not in matched and number not in taken:
-                matched[row] = self.tracks[number]
-                taken.add(number)
-        return matched
+        return {row: self.tracks[number] for row, number in best_pairs(pairs)}
 
     def _similarity(self, a: Array, found_a: NDArray[np.bool_], b: Array, found_b: NDArray[np.bool_]) -> float:
         """OKS over the joints that both have, by the larger area; 0 without such joints."""
@@ -277,6 +274,16 @@ class Tracker:
             float(np.prod(np.maximum(np.ptp(pose[found], axis=0), 8.0))) for pose, found in ((a, found_a), (b, found_b))
         ]
         return float(oks(a[None], b[None], np.array([max(areas)]), self.sigmas, both[None])[0, 0])
+
+
+def best_pairs(pairs: Iterable[tuple[float, int, int]]) -> list[tuple[int, int]]:
+    """Of pairs (how alike, one, other) those, the most alike first, in which each one and each other comes once; of
+    those that are as alike, the first."""
+    chosen: dict[int, int] = {}
+    for _, one, other in sorted(pairs, key=lambda pair: pair[0], reverse=True):
+        if one not in chosen and other not in chosen.values():
+            chosen[one] = other
+    return list(chosen.items())
 
 
 def settled(around: Array, pose: Array, found: NDArray[np.bool_]) -> Array:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import fastpose
 from fastpose.data.video import VideoFrames
 from fastpose.detectors import make_detector
-from fastpose.tracking import overlap
+from fastpose.tracking import best_pairs, overlap
 
 Boxes = NDArray[np.float64]
 
@@ -50,11 +50,7 @@ def squares(boxes: Any) -> list[Boxes]:
 def matched(persons: list[Boxes], tracked: list[Boxes]) -> dict[int, int]:
     """Which track each detected person has, the best overlaps first."""
     pairs = [(overlap(a, b), i, j) for i, a in enumerate(persons) for j, b in enumerate(tracked)]
-    found: dict[int, int] = {}
-    for share, i, j in sorted(pairs, reverse=True):
-        if share > 0.5 and i not in found and j not in found.values():
-            found[i] = j
-    return found
+    return dict(best_pairs(pair for pair in pairs if pair[0] > 0.5))
 
 
 def measured(frames: Any, found: list[Any], predictor: fastpose.Predictor, every: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,39 @@ def names_of(model: str) -> tuple[str, str]:
     return module, factory
 
 
+def find_factory(module_name: str, attribute: str, option: str) -> Any:
+    """What a module of the user's own has by this name, for an option. The module is imported as Python imports, from
+    the working directory first; its code is run.
+
+    Raises:
+        OptionError: there is no such module or name, or importing it fails.
+    """
+    name = f"{module_name}:{attribute}"
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` has it; the fastpose script has its own folder there
+    try:
+        found = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise failed(f"importing {module_name}", error, option) from error
+        raise OptionError(
+            option, f"no module {error.name!r} in {here} or among the installed packages, wanted for {name!r}"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise failed(f"importing {module_name}", error, option) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            where = getattr(found, "__file__", None) or found
+            raise OptionError(option, f"{where} has no {part!r}, wanted for {name!r}")
+        found = getattr(found, part)
+    return found
+
+
 def make_own_model(name: str, num_joints: int) -> nn.Module:
     """Calls a factory of the user's own for a network with ``num_joints`` heatmaps.
 
     Args:
-        name: ``"package.module:factory"``. The module is imported as Python imports, from the working directory first;
-            its code is run.
+        name: ``"package.module:factory"``, see `find_factory`.
         num_joints: what the factory is called with, K. Its network is to map images [B, 3, H, W] to heatmaps
             [B, K, H/4, W/4]; see `check_outputs`.
 
@@ -41,23 +69,7 @@ def make_own_model(name: str, num_joints: int) -> nn.Module:
         ValueError: the name has another form, module or factory do not exist, it cannot be called, fails, or returns
             no `nn.Module`. Errors of the user's code are reported with the line they come from.
     """
-    module_name, attribute = names_of(name)
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` has it; the fastpose script has its own folder there
-    try:
-        found = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise failed(f"importing {module_name}", error) from error
-        raise ValueError(
-            f"model: no module {error.name!r} in {here} or among the installed packages, wanted for {name!r}"
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise failed(f"importing {module_name}", error) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"model: {getattr(found, '__file__', None) or found} has no {part!r}, wanted for {name!r}")
-        found = getattr(found, part)
+    found = find_factory(*names_of(name), "model")
     if not callable(found):
         raise ValueError(f"model: {name} must be callable with the number of joints, got {type(found).__name__}")
     try:
@@ -160,8 +172,8 @@ def check_trains_on(model: nn.Module, batch: int, size: tuple[int, int]) -> str:
     return ""
 
 
-def failed(what: str, error: BaseException) -> ValueError:
+def failed(what: str, error: BaseException, option: str = "model") -> OptionError:
     """The error of the user's code in one line, with the place it comes from."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}"
-    return ValueError(f"model: {what} fails: {type(error).__name__}: {error} ({place})")
+    return OptionError(option, f"{what} fails: {type(error).__name__}: {error} ({place})")
