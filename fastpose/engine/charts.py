@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 400, 250
@@ -85,12 +86,12 @@ def line_chart(
         return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
     bottom, drawn = HEIGHT - _BOTTOM, []
-    for y in y_ticks:
+    for y, label in zip(y_ticks, labels(y_ticks), strict=True):
         drawn.append(f'<path class="grid" d="M{_LEFT} {down(y):.1f}H{WIDTH - _RIGHT}"/>')
-        drawn.append(f'<text x="{_LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{short(y)}</text>')
-    for x in x_ticks:
+        drawn.append(f'<text x="{_LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{label}</text>')
+    for x, label in zip(x_ticks, labels(x_ticks), strict=True):
         drawn.append(f'<path class="axis" d="M{across(x):.1f} {bottom}v4"/>')
-        drawn.append(f'<text x="{across(x):.1f}" y="{bottom + 17}" text-anchor="middle">{short(x)}</text>')
+        drawn.append(f'<text x="{across(x):.1f}" y="{bottom + 17}" text-anchor="middle">{label}</text>')
     drawn.append(f'<path class="axis" d="M{_LEFT} {bottom}H{WIDTH - _RIGHT}"/>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     drawn.append(f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
@@ -196,10 +197,17 @@ def decades(low: float, high: float) -> list[float]:
     return found[begin : end + 1]
 
 
-def short(number: float) -> str:
+def labels(numbers: Sequence[float]) -> list[str]:
+    """Rising numbers for an axis, with as many digits as it takes to tell them apart."""
+    step = min(b - a for a, b in pairwise(numbers))
+    digits = next((n for n in range(3, 15) if all(abs(float(f"{x:.{n}g}") - x) < step / 20 for x in numbers)), 15)
+    return [short(number, digits) for number in numbers]
+
+
+def short(number: float, digits: int = 3) -> str:
     """A number for an axis: 0.00025 is 2.5e−4, 100000 is 1e5."""
     if abs(number) <= 1e-12:
         return "0"
     ten = math.floor(math.log10(abs(number)) + 1e-9)
-    text = f"{float(f'{number:.3g}'):g}" if -3 <= ten < 5 else f"{number / 10.0**ten:.3g}e{ten}"
+    text = f"{float(f'{number:.{digits}g}'):.15g}" if -3 <= ten < 5 else f"{number / 10.0**ten:.{digits}g}e{ten}"
     return text.replace("-", "−")

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fastpose.engine.charts import MOST_MARKED, Series, decades, legend, line_chart, said, short, ticks
+from fastpose.engine.charts import MOST_MARKED, Series, decades, labels, legend, line_chart, said, short, ticks
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,20 @@ def test_a_logarithmic_axis_has_tens_and_between_few_of_them_twos_and_fives() ->
 def test_numbers_are_short() -> None:
     numbers = {0.00025: "2.5e−4", 0: "0", 1e-3: "0.001", 100_000: "1e5", 0.125: "0.125", -2: "−2", 20_000: "20000"}
     assert {number: short(number) for number in numbers} == numbers
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.001449, 0.001463, ["0.001445", "0.00145", "0.001455", "0.00146", "0.001465"]),  # a loss that hardly falls
+        (90.121, 90.124, ["90.121", "90.122", "90.123", "90.124"]),
+        (1.2e-7, 1.21e-7, ["1.2e−7", "1.202e−7", "1.204e−7", "1.206e−7", "1.208e−7", "1.21e−7"]),
+        (0, 1, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        (1e5, 1.0004e5, ["1e5", "1.0001e5", "1.0002e5", "1.0003e5", "1.0004e5"]),
+    ],
+)
+def test_no_two_numbers_of_an_axis_look_the_same(low: float, high: float, expected: list[str]) -> None:
+    assert labels(ticks(low, high)) == expected
 
 
 def test_a_chart_is_xml_with_a_title_a_description_and_a_mark_for_each_point() -> None:
